@@ -1,0 +1,1 @@
+"""One static script per batch system; read with importlib.resources."""

@@ -1,0 +1,31 @@
+"""One batch job, all its nodes, one connected Dask client.
+
+The names below are imported when first used: `mpiboot boot` runs on a slow shared file system and must not pay
+for `distributed`.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mpiboot.client import connect as connect
+    from mpiboot.cluster import MPICluster as MPICluster
+    from mpiboot.jobs import Job as Job
+    from mpiboot.jobs import submit as submit
+
+_HOMES = {
+    "connect": "mpiboot.client",
+    "MPICluster": "mpiboot.cluster",
+    "Job": "mpiboot.jobs",
+    "submit": "mpiboot.jobs",
+}
+__all__ = ["Job", "MPICluster", "connect", "submit"]  # noqa: F822
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("mpiboot")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'mpiboot' has no attribute {name!r}")

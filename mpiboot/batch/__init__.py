@@ -1,0 +1,1 @@
+"""Small classes that submit a job, say its state and reason, and stop it."""

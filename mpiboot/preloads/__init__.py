@@ -1,0 +1,1 @@
+"""What runs inside the scheduler, the nannies and the workers."""
