@@ -7,6 +7,7 @@ MpibootError                 one line for the user: what failed, where, why, and
 ├── BatchError               the batch system refused, or could not be asked
 ├── StageError               a node could not be given the environment; names every such node
 ├── LaunchError              mpirun, or what it started, failed
+├── SecurityError            a path or a secret that is not to be trusted; never passed over in silence
 ├── RendezvousError          an endpoint or job directory that is not to be trusted or not there
 ├── JobEndedError            the job ended before it was ready
 ├── ClusterLostError         a running cluster ended by itself
@@ -41,6 +42,10 @@ class StageError(MpibootError):
 
 
 class LaunchError(MpibootError):
+    pass
+
+
+class SecurityError(MpibootError):
     pass
 
 
