@@ -1,0 +1,15 @@
+"""The first preload of scheduler, worker and nanny (`security.GUARD_PRELOAD`): importing it is the act.
+
+distributed imports preloads before it opens a port, and an error here ends the rank.
+"""
+
+import os
+from pathlib import Path
+
+from mpiboot.errors import SecurityError
+from mpiboot.preloads import guard
+from mpiboot.security import JOB_DIRECTORY_VARIABLE
+
+if JOB_DIRECTORY_VARIABLE not in os.environ:
+    raise SecurityError(f"{JOB_DIRECTORY_VARIABLE} is not set: a rank without its TLS files refuses to start")
+guard.arm(Path(os.environ[JOB_DIRECTORY_VARIABLE]))
