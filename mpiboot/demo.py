@@ -12,8 +12,7 @@ import os
 import socket
 import sys
 import time
-from asyncio import CancelledError
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpiboot import flights, timeline
 from mpiboot.errors import ClusterLostError, DeadlineError, MpibootError, RendezvousError, UsageError
+from mpiboot.rendezvous import JobDirectory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,7 +58,7 @@ def main_job(
     client: Client,
     *,
     out: Callable[[str], object] = print,
-    events: str | os.PathLike[str] | None = None,
+    events: Iterable[dict[str, Any]] = (),
     timeout_s: float = 600,
 ) -> Result:
     """Count flights per carrier, average delays per month, sum over an array; compare, and print.
@@ -68,8 +68,8 @@ def main_job(
     client : distributed.Client
     out : callable, default print
         Gets each piece of text, of at most 80 columns; plain text when stdout is no terminal.
-    events : path, optional
-        The job's `events.jsonl`: its phases are printed beside those of this computation.
+    events : iterable of dict, optional
+        The job's events: the phases of its boot are printed beside those of this computation.
     timeout_s : float, default 600
         Seconds for each step.
 
@@ -137,7 +137,7 @@ def main_job(
     result = Result(
         len(table), count.sort_index(), delay.sort_index(), (side, side), float(y_sum), seconds, places
     )
-    for text in _report(result, timeline.phases(timeline.read_events(events)) if events else []):
+    for text in _report(result, timeline.phases(events)):
         out(text)
 
     differences = _differences(result, table)
@@ -160,13 +160,12 @@ def settle(client: Client, futures: Any, timeout_s: float) -> None:
     MpibootError
         The cluster was lost meanwhile.
     """
-    from distributed import TimeoutError as DaskTimeoutError
-    from distributed import wait
+    from distributed import CancelledError, wait
 
     with client.as_current():
         try:
             wait(futures, timeout=timeout_s)
-        except DaskTimeoutError as error:
+        except TimeoutError as error:
             n_workers = len(client.nthreads())
             raise DeadlineError(
                 f"not done after {timeout_s:g} s, with {n_workers} workers connected"
@@ -201,17 +200,18 @@ def _whereabouts(dask_worker: Any) -> dict[str, Any]:
 
 def _differences(result: Result, table: pd.DataFrame) -> list[str]:
     """Compare with plain pandas; whole minutes add up exactly in float64, so equal means equal."""
+    pairs = {
+        "flights per carrier": (result.flights_per_carrier, table.groupby("carrier").size()),
+        "arrival delay per month": (
+            result.arr_delay_per_month_min,
+            table.groupby("month")["arr_delay"].mean(),
+        ),
+    }
+    # As dicts: dask's strings and those of pandas before 3 are of different types.
     return [
-        f"{name} is {got.to_dict()}, pandas says {expected.to_dict()}"
-        for name, got, expected in (
-            ("flights per carrier", result.flights_per_carrier, table.groupby("carrier").size()),
-            (
-                "arrival delay per month",
-                result.arr_delay_per_month_min,
-                table.groupby("month")["arr_delay"].mean(),
-            ),
-        )
-        if not got.equals(expected)
+        f"{name}: {got.to_dict()}, by pandas {expected.to_dict()}"
+        for name, (got, expected) in pairs.items()
+        if got.to_dict() != expected.to_dict()
     ]
 
 
@@ -306,15 +306,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--insecure", action="store_true", help="accept a scheduler file that names a tcp:// address"
     )
-    parser.add_argument("--events", metavar="FILE", help="the job's events.jsonl, to print its phases too")
     options = parser.parse_args(argv)
-    events = options.events
-    if events is None and options.scheduler_file:
-        beside = Path(options.scheduler_file).with_name("events.jsonl")
-        events = beside if beside.is_file() else None
+    # A job's scheduler file lies in its directory; a batch command is told the directory by boot.
+    beside = options.scheduler_file and Path(options.scheduler_file).absolute().parent
+    directory = beside or os.environ.get("MPIBOOT_JOB_DIRECTORY")
     try:
         with open_client(options.scheduler_file, insecure=options.insecure) as client:
-            main_job(client, events=events)
+            main_job(client, events=JobDirectory(Path(directory)).read_events() if directory else ())
     except MpibootError as error:
         print(f"mpiboot.demo: {error}", file=sys.stderr)
         return error.exit_status

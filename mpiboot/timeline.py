@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpiboot.errors import EnvironmentUnfitError
@@ -33,37 +31,14 @@ class Phase:
         return self.start_s + self.seconds
 
 
-def read_events(file: str | PathLike[str]) -> list[dict[str, Any]]:
-    """Read a job's `events.jsonl`.
-
-    Parameters
-    ----------
-    file : path
-        One JSON object per line. A half-written line is passed over.
-
-    Returns
-    -------
-    list[dict]
-        In the file's order.
-    """
-    events = []
-    for line in Path(file).read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and isinstance(event.get("time"), (int, float)) and "event" in event:
-            events.append(event)
-    return events
-
-
 def phases(events: Iterable[dict[str, Any]]) -> list[Phase]:
     """Turn a job's events into phases.
 
     Parameters
     ----------
     events : iterable of dict
-        See `read_events`. Of a requeued job, only the last boot counts.
+        The lines of `events.jsonl`, those without a time passed over. Of a requeued job, only the last boot
+        counts.
 
     Returns
     -------
@@ -71,7 +46,7 @@ def phases(events: Iterable[dict[str, Any]]) -> list[Phase]:
         First the job's own, each ending where the next one starts and the last one at the last event; then
         each node's `stage` and `workers` (from the launch to the node's last worker), sorted by host.
     """
-    events = _last_boot(list(events))
+    events = _last_boot([e for e in events if isinstance(e.get("time"), (int, float))])
     if not events:
         return []
     zero_s = events[0]["time"]
