@@ -72,7 +72,7 @@ def _last_boot(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for i, event in enumerate(events):
         if event["event"] == "phase" and event.get("phase") in ORDER:
             rank = ORDER.index(event["phase"])
-            if rank < reached:
+            if rank <= reached:
                 start = i
             reached = rank
     return events[start:]
@@ -111,8 +111,8 @@ def render_text(phases: list[Phase], width: int = 80) -> str:
     for phase, label in zip(phases, labels, strict=True):
         line = f"{label[-label_width:]:<{label_width}}  {phase.start_s:>8.2f}  {phase.seconds:>8.2f}"
         if phase.name in BOOT:
-            left = min(int((phase.start_s - start_s) * per_s), bar_width - 1)
-            length = min(max(round(phase.seconds * per_s), 1), bar_width - left)
+            left = min(round((phase.start_s - start_s) * per_s), bar_width - 1)
+            length = max(round((phase.end_s - start_s) * per_s) - left, 1)
             line += "  " + " " * left + "#" * length
         lines.append(line)
     return "\n".join(lines)
@@ -150,7 +150,7 @@ def plot(phases: list[Phase], file: str | PathLike[str]) -> None:
         )
     axes.set_yticks(range(len(rows)), rows)
     axes.invert_yaxis()
-    axes.set_xlabel("seconds since the job started")
+    axes.set_xlabel("seconds since staging began")
     others = [f"{p.name} {p.seconds:.1f} s" for p in phases if p.name not in BOOT and p.host is None]
     axes.set_title(", ".join(others), fontsize="small")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))

@@ -22,7 +22,9 @@ except EnvironmentUnfitError as error:
 
 @pytest.fixture(scope="module")
 def cluster():
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0") as cluster:
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=False, protocol="tcp://", dashboard_address=":0"
+    ) as cluster:
         yield cluster
 
 
@@ -122,11 +124,10 @@ def run_demo(*arguments, **variables):
     )
 
 
-def test_as_a_batch_command():
-    with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=":0") as cluster:
-        done = run_demo(DASK_SCHEDULER_ADDRESS=cluster.scheduler_address)
+def test_as_a_batch_command(cluster):
+    done = run_demo(DASK_SCHEDULER_ADDRESS=cluster.scheduler_address)
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"sys.prefix of 1 of 1 workers: {sys.prefix}" in done.stdout
+    assert f"sys.prefix of 2 of 2 workers: {sys.prefix}" in done.stdout
 
 
 def test_without_a_scheduler_no_cluster_of_its_own_is_started():
