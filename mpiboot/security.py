@@ -354,11 +354,14 @@ def open_trusted(path: StrPath, max_bytes: int) -> bytes:
     except OSError as error:
         reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
         raise SecurityError(f"{path} cannot be trusted: {reason}. Remove it, and boot again.") from error
-    with os.fdopen(file, "rb") as stream:
-        status = os.fstat(stream.fileno())
+    try:
+        status = os.fstat(file)
         if reason := _owned_fault(status, "file"):
             raise SecurityError(f"{path} cannot be trusted: it {reason}. {_remedy_at_the_end(path, status)}")
-        content = stream.read(max_bytes + 1)
+        with os.fdopen(file, "rb", closefd=False) as stream:
+            content = stream.read(max_bytes + 1)
+    finally:
+        os.close(file)
     if len(content) > max_bytes:
         raise SecurityError(
             f"{path} cannot be trusted: it has more than {max_bytes} bytes. Remove it, and boot again."
@@ -392,8 +395,6 @@ def _passable_fault(status: os.stat_result) -> str | None:
         return f"belongs to {_user(status.st_uid)}, who could swap what lies behind it"
     if stat.S_ISLNK(status.st_mode):
         return None  # a link's own mode means nothing; who may replace it, its directory says
-    if not stat.S_ISDIR(status.st_mode):
-        return "is not a directory"
     if status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX:
         return f"can be written by others (mode {stat.S_IMODE(status.st_mode):04o})"
     return None
