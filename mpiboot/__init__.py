@@ -18,7 +18,7 @@ _HOMES = {
     "Job": "mpiboot.jobs",
     "submit": "mpiboot.jobs",
 }
-__all__ = ["Job", "MPICluster", "connect", "submit"]  # noqa: F822
+__all__ = ["Job", "MPICluster", "connect", "submit"]
 
 
 def __getattr__(name: str) -> Any:

@@ -84,7 +84,9 @@ def slurm_allocation(environ: Mapping[str, str], ask: Callable[[Sequence[str]], 
         job_id, node_list = environ["SLURM_JOB_ID"], environ["SLURM_JOB_NODELIST"]
         cpus = compressed_counts(environ["SLURM_JOB_CPUS_PER_NODE"])
     except KeyError as error:
-        raise AllocationError(f"SLURM_JOB_ID is set but {error} is not: start mpiboot from the job script") from error
+        raise AllocationError(
+            f"SLURM_JOB_ID is set but {error} is not: start mpiboot from the job script"
+        ) from error
     job = ask(["show", "job", "--details", "--oneliner", job_id])
     asked_tasks = "SLURM_NTASKS_PER_NODE" in environ or "SLURM_NTASKS" in environ
     per_task = environ.get("SLURM_CPUS_PER_TASK")
@@ -153,7 +155,10 @@ def process_start(pid: int) -> str | None:
 
 
 def size_workers(
-    allocation: Allocation, memory_per_node_bytes: int, workers_per_node: int | None, cpus_per_worker: int | None
+    allocation: Allocation,
+    memory_per_node_bytes: int,
+    workers_per_node: int | None,
+    cpus_per_worker: int | None,
 ) -> Sizing:
     """Workers whose threads and memory together never exceed what the job was given on a node.
 

@@ -54,7 +54,12 @@ def flag(value: str | bool) -> bool:
 
 
 def _option(
-    parse: Callable[[Any], Any], help: str, default: Any = None, *, metavar: str | None = None, where: str = "both"
+    parse: Callable[[Any], Any],
+    help: str,
+    default: Any = None,
+    *,
+    metavar: str | None = None,
+    where: str = "both",
 ) -> Any:
     """A field that is an option. `where`: `submit` and `boot` both take it, or one of them alone."""
     return field(default=default, metadata={"parse": parse, "help": help, "metavar": metavar, "where": where})
@@ -79,7 +84,10 @@ class Config:
     interface: str = _option(str, "network interface such as ib0, or auto", "auto", metavar="IF")
     mpi: str = _option(one_of(MPIS), "what starts the ranks", "auto", metavar="{" + ",".join(MPIS) + "}")
     transport: str = _option(
-        one_of(TRANSPORTS), "how the archive reaches the nodes", "auto", metavar="{" + ",".join(TRANSPORTS) + "}"
+        one_of(TRANSPORTS),
+        "how the archive reaches the nodes",
+        "auto",
+        metavar="{" + ",".join(TRANSPORTS) + "}",
     )
     no_stage: bool = _option(flag, "run from the environment where it lies", False)
     idle_timeout: float = _option(
@@ -89,7 +97,9 @@ class Config:
     warn_before: float = _option(
         parse_duration_s, "tell clients this long before the walltime ends", 120.0, metavar="T"
     )
-    env_var: tuple[str, ...] = _option(str, "NAME or NAME=VALUE for workers and command; repeatable", (), metavar="NAME")
+    env_var: tuple[str, ...] = _option(
+        str, "NAME or NAME=VALUE for workers and command; repeatable", (), metavar="NAME"
+    )
     batch_arg: tuple[str, ...] = _option(
         str, "passed on to the batch system; repeatable", (), metavar="ARG", where="submit"
     )
@@ -98,7 +108,9 @@ class Config:
         str, "node-local folder for staged environments", "/tmp", metavar="DIR", where="boot"
     )
     home: str | None = _option(str, "mpiboot's folder on the shared file system", metavar="DIR", where="boot")
-    archive: str | None = _option(str, "the packed environment [packed when needed]", metavar="FILE", where="boot")
+    archive: str | None = _option(
+        str, "the packed environment [packed when needed]", metavar="FILE", where="boot"
+    )
     start_timeout: float = _option(
         parse_duration_s, "give up when the workers are not there by then", 600.0, metavar="T", where="boot"
     )
@@ -173,7 +185,9 @@ class _Parser(argparse.ArgumentParser):
 def parse_boot_arguments(arguments: Sequence[str], environ: Mapping[str, str]) -> Config:
     """The options behind a job script's name: `mpiboot boot [options] [-- COMMAND ARG...]`."""
     mine, _, command = _split(arguments)
-    parser = _Parser(prog="mpiboot boot", allow_abbrev=False, description="Inside a job: the job script calls it.")
+    parser = _Parser(
+        prog="mpiboot boot", allow_abbrev=False, description="Inside a job: the job script calls it."
+    )
     for name, option in OPTIONS.items():
         if option.metadata["where"] == "submit":
             continue
@@ -208,7 +222,10 @@ def boot_arguments(config: Config, leave_out: Sequence[str] = ()) -> list[str]:
         elif name == "env_var":
             arguments += [f"--env-var={item.partition('=')[0]}" for item in value]
         else:
-            arguments += [flag_name(name), f"{value:g}" if isinstance(value, float) else _boot_value(name, value)]
+            arguments += [
+                flag_name(name),
+                f"{value:g}" if isinstance(value, float) else _boot_value(name, value),
+            ]
     return arguments + (["--", *config.command] if config.command else [])
 
 

@@ -71,7 +71,9 @@ def choose(wanted: str, of_nodes: Mapping[str, Mapping[str, Interface]]) -> str:
     if wanted != "auto":
         lacking = {node: found for node, found in of_nodes.items() if wanted not in found}
         if lacking:
-            each = "; ".join(f"{node} has {', '.join(sorted(found)) or 'none'}" for node, found in lacking.items())
+            each = "; ".join(
+                f"{node} has {', '.join(sorted(found)) or 'none'}" for node, found in lacking.items()
+            )
             raise UsageError(
                 f"--interface {wanted}: not up with an IPv4 address on {', '.join(lacking)}. {each}. "
                 "Name one of these, or leave --interface out"

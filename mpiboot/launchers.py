@@ -57,9 +57,15 @@ def flavour(version: str) -> str:
     )
 
 
-def openmpi(mpirun: str, place: Placement, host_file: Path, interface: str | None, rank: Sequence[str]) -> list[str]:
+def openmpi(
+    mpirun: str, place: Placement, host_file: Path, interface: str | None, rank: Sequence[str]
+) -> list[str]:
     """Open MPI 5. Binding is off: a threaded worker would be pinned to one core."""
-    kept_to = ["--mca", "btl_tcp_if_include", interface, "--prtemca", "prte_if_include", interface] if interface else []
+    kept_to = (
+        ["--mca", "btl_tcp_if_include", interface, "--prtemca", "prte_if_include", interface]
+        if interface
+        else []
+    )
     return [
         mpirun,
         *("-n", str(place.world_size), "--hostfile", str(host_file)),
@@ -70,7 +76,9 @@ def openmpi(mpirun: str, place: Placement, host_file: Path, interface: str | Non
     ]
 
 
-def hydra(mpirun: str, place: Placement, host_file: Path, interface: str | None, rank: Sequence[str]) -> list[str]:
+def hydra(
+    mpirun: str, place: Placement, host_file: Path, interface: str | None, rank: Sequence[str]
+) -> list[str]:
     """MPICH and Intel MPI. The environment travels in a file, so no `-genv` is needed."""
     kept_to = ["-iface", interface] if interface else []
     return [
@@ -95,6 +103,8 @@ def srun(place: Placement, plugin: str, rank: Sequence[str]) -> list[str]:
 def host_file(mpi: str, place: Placement) -> str:
     """The text of the host file that `mpi` reads."""
     if mpi == "srun":  # one line per rank
-        return "".join(f"{node}\n" * ranks for node, ranks in zip(place.nodes, place.ranks_per_node, strict=True))
+        return "".join(
+            f"{node}\n" * ranks for node, ranks in zip(place.nodes, place.ranks_per_node, strict=True)
+        )
     form = "{} slots={}\n" if mpi == "openmpi" else "{}:{}\n"
     return "".join(form.format(*pair) for pair in zip(place.nodes, place.ranks_per_node, strict=True))

@@ -19,7 +19,9 @@ def main() -> None:
     for path in orders["required_files"]:
         # A rank without its TLS files would speak in the clear, or hang: it refuses instead.
         if not os.access(path, os.R_OK):
-            sys.exit(f"mpiboot: a rank on {os.uname().nodename} cannot read {path}; it does not start without it")
+            sys.exit(
+                f"mpiboot: a rank on {os.uname().nodename} cannot read {path}; it does not start without it"
+            )
     environment = {**os.environ, **orders["set"]}
     for name in orders["unset"]:
         environment.pop(name, None)

@@ -125,7 +125,9 @@ def parse_endpoint(data: bytes, path: Path) -> Endpoint:
         if wrong:
             raise TypeError(f"wrong type of {', '.join(wrong)}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RendezvousError(f"{path} is no endpoint of mpiboot's: {type(error).__name__}: {error}") from error
+        raise RendezvousError(
+            f"{path} is no endpoint of mpiboot's: {type(error).__name__}: {error}"
+        ) from error
     return endpoint
 
 
@@ -177,11 +179,15 @@ class EventLog:
     """`events.jsonl`: a line per phase and fault. Boot alone writes it."""
 
     def __init__(self, path: Path) -> None:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(
+            path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+        )
         self._file = os.fdopen(descriptor, "w", buffering=1)
 
     def write(self, event: str, **details: Any) -> None:
-        self._file.write(json.dumps({"time": details.pop("time", time.time()), "event": event, **details}) + "\n")
+        self._file.write(
+            json.dumps({"time": details.pop("time", time.time()), "event": event, **details}) + "\n"
+        )
 
     def phase(self, name: str, **details: Any) -> None:
         self.write("phase", phase=name, **details)

@@ -2,7 +2,17 @@
 
 import re
 
-_SECONDS = {"ms": 0.001, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "hour": 3600, "d": 86400, "day": 86400}
+_SECONDS = {
+    "ms": 0.001,
+    "s": 1,
+    "sec": 1,
+    "m": 60,
+    "min": 60,
+    "h": 3600,
+    "hour": 3600,
+    "d": 86400,
+    "day": 86400,
+}
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -48,10 +58,7 @@ def parse_walltime_s(text: str) -> float:
         raise ValueError(f"{text!r} is not a walltime; write minutes, H:MM:SS or D-HH:MM:SS, as for sbatch")
     days, *parts = (int(part) if part else None for part in match.groups())
     numbers = [part for part in parts if part is not None]
-    if days is not None:
-        units = [3600, 60, 1]
-    else:
-        units = [60, 1] if len(numbers) < 3 else [3600, 60, 1]
+    units = [60, 1] if days is None and len(numbers) < 3 else [3600, 60, 1]
     return (days or 0) * 86400.0 + sum(number * unit for number, unit in zip(numbers, units, strict=False))
 
 

@@ -1,1 +1,104 @@
-"""Small classes that submit a job, say its state and reason, and stop it."""
+"""Batch systems: each submits a job, says its state and reason, and stops it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from mpiboot.errors import BatchError
+
+if TYPE_CHECKING:
+    from mpiboot.config import Config
+
+PENDING = frozenset(
+    ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED", "RESIZING")
+)
+RUNNING = frozenset(("RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "STOPPED"))
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What the batch system says of a job, in Slurm's words.
+
+    `reason` says why a pending job waits or how an ended one ended; `start` is when it started, or is expected to;
+    `restarted` counts its requeues.
+    """
+
+    job_id: str
+    name: str
+    state: str
+    reason: str = ""
+    start: str = ""
+    end: str = ""
+    nodes: str = ""
+    output: str = ""
+
+    @property
+    def pending(self) -> bool:
+        return self.state in PENDING
+
+    @property
+    def running(self) -> bool:
+        return self.state in RUNNING
+
+    @property
+    def live(self) -> bool:
+        return self.pending or self.running
+
+
+class BatchSystem(Protocol):
+    """The few questions that mpiboot asks of a batch system."""
+
+    name: str
+
+    def submit_command(self, config: Config, script: Path, arguments: Sequence[str], log: Path) -> list[str]:
+        """The command that submits `script` with `arguments`; a user could type it."""
+
+    def submit(self, command: Sequence[str], environ: Mapping[str, str]) -> str:
+        """Run that command; the new job's id."""
+
+    def state(self, job_id: str) -> JobState:
+        """A job's state; `UNKNOWN` when the batch system has forgotten it."""
+
+    def jobs(self) -> list[JobState]:
+        """This user's live jobs that mpiboot submitted, newest last."""
+
+    def stop(self, job_id: str) -> None:
+        """Ask the job to end; returns at once."""
+
+    def job_key(self, job_id: str) -> str:
+        """The name of the job's directory."""
+
+
+def batch_systems() -> dict[str, BatchSystem]:
+    """Those that this machine has."""
+    from mpiboot.batch.local import Local
+    from mpiboot.batch.slurm import Slurm
+
+    found: dict[str, BatchSystem] = {}
+    if shutil.which("sbatch"):
+        found["slurm"] = Slurm()
+    found["local"] = Local()
+    return found
+
+
+def choose(name: str) -> BatchSystem:
+    """The batch system of that name; `auto` is Slurm where there is one, else this machine.
+
+    Raises
+    ------
+    BatchError
+        It is not there.
+    """
+    found = batch_systems()
+    if name == "auto":
+        return next(iter(found.values()))
+    if name not in found:
+        raise BatchError(
+            f"--batch-system {name}: sbatch is not on the PATH of this machine. Type this on a login node, "
+            "or use --batch-system local"
+        )
+    return found[name]

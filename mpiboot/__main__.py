@@ -1,0 +1,12 @@
+"""`python -m mpiboot …`. `boot` goes past the command line's imports: it starts on a slow shared file system."""
+
+import sys
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["boot"]:
+        from mpiboot.boot import main as boot
+
+        sys.exit(boot(sys.argv[2:]))
+    from mpiboot.cli import main
+
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""This machine as a batch system of one node: a job is a process in the background."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mpiboot.allocation import process_start
+from mpiboot.batch import JobState
+from mpiboot.config import Config, home
+from mpiboot.errors import BatchError
+
+
+class Local:
+    """Jobs of this host. A job id is `<host>-<pid>-<start>`, which no later process can have."""
+
+    name = "local"
+
+    def submit_command(self, config: Config, script: Path, arguments: Sequence[str], log: Path) -> list[str]:
+        if config.nodes != 1:
+            raise BatchError(f"--nodes {config.nodes}: the local batch system has one node, this machine")
+        return ["bash", str(script), *arguments]
+
+    def submit(self, command: Sequence[str], environ: Mapping[str, str]) -> str:
+        logs = home(environ) / "logs"
+        logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        output = logs / f"local-{os.getpid()}-{time.time_ns()}.out"
+        with output.open("xb") as log:
+            process = subprocess.Popen(
+                command,
+                env=dict(environ),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        job_id = f"{socket.gethostname()}-{process.pid}-{process_start(process.pid)}"
+        output.rename(self._output(logs, job_id))
+        process.returncode = 0  # it goes on without us: no warning of a child left behind
+        return job_id
+
+    def state(self, job_id: str) -> JobState:
+        output = str(self._output(home(os.environ) / "logs", job_id))
+        host, pid, start = parse_job_id(job_id)
+        if host != socket.gethostname():
+            return JobState(job_id, "", "UNKNOWN", f"it ran on {host}; ask there", output=output)
+        if start is not None and _alive(pid) and process_start(pid) == start:
+            return JobState(job_id, "mpiboot", "RUNNING", nodes=host, output=output)
+        return self._ended(job_id, output)
+
+    def jobs(self) -> list[JobState]:
+        keys = sorted(
+            (home(os.environ) / "jobs").glob(f"local-{socket.gethostname()}-*"),
+            key=lambda p: p.stat().st_mtime,
+        )
+        states = (self.state(path.name.removeprefix("local-")) for path in keys)
+        return [state for state in states if state.live]
+
+    def stop(self, job_id: str) -> None:
+        if self.state(job_id).live:
+            os.kill(parse_job_id(job_id)[1], signal.SIGTERM)
+
+    def job_key(self, job_id: str) -> str:
+        return f"local-{job_id}"
+
+    def _ended(self, job_id: str, output: str) -> JobState:
+        """How it ended, from boot's last event."""
+        events = home(os.environ) / "jobs" / self.job_key(job_id) / "events.jsonl"
+        try:
+            last = json.loads(events.read_text().splitlines()[-1])
+        except (OSError, ValueError, IndexError):
+            last = {}
+        if last.get("event") != "closed":
+            return JobState(job_id, "", "FAILED", "it died without a word", output=output)
+        state = {0: "COMPLETED", 124: "TIMEOUT"}.get(last["exit_status"], "FAILED")
+        return JobState(job_id, "", state, last["reason"], output=output)
+
+    @staticmethod
+    def _output(logs: Path, job_id: str) -> Path:
+        return logs / f"local-{job_id}.out"
+
+
+def parse_job_id(job_id: str) -> tuple[str, int, str | None]:
+    """Host, pid and start ticks.
+
+    Raises
+    ------
+    BatchError
+        It is no job id of the local batch system.
+    """
+    host, _, rest = job_id.removeprefix("local-").rpartition("-")[0].rpartition("-")
+    start = job_id.rpartition("-")[2]
+    if not host or not rest.isdigit():
+        raise BatchError(f"{job_id!r} is no job of the local batch system. Try: mpiboot list")
+    return host, int(rest), start
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and waits for its parent does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

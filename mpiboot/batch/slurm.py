@@ -1,0 +1,150 @@
+"""Slurm, through its commands: sbatch, squeue, sacct, scancel, scontrol."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mpiboot.allocation import find_word
+from mpiboot.batch import JobState
+from mpiboot.config import Config
+from mpiboot.errors import BatchError
+
+COMMENT = "mpiboot"
+# A control character: no job name, reason or path holds it.
+SEPARATOR = "\x1f"
+FIELDS = "%i %T %r %S %e %N %k %j".replace(" ", SEPARATOR)
+TIMEOUT_S = 30.0
+
+
+class Slurm:
+    """One Slurm cluster, as this user sees it."""
+
+    name = "slurm"
+
+    def submit_command(self, config: Config, script: Path, arguments: Sequence[str], log: Path) -> list[str]:
+        asked = {
+            "--job-name": config.job_name,
+            "--partition": config.partition,
+            "--account": config.account,
+            "--nodes": config.nodes,
+            "--ntasks-per-node": config.workers_per_node,
+            "--cpus-per-task": config.cpus_per_worker,
+            "--mem": f"{config.mem // 1024}K" if config.mem else None,
+            "--time": config.time,
+            # A notebook's cluster leaves no file where it was submitted; a batch command's output belongs there.
+            "--output": None if config.command else str(log / "slurm-%j.out"),
+            "--signal": f"B:USR1@{config.warn_before:.0f}" if config.warn_before != 120 else None,
+        }
+        options = [f"{name}={value}" for name, value in asked.items() if value is not None]
+        if config.workers_per_node is None:
+            options.append("--exclusive")  # the nodes are taken whole, and the workers sized to fill them
+        return ["sbatch", "--parsable", *options, *config.batch_arg, str(script), *arguments]
+
+    def submit(self, command: Sequence[str], environ: Mapping[str, str]) -> str:
+        output = _run(command, environ)
+        return output.strip().splitlines()[-1].partition(";")[0]
+
+    def state(self, job_id: str) -> JobState:
+        for found in self._squeue("--jobs", job_id, "--states=all"):
+            if found.job_id == job_id:
+                return found
+        return self._accounted(job_id) or JobState(job_id, "", "UNKNOWN", "ended, reason unknown")
+
+    def jobs(self) -> list[JobState]:
+        return sorted(self._squeue("--me", comment=COMMENT), key=lambda job: (len(job.job_id), job.job_id))
+
+    def stop(self, job_id: str) -> None:
+        _run(["scancel", job_id])
+
+    def job_key(self, job_id: str) -> str:
+        return f"slurm-{cluster_name()}-{job_id}"
+
+    def _squeue(self, *arguments: str, comment: str | None = None) -> list[JobState]:
+        try:
+            output = _run(["squeue", "--noheader", *arguments, "--format", FIELDS])
+        except BatchError as error:
+            if "Invalid job id" in str(error):
+                return []
+            raise
+        return parse_squeue(output, comment)
+
+    def _accounted(self, job_id: str) -> JobState | None:
+        """What accounting remembers of an ended job, where there is any."""
+        fields = ["JobID", "JobName", "State", "Reason", "Start", "End", "NodeList"]
+        try:
+            output = _run(
+                [
+                    "sacct",
+                    "-X",
+                    "-n",
+                    "-P",
+                    f"--delimiter={SEPARATOR}",
+                    f"--jobs={job_id}",
+                    f"--format={','.join(fields)}",
+                ]
+            )
+        except BatchError:
+            return None
+        for line in output.splitlines():
+            found, name, state, reason, start, end, nodes = line.split(SEPARATOR)
+            if found == job_id:
+                return JobState(job_id, name, state.split()[0], reason, start, end, nodes)
+        return None
+
+
+def parse_squeue(output: str, comment: str | None = None) -> list[JobState]:
+    """`squeue --format FIELDS`, of jobs with `comment` alone if one is given."""
+    found = []
+    for line in output.splitlines():
+        job_id, state, reason, start, end, nodes, said, name = line.split(SEPARATOR)
+        if comment is None or said.split(":")[0] == comment:
+            found.append(JobState(job_id, name, state, "" if reason == "None" else reason, start, end, nodes))
+    return found
+
+
+@functools.cache
+def cluster_name() -> str:
+    """The ClusterName of slurm.conf, which is SLURM_CLUSTER_NAME in a job."""
+    for line in _run(["scontrol", "show", "config"]).splitlines():
+        if line.startswith("ClusterName"):
+            return line.partition("=")[2].strip()
+    return "cluster"
+
+
+def output_path(job_id: str) -> Path | None:
+    """Where the job's output goes, as long as Slurm remembers the job."""
+    try:
+        found = find_word(_run(["scontrol", "show", "job", job_id]), "StdOut")
+    except BatchError:
+        return None
+    return Path(found) if found else None
+
+
+def _run(command: Sequence[str], environ: Mapping[str, str] | None = None) -> str:
+    """The output of a Slurm command; its own words in a BatchError when it fails."""
+    try:
+        done = subprocess.run(
+            command,
+            env=dict(os.environ if environ is None else environ),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=TIMEOUT_S,
+        )
+    except FileNotFoundError as error:
+        raise BatchError(
+            f"{command[0]} is not on the PATH. Type this on a login node of the Slurm cluster"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise BatchError(
+            f"{command[0]} did not answer within {TIMEOUT_S:.0f} s; is slurmctld up? Try: sinfo"
+        ) from error
+    if done.returncode:
+        said = done.stderr.strip() or f"exit status {done.returncode}"
+        raise BatchError(said if said.startswith(command[0]) else f"{command[0]}: {said}")
+    return done.stdout

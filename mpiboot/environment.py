@@ -1,0 +1,183 @@
+"""The environment of the ranks: the staged prefix is active, and nothing of the source prefix is left.
+
+Standard library only.
+"""
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mpiboot.errors import EnvironmentUnfitError, StageError, UsageError
+
+# Of a host, a step or a login session: never carried from one node to another, nor from one job to the next.
+HOST_PREFIXES = (
+    "SLURM_",
+    "PMI",
+    "OMPI_",
+    "PRTE_",
+    "HYDRA_",
+    "HYDI_",
+    "I_MPI_HYDRA_",
+    "XDG_",
+    "SSH_",
+    "DBUS_",
+)
+HOST_NAMES = frozenset(
+    ("HOSTNAME", "HOST", "_", "SHLVL", "OLDPWD", "DISPLAY", "XAUTHORITY", "TERM_SESSION_ID")
+)
+# These would make the staged interpreter look outside its prefix.
+PYTHON_NAMES = (
+    "PYTHONHOME",
+    "PYTHONPATH",
+    "PYTHONSTARTUP",
+    "PYTHONUSERBASE",
+    "PYTHONEXECUTABLE",
+    "__PYVENV_LAUNCHER__",
+)
+PATH_LISTS = ("LD_LIBRARY_PATH", "LIBRARY_PATH", "CPATH", "PKG_CONFIG_PATH", "MANPATH", "XDG_DATA_DIRS")
+
+
+def of_another_job(name: str) -> bool:
+    """Whether a variable belongs to the job that a submit may run in, and must not reach the one submitted.
+
+    SLURM_CONF tells where Slurm is; it stays.
+    """
+    return name != "SLURM_CONF" and name.startswith(("SLURM_", "PMI", "OMPI_", "PRTE_", "HYDRA_", "HYDI_"))
+
+
+def is_conda(prefix: Path) -> bool:
+    return (prefix / "conda-meta").is_dir()
+
+
+def is_environment(prefix: Path) -> bool:
+    return is_conda(prefix) or (prefix / "pyvenv.cfg").is_file()
+
+
+def active_prefix(environ: Mapping[str, str], running: str, base: str) -> Path:
+    """The active environment: the one this Python runs in, else the one that a shell has activated.
+
+    Raises
+    ------
+    EnvironmentUnfitError
+        Neither is there.
+    """
+    if running != base or is_conda(Path(running)):
+        return Path(running)
+    if active := environ.get("VIRTUAL_ENV") or environ.get("CONDA_PREFIX"):
+        return Path(active)
+    raise EnvironmentUnfitError(
+        f"no environment is active ({running} is the system's Python). Activate one, or pass --env PREFIX"
+    )
+
+
+def check_environment(prefix: Path) -> None:
+    """An environment that a boot can use: refused here, before anything is packed or submitted.
+
+    Raises
+    ------
+    EnvironmentUnfitError
+        No such folder, no environment, or one that lacks a package; the message names what to install.
+    """
+    if not prefix.is_dir():
+        raise EnvironmentUnfitError(f"--env {prefix}: there is no such folder")
+    if not is_environment(prefix) or not os.access(prefix / "bin/python", os.X_OK):
+        raise EnvironmentUnfitError(
+            f"--env {prefix}: neither a conda environment (no conda-meta) nor a venv (no pyvenv.cfg) with a bin/python"
+        )
+    site = sorted(prefix.glob("lib/python3*/site-packages"))
+    lacking = [
+        package
+        for package, module in (
+            ("mpiboot", "mpiboot"),
+            ("dask-mpi", "dask_mpi"),
+            ("mpi4py", "mpi4py"),
+            ("distributed", "distributed"),
+        )
+        # An editable install leaves a .dist-info, and no folder of its name.
+        if not any(
+            [*folder.glob(f"{module}/__init__.py"), *folder.glob(f"{module}-*.dist-info")] for folder in site
+        )
+    ]
+    if lacking:
+        raise EnvironmentUnfitError(
+            f"the environment {prefix} lacks {', '.join(lacking)}. "
+            f"Type: {prefix}/bin/python -m pip install {' '.join(lacking)}"
+        )
+
+
+def activation(prefix: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """`environ` after the `activate.d` scripts of a conda prefix, sourced in their order as conda does.
+
+    Raises
+    ------
+    StageError
+        bash could not be run, or ended the scripts early.
+    """
+    scripts = sorted((prefix / "etc/conda/activate.d").glob("*.sh"))
+    if not scripts:
+        return dict(environ)
+    # Scripts test unset variables and print to stdout: neither may end this, nor get into what is read back.
+    source = 'exec 3>&1 >&2; for script in "$@"; do . "$script"; done; env -0 >&3'
+    command = ["bash", "-c", source, "activate", *map(str, scripts)]
+    try:
+        done = subprocess.run(command, env=dict(environ), capture_output=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise StageError(
+            f"the scripts in {prefix}/etc/conda/activate.d could not be sourced: {error}"
+        ) from error
+    if done.returncode:
+        raise StageError(
+            f"the scripts in {prefix}/etc/conda/activate.d ended with status {done.returncode}: "
+            f"{os.fsdecode(done.stderr).strip()[-500:]}"
+        )
+    pairs = (entry.partition("=") for entry in os.fsdecode(done.stdout).split("\0") if entry)
+    return {name: value for name, _, value in pairs}
+
+
+def relocated(environ: Mapping[str, str], source: Path, prefix: Path) -> dict[str, str]:
+    """`environ` with `prefix` active in the place of `source`; pure."""
+    found = {name: value for name, value in environ.items() if name not in PYTHON_NAMES}
+    kept = [part for part in found.get("PATH", os.defpath).split(":") if part and not _inside(part, source)]
+    found["PATH"] = ":".join([str(prefix / "bin"), *kept])
+    for name in PATH_LISTS:
+        if name in found:
+            found[name] = ":".join(
+                str(prefix) + part[len(str(source)) :] if _inside(part, source) else part
+                for part in found[name].split(":")
+            )
+    for name in ("CONDA_PREFIX", "VIRTUAL_ENV"):
+        found.pop(name, None)
+    found["CONDA_PREFIX" if is_conda(prefix) else "VIRTUAL_ENV"] = str(prefix)
+    found["PYTHONNOUSERSITE"] = "1"
+    return found
+
+
+def _inside(path: str, folder: Path) -> bool:
+    return path == str(folder) or path.startswith(f"{folder}/")
+
+
+def asked_variables(items: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
+    """`--env-var NAME` and `NAME=VALUE` as a dictionary.
+
+    Raises
+    ------
+    UsageError
+        NAME alone, and it is not set.
+    """
+    found = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not name or not (equals or name in environ):
+            raise UsageError(f"--env-var {item}: {name or 'the name'} is not set. Write --env-var NAME=VALUE")
+        found[name] = value if equals else environ[name]
+    return found
+
+
+def carried(environ: Mapping[str, str]) -> dict[str, str]:
+    """What goes from the first node to every rank: all but what belongs to a host or a step."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if name not in HOST_NAMES and not name.startswith(HOST_PREFIXES)
+    }

@@ -1,0 +1,255 @@
+"""Jobs as their user sees them: submitted, found again, asked, stopped."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpiboot import config as configuration
+from mpiboot import environment
+from mpiboot.batch import BatchSystem, JobState, batch_systems, choose
+from mpiboot.batch.slurm import output_path
+from mpiboot.config import Config
+from mpiboot.errors import BatchError, DeadlineError, UsageError
+from mpiboot.rendezvous import Endpoint, JobDirectory
+from mpiboot.units import show_duration
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+# What sbatch passes on to boot in variables of its own.
+FROM_BATCH_SYSTEM = ("batch_system", "workers_per_node", "cpus_per_worker", "mem", "time", "warn_before")
+
+
+class Job:
+    """One job of a batch system; `job_id` is an opaque `str`."""
+
+    def __init__(self, job_id: str, batch: BatchSystem) -> None:
+        self.job_id = job_id
+        self.batch = batch
+        home = configuration.home(os.environ)
+        self.directory = JobDirectory(home / "jobs" / batch.job_key(job_id))
+        self._submitted_log = home / "logs" / f"{batch.name}-{job_id}.out"
+
+    def __repr__(self) -> str:
+        return f"<mpiboot.Job {self.job_id} on {self.batch.name}>"
+
+    def ask(self) -> JobState:
+        """What the batch system says now."""
+        return self.batch.state(self.job_id)
+
+    @property
+    def state(self) -> str:
+        """The batch system's word for the job's state, such as PENDING or RUNNING."""
+        return self.ask().state
+
+    @property
+    def reason(self) -> str:
+        """Why it is in that state, as the batch system has it."""
+        return self.ask().reason
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """What to connect to; None until the workers are there."""
+        return self.directory.read_endpoint()
+
+    def log_files(self) -> list[Path]:
+        """The job's logs that exist: boot's, the ranks', and the job's own output."""
+        output = output_path(self.job_id) if self.batch.name == "slurm" else None
+        candidates = [output or self._submitted_log, self.directory.boot_log, self.directory.ranks_log]
+        return [path for path in candidates if path.is_file()]
+
+    def logs(self) -> str:
+        """All of the job's logs, each under its name."""
+        return "\n".join(f"==> {path} <==\n{path.read_text(errors='replace')}" for path in self.log_files())
+
+    def log_tail(self, lines: int = 20) -> str:
+        """The end of what explains the job's state best: boot's log, else the job's output."""
+        for path in (self.directory.boot_log, *self.log_files()):
+            if path.is_file() and (text := path.read_text(errors="replace").strip()):
+                return f"The end of {path}:\n" + "\n".join("  " + line for line in text.splitlines()[-lines:])
+        return "It left no log."
+
+    def wait(
+        self, timeout_s: float | None = None, *, polls: Callable[[float], float] | None = None
+    ) -> JobState:
+        """Wait until the job has ended.
+
+        Raises
+        ------
+        DeadlineError
+            It has not after `timeout_s`.
+        """
+        start = time.monotonic()
+        while (state := self.ask()).live:
+            waited = time.monotonic() - start
+            if timeout_s is not None and waited > timeout_s:
+                raise DeadlineError(f"job {self.job_id} is still {state.state} after {show_duration(waited)}")
+            time.sleep((polls or poll_interval_s)(waited))
+        return state
+
+    def stop(self, timeout_s: float = 60.0) -> JobState:
+        """End the job, and return when its nodes are released."""
+        if self.ask().live:
+            self.batch.stop(self.job_id)
+        return self.wait(timeout_s, polls=lambda waited: 0.2 if waited < 10 else 1.0)
+
+    def client(self, **arguments: Any) -> Client:
+        """`mpiboot.connect` to this job."""
+        from mpiboot.client import connect
+
+        return connect(self, **arguments)
+
+
+def poll_interval_s(waited_s: float) -> float:
+    """Gentle on the batch system: a question a second for the first minute, then every 10 s."""
+    return 1.0 if waited_s < 60 else 10.0
+
+
+def submit(**options: Any) -> Job:
+    """Submit one job that becomes one Dask cluster.
+
+    Parameters
+    ----------
+    **options
+        Those of `mpiboot submit`, with underscores: `nodes=2, workers_per_node=4, interface="ib0"`;
+        `command=["python", "analysis.py"]` is batch mode.
+
+    Returns
+    -------
+    Job
+        Pending, most likely.
+
+    Raises
+    ------
+    UsageError, EnvironmentUnfitError, BatchError
+        Refused before anything was submitted.
+    """
+    return submit_config(load_config(options))
+
+
+def load_config(options: Mapping[str, Any]) -> Config:
+    """Options before environment before file before default."""
+    import dask
+
+    command = options.get("command") or ()
+    given = {name: value for name, value in options.items() if name != "command"}
+    files_layer = dict(dask.config.get("mpiboot", {}) or {})
+    files_layer = {str(name).replace("-", "_"): value for name, value in files_layer.items()}
+    merged = configuration.merge(
+        files_layer, configuration.environment_layer(os.environ), given, command=tuple(map(str, command))
+    )
+    prefix = (
+        Path(merged.env) if merged.env else environment.active_prefix(os.environ, sys.prefix, sys.base_prefix)
+    )
+    return replace(merged, env=str(prefix.expanduser().absolute()))
+
+
+def submit_config(config: Config, *, say: Callable[[str], None] = lambda line: None) -> Job:
+    """Check, pack the environment if it changed, submit."""
+    batch = choose(config.batch_system)
+    assert config.env
+    environment.check_environment(Path(config.env))
+    variables = environment.asked_variables(config.env_var, os.environ)
+    if not config.no_stage:
+        config = replace(config, archive=str(pack(Path(config.env), say)))
+    with as_file(script_of(batch.name)) as script:
+        command = submit_command(config, batch, script)
+        job_id = batch.submit(command, submit_environment(os.environ, variables))
+    return Job(job_id, batch)
+
+
+def submit_command(config: Config, batch: BatchSystem, script: Path) -> list[str]:
+    """What submits this job; `--dry-run` shows it."""
+    home = configuration.home(os.environ)
+    log = home / "logs"
+    if not config.command:
+        log.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with_home = replace(config, home=str(home) if os.environ.get("MPIBOOT_HOME") else None)
+    leave_out = FROM_BATCH_SYSTEM if batch.name == "slurm" else ("batch_system",)
+    return batch.submit_command(config, script, configuration.boot_arguments(with_home, leave_out), log)
+
+
+def submit_environment(environ: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment, less what belongs to a job that it may itself run in."""
+    kept = {name: value for name, value in environ.items() if not environment.of_another_job(name)}
+    return {**kept, **variables}
+
+
+def script_of(batch_system: str) -> Any:
+    """The job script that ships with this mpiboot."""
+    script = files("mpiboot.jobscripts") / f"{batch_system}.sh"
+    if not script.is_file():
+        raise UsageError(f"no job script for {batch_system!r}; there are slurm and local")
+    return script
+
+
+def pack(prefix: Path, say: Callable[[str], None]) -> Path:
+    """The archive of an environment, packed again only if it changed."""
+    from envpack.pack import pack as pack_environment
+
+    result = pack_environment(prefix)
+    for warning in result.warnings:
+        say(f"warning: {warning}")
+    how = "unchanged since it was packed" if result.reused else f"packed in {show_duration(result.seconds)}"
+    say(f"environment {prefix}: {how}")
+    return result.path
+
+
+def find_job(wanted: str | Job | None = None) -> Job:
+    """A job by id, by `--job-name`, or the only live one.
+
+    Raises
+    ------
+    BatchError
+        None is live, or several are: the message lists them.
+    """
+    if isinstance(wanted, Job):
+        return wanted
+    live = live_jobs()
+    if wanted is None:
+        if not live:
+            raise BatchError("no job of mpiboot's is pending or running here. Start one: mpiboot submit …")
+        if len(live) > 1:
+            raise BatchError(f"several jobs are live; name one of them:\n{describe(live)}")
+        return live[0][0]
+    by_name = [job for job, state in live if state.name == wanted]
+    if len(by_name) > 1:
+        raise BatchError(f"several live jobs are named {wanted}; give a job id:\n{describe(live)}")
+    if by_name:
+        return by_name[0]
+    systems = batch_systems()
+    if wanted.isdigit() and "slurm" in systems:
+        return Job(wanted, systems["slurm"])
+    return Job(wanted.removeprefix("local-"), _local(wanted, systems["local"]))
+
+
+def _local(wanted: str, local: BatchSystem) -> BatchSystem:
+    from mpiboot.batch.local import parse_job_id
+
+    parse_job_id(wanted)
+    return local
+
+
+def live_jobs() -> list[tuple[Job, JobState]]:
+    """This user's live jobs of all batch systems here, oldest first."""
+    return [(Job(state.job_id, batch), state) for batch in batch_systems().values() for state in batch.jobs()]
+
+
+def describe(live: Sequence[tuple[Job, JobState]]) -> str:
+    return "\n".join(
+        f"  {job.job_id}  {state.name}  {state.state}  {state.nodes or state.reason}".rstrip()
+        for job, state in live
+    )
+
+
+def show_command(command: Sequence[str]) -> str:
+    """A command line that a user could type."""
+    return shlex.join(command)

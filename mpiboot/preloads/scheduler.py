@@ -1,0 +1,112 @@
+"""Inside the scheduler: tells boot who comes and goes, and closes when boot says so, dies, or nobody needs it."""
+
+import asyncio
+import json
+import logging
+import os
+import time
+from typing import Any
+
+from distributed import Scheduler
+from distributed.diagnostics.plugin import SchedulerPlugin
+from tornado.ioloop import PeriodicCallback
+
+from mpiboot.control import socket_address
+
+logger = logging.getLogger(__name__)
+
+CONTROL_FOLDER_VARIABLE = "MPIBOOT_CONTROL_FOLDER"
+IDLE_TIMEOUT_VARIABLE = "MPIBOOT_IDLE_TIMEOUT_S"
+EVENT_TOPIC = "mpiboot"
+PLUGIN_NAME = "mpiboot"
+
+
+class Reporter(SchedulerPlugin):
+    """Boot's eyes and hands in the scheduler."""
+
+    name = PLUGIN_NAME
+
+    def __init__(self, scheduler: Scheduler, idle_timeout_s: float | None) -> None:
+        self.scheduler = scheduler
+        self.idle_timeout_s = idle_timeout_s
+        self.last_client = time.monotonic()
+        self.close_reason = "client-shutdown"
+        self.writer: asyncio.StreamWriter | None = None
+        self.callback = PeriodicCallback(self.check_idle, 1000)
+
+    async def connect(self, folder: str) -> None:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        reader, self.writer = await asyncio.open_unix_connection(socket_address(handle))
+        os.close(handle)
+        dashboard = self.scheduler.services.get("dashboard")
+        self.tell(
+            "scheduler",
+            id=self.scheduler.id,
+            address=self.scheduler.address,
+            dashboard_port=dashboard.port if dashboard else None,
+        )
+        self.listening = asyncio.create_task(self.listen(reader))
+        self.callback.start()
+
+    def tell(self, event: str, **details: Any) -> None:
+        if self.writer and not self.writer.is_closing():
+            self.writer.write(json.dumps({"event": event, "time": time.time(), **details}).encode() + b"\n")
+
+    async def listen(self, reader: asyncio.StreamReader) -> None:
+        async for line in reader:
+            order = json.loads(line)
+            if order["command"] == "close":
+                await self.close_scheduler(order["reason"])
+            elif order["command"] == "announce":
+                self.scheduler.log_event(EVENT_TOPIC, order["message"])
+        # Boot is gone: nobody would record how this ended, renew a deadline or clean up.
+        await self.close_scheduler("boot-died")
+
+    async def close_scheduler(self, reason: str) -> None:
+        self.close_reason = reason
+        await self.scheduler.close(reason=f"mpiboot: {reason}")
+
+    def check_idle(self) -> None:
+        """Dask's own idle timeout ends a cluster under a thinking user: a connected client counts as use here."""
+        clients = [client for client in self.scheduler.clients if client != "fire-and-forget"]
+        if clients or self.scheduler.check_idle() is None:
+            self.last_client = time.monotonic()
+        elif self.idle_timeout_s and time.monotonic() - self.last_client > self.idle_timeout_s:
+            self.callback.stop()
+            self.closing = asyncio.create_task(self.close_scheduler("idle-timeout"))
+
+    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+        state = scheduler.workers[worker]
+        self.tell("worker", address=worker, name=str(state.name), ip=state.host, n=len(scheduler.workers))
+
+    def remove_worker(self, scheduler: Scheduler, worker: str, **details: Any) -> None:
+        if scheduler.status.name == "running":
+            self.tell("lost-worker", address=worker, n=len(scheduler.workers))
+
+    def add_client(self, scheduler: Scheduler, client: str) -> None:
+        self.tell("client", client=client)
+
+    def remove_client(self, scheduler: Scheduler, client: str) -> None:
+        self.tell("lost-client", client=client)
+
+
+async def dask_setup(scheduler: Scheduler) -> None:
+    if PLUGIN_NAME in scheduler.plugins:  # preloads can run twice
+        return
+    try:
+        timeout = os.environ.get(IDLE_TIMEOUT_VARIABLE)
+        reporter = Reporter(scheduler, float(timeout) if timeout else None)
+        scheduler.add_plugin(reporter, name=PLUGIN_NAME)
+        await reporter.connect(os.environ[CONTROL_FOLDER_VARIABLE])
+    except BaseException:
+        # Distributed only logs what a preload raises, and a scheduler that boot cannot see would run for ever.
+        logger.critical("the scheduler cannot reach boot: it ends", exc_info=True)
+        os._exit(1)
+
+
+async def dask_teardown(scheduler: Scheduler) -> None:
+    reporter: Reporter = scheduler.plugins[PLUGIN_NAME]
+    reporter.callback.stop()
+    reporter.tell("closed", reason=reporter.close_reason)
+    if reporter.writer:
+        await reporter.writer.drain()
