@@ -129,7 +129,7 @@ def slurm_memory_bytes(environ: Mapping[str, str], job: str, cpus: int) -> int |
         return per_cpu * cpus * MIB
     # `scontrol show job --details` names each group of nodes with its `Mem=` in MiB; 0 means no limit.
     found = [int(value) for value in re.findall(r"CPU_IDs=\S* Mem=(\d+)", job)]
-    return min(found) * MIB if found and min(found) else None
+    return min(found, default=0) * MIB or None
 
 
 def slurm_time(text: str | None) -> float | None:

@@ -78,7 +78,7 @@ def prepare(orders: Mapping[str, Any]) -> dict[str, Any]:
 
         start = time.time()
         result = stage(orders["archive"], root, jobs=orders["jobs"], expected_pack_id=orders["pack_id"])
-        answer["stage"] = {**result.to_json(), "start": start, "end": time.time()}
+        answer["stage"] = {**asdict(result), "prefix": str(result.prefix), "start": start, "end": time.time()}
     return answer
 
 

