@@ -1,0 +1,446 @@
+"""Boot, break and end a cluster: one init for the switch, below it one for the login node and one for each node.
+
+The switch's pid namespace holds every process of the cluster, and its network namespace every bridge, so killing that one
+init ends the cluster whatever state it was in; what is left then is the cluster's folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import encodings.idna  # noqa: F401  (sockets import it late, when an interpreter below /root or /home is hidden)
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import namespaces as ns
+from siteconf import SFTP_PORT, Site, clean_environment, etc_files
+
+SFTP_SERVERS = ("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server")
+UP_TIMEOUT_S = 60.0
+KILL_TIMEOUT_S = 20.0
+LOCK_TIMEOUT_S = 90.0
+
+
+class MiniclusterError(Exception):
+    """What the user reads, in one line."""
+
+
+class Cluster:
+    """The cluster that lives in `folder`, up or not."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def site(self) -> Site:
+        return Site.from_json((self.folder / "site.json").read_text())
+
+    def pid_file(self, host: str) -> Path:
+        return self.folder / "pids" / host
+
+    def process(self, host: str) -> ns.Process:
+        """Return the init of the switch, the login node or a node."""
+        if not self.is_up():
+            raise MiniclusterError(f"no cluster is up in {self.folder}; `minicluster up` boots one")
+        process = ns.Process.read(self.pid_file(host))
+        if process is None:
+            known = ", ".join(self.site.host_names())
+            raise MiniclusterError(
+                f"{host} is not up (hosts: {known}); `minicluster start` boots a killed node"
+            )
+        return process
+
+    def is_up(self) -> bool:
+        return ns.Process.read(self.pid_file("switch")) is not None
+
+    # ---- up and down
+
+    def up(self, site: Site) -> None:
+        if self.is_up():
+            raise MiniclusterError(f"{site.name} is already up in {self.folder}")
+        self.down()  # what a killed `up`, or a reboot, has left
+        try:
+            self.folder.mkdir(mode=0o755)
+        except OSError as error:
+            raise MiniclusterError(f"cannot make {self.folder}: {error.strerror}") from error
+        try:
+            with self.locked():
+                self._boot(site)
+        except BaseException:
+            self.down(keep_logs_of_failure=True)
+            raise
+
+    def _boot(self, site: Site) -> None:
+        deadline = time.monotonic() + UP_TIMEOUT_S
+        write_files(self.folder, site)
+        switch = ns.spawn(
+            "switch",
+            lambda: set_up_switch(site),
+            parent=None,
+            pid_file=self.pid_file("switch"),
+            log=self._log_file("switch"),
+            timeout_s=UP_TIMEOUT_S,
+            flags=ns.ALL,
+        )
+        switch.release()
+        switch.wait_ready(deadline)
+        self._spawn_host(site, "login").wait_ready(deadline)
+        for node in [self._spawn_host(site, name) for name in site.node_names()]:
+            node.wait_ready(deadline)
+        self._wait(deadline, "every node is idle", self._all_idle)
+
+    def down(self, keep_logs_of_failure: bool = False) -> None:
+        """End everything and remove the folder. Idempotent, and right for any state an interrupted `up` can leave."""
+        if not self.folder.exists():
+            return
+        if not (self.folder / "site.json").exists():
+            try:
+                self.folder.rmdir()  # an `up` that was killed just after making it
+            except OSError:
+                raise MiniclusterError(
+                    f"{self.folder} is no minicluster's folder; it is left alone"
+                ) from None
+            return
+        with self.locked():
+            switch = ns.Process.read(self.pid_file("switch"))
+            if switch is not None:
+                switch.kill(KILL_TIMEOUT_S)
+            if keep_logs_of_failure:
+                print_logs(self.folder)
+            remove_folder(self.folder)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """One command at a time changes the cluster; a killed one's lock is free at once."""
+        deadline = time.monotonic() + LOCK_TIMEOUT_S
+        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise MiniclusterError(
+                            f"another minicluster command has held {self.folder} for {LOCK_TIMEOUT_S:g} s"
+                        ) from None
+                    time.sleep(0.05)
+            yield
+        finally:
+            os.close(descriptor)
+
+    # ---- hosts
+
+    def _log_file(self, host: str) -> Path:
+        return self.folder / "log" / host / "init.log"
+
+    def _spawn_host(self, site: Site, host: str) -> ns.Init:
+        init = ns.spawn(
+            host,
+            lambda: set_up_host(site, host),
+            parent=self.process("switch"),
+            pid_file=self.pid_file(host),
+            log=self._log_file(host),
+            timeout_s=UP_TIMEOUT_S,
+        )
+        # The kernel frees a killed node's network namespace, and its cables, a little later than its processes.
+        self._switch_ip([f"link del {port}" for port, _ in ports(site, host)], check=False)
+        self._switch_ip(plug_commands(site, host, init.process.pid))
+        init.release()
+        return init
+
+    def _switch_ip(self, commands: list[str], check: bool = True) -> None:
+        switch = self.process("switch")
+        ip_batch(commands, prefix=["nsenter", f"--net=/proc/{switch.pid}/ns/net"], check=check)
+
+    def kill(self, host: str) -> None:
+        """End all that runs on a node at once, as a power cut does."""
+        with self.locked():
+            self.process(host).kill(KILL_TIMEOUT_S)
+            self.pid_file(host).unlink()
+
+    def start(self, host: str) -> None:
+        """Boot a killed node, and return when it may get jobs again."""
+        if ns.Process.read(self.pid_file(host)) is not None:
+            raise MiniclusterError(f"{host} is already up")
+        with self.locked():
+            deadline = time.monotonic() + UP_TIMEOUT_S
+            before = self._node_facts(host).get("SlurmdStartTime")
+            self._spawn_host(self.site, host).wait_ready(deadline)
+
+            def registered() -> bool:
+                facts = self._node_facts(host)
+                state = facts.get("State", "UNKNOWN")
+                return facts.get("SlurmdStartTime") != before and not any(
+                    word in state for word in ("DOWN", "UNKNOWN", "*", "NOT_RESPONDING")
+                )
+
+            self._wait(deadline, f"{host} has registered", registered)
+
+    def set_link(self, host: str, state: str, interface: str | None = None) -> None:
+        self.process(host)
+        chosen = [port for port, name in ports(self.site, host) if interface in (None, name)]
+        if not chosen:
+            raise MiniclusterError(
+                f"{host} has no interface {interface}; it has {', '.join(self.site.interfaces())}"
+            )
+        self._switch_ip([f"link set {port} {state}" for port in chosen])
+
+    # ---- asking
+
+    def run(self, host: str, user: str, argv: list[str]) -> int:
+        """Run a command on a host as a user, on our own standard streams; return its exit status."""
+        site = self.site
+        process = self.process(host)
+        return ns.run_inside(process, lambda: exec_as(site, user, argv))
+
+    def _slurm(self, argv: list[str]) -> str:
+        """Return what a Slurm command says on the login node, "" where slurmctld does not answer yet."""
+        login = self.process("login")
+        command = ["nsenter", f"--target={login.pid}", "--mount", "--net", "--uts", "--ipc", *argv]
+        done = subprocess.run(
+            command, env=clean_environment(self.site, "root"), capture_output=True, text=True, timeout=20
+        )
+        return done.stdout if done.returncode == 0 else ""
+
+    def _all_idle(self) -> bool:
+        return self._slurm(["sinfo", "-h", "-p", "multiple", "-o", "%T %D"]).split() == [
+            "idle",
+            str(self.site.nodes),
+        ]
+
+    def _node_facts(self, host: str) -> dict[str, str]:
+        words = self._slurm(["scontrol", "--oneliner", "show", "node", host]).split()
+        return dict(word.split("=", 1) for word in words if "=" in word)
+
+    def _wait(self, deadline: float, what: str, probe: Callable[[], bool]) -> None:
+        wait_until(probe, what, deadline, interval_s=0.1)
+
+    def status(self) -> str:
+        site = self.site
+        dead = [name for name in site.host_names() if ns.Process.read(self.pid_file(name)) is None]
+        return "\n".join(
+            [
+                f"name    {site.name}",
+                f"folder  {self.folder}",
+                f"home    {self.folder}/home ({site.shared_fs}; users {', '.join(site.users)})",
+                f"nodes   {site.nodes} of {site.cpus} CPUs and {site.memory_mb} MB; killed: {', '.join(dead) or 'none'}",
+                self._slurm(["sinfo"]),
+            ]
+        )
+
+
+# ---- the folder
+
+
+def write_files(folder: Path, site: Site) -> None:
+    (folder / "site.json").write_text(site.to_json())
+    for path, text in etc_files(site).items():
+        file = folder / "etc" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    for name in ("pids", "munge", *(f"log/{host}" for host in ["switch", *site.host_names()])):
+        (folder / name).mkdir(parents=True)
+    (folder / "home").mkdir()
+    for user in site.users:
+        home = folder / "home" / user
+        home.mkdir(mode=0o700)
+        os.chown(home, site.uid(user), site.uid(user))
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove `site.json` last: it is what says that the folder is ours, should we be interrupted."""
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != "site.json":
+            entry.unlink()
+    (folder / "site.json").unlink()
+    folder.rmdir()
+
+
+def print_logs(folder: Path, lines: int = 8) -> None:
+    for log in sorted(folder.glob("log/*/*.log")):
+        tail = log.read_text(errors="replace").splitlines()[-lines:]
+        if tail:
+            print(f"--- {log.parent.name}/{log.name}", *tail, sep="\n", file=sys.stderr)
+
+
+# ---- the network
+
+
+def ports(site: Site, host: str) -> list[tuple[str, str]]:
+    """Return (the switch's end, the host's interface) of each of its cables."""
+    return [(f"{host}.{index}", name) for index, name in enumerate(site.interfaces())]
+
+
+def plug_commands(site: Site, host: str, pid: int) -> list[str]:
+    return [
+        f"link add {port} master switch{index} up type veth peer name {name} netns {pid}"
+        for index, (port, name) in enumerate(ports(site, host))
+    ]
+
+
+def ip_batch(commands: list[str], prefix: list[str] | None = None, check: bool = True) -> None:
+    """Run ip(8) commands; without `check`, all of them, whichever fail."""
+    argv = [*(prefix or []), "ip", *([] if check else ["-force"]), "-batch", "-"]
+    done = subprocess.run(argv, input="\n".join(commands), capture_output=True, text=True, timeout=20)
+    if check and done.returncode:
+        raise MiniclusterError(f"ip: {done.stderr.strip()}")
+
+
+# ---- inside: these run in an init, in its new namespaces
+
+
+def set_up_switch(site: Site) -> None:
+    ns.mount("none", "/", flags=ns.MS_REC | ns.MS_PRIVATE)
+    ns.mount("proc", "/proc", "proc")
+    socket.sethostname("switch")
+    bridges = [f"switch{index}" for index in range(len(site.interfaces()))]
+    ip_batch([f"link add {name} up type bridge" for name in bridges])
+
+
+def set_up_host(site: Site, host: str) -> None:
+    socket.sethostname(host)
+    set_up_network(site, host)
+    set_up_mounts(site, host)
+    if host == "login":
+        start_login_daemons(site)
+    else:
+        if site.shared_fs == "sshfs":
+            mount_homes(site)
+        daemon(site, ["slurmd", "-D", "-N", host])
+
+
+def set_up_network(site: Site, host: str) -> None:
+    commands = ["link set lo up"]
+    for interface, network in site.interfaces().items():
+        commands += [
+            f"addr add {network}.{site.host_number(host)}/24 dev {interface}",
+            f"link set {interface} up",
+        ]
+    ip_batch(commands)
+
+
+def set_up_mounts(site: Site, host: str) -> None:
+    """Give the host all that is its own, and hide the rest of the machine that it could change or look into."""
+    folder = f"/proc/self/fd/{os.open(site.folder, os.O_PATH)}"  # to be reached after it is hidden
+    ns.mount("proc", "/proc", "proc")
+    # A fresh sysfs shows this network namespace's devices. slurmd ends without a file system at /sys/fs/cgroup; an
+    # empty one keeps it, and all others, off the host's groups.
+    ns.mount("sysfs", "/sys", "sysfs")
+    ns.tmpfs("/sys/fs/cgroup")
+    for path in ("hosts", "passwd", "group", "slurm"):
+        ns.bind(f"{folder}/etc/{path}", f"/etc/{path}")
+    for path in ("/tmp", "/var/tmp", "/dev/shm"):
+        ns.tmpfs(path, mode="1777")
+    ns.tmpfs("/root", mode="0700")
+    ns.bind(f"{folder}/log/{host}", "/var/log")
+    if site.shared_fs == "bind" or host == "login":
+        ns.bind(f"{folder}/home", "/home")
+    else:
+        ns.tmpfs("/home")
+    ns.tmpfs("/run")
+    for name in ("munge", "slurmd", "slurmctld", "user"):
+        Path("/run", name).mkdir()
+    ns.bind(f"{folder}/munge", "/run/munge")
+    if Path(site.folder).exists():
+        ns.tmpfs(site.folder)
+    ns.mount("none", "/", flags=ns.MS_REMOUNT | ns.MS_BIND | ns.MS_RDONLY)
+
+
+def start_login_daemons(site: Site) -> None:
+    deadline = time.monotonic() + UP_TIMEOUT_S
+    key = Path("/run/munge.key")
+    key.touch(mode=0o600)
+    key.write_bytes(os.urandom(128))
+    socket_file = Path("/run/munge/munge.socket.2")
+    daemon(
+        site,
+        [
+            "munged",
+            "--foreground",
+            f"--socket={socket_file}",
+            f"--key-file={key}",
+            "--log-file=/var/log/munged.log",
+            "--pid-file=/run/munged.pid",
+            "--seed-file=/run/munged.seed",
+        ],
+    )
+    if site.shared_fs == "sshfs":
+        for index, user in enumerate(site.users):
+            listen = f"TCP-LISTEN:{SFTP_PORT + index},fork,reuseaddr"
+            daemon(site, ["socat", listen, f"EXEC:{sftp_server()}"], user=user)
+            wait_until(lambda port=SFTP_PORT + index: listens(port), f"sftp of {user} answers", deadline)
+    wait_until(socket_file.exists, "munged listens", deadline)
+    daemon(site, ["slurmctld", "-D"])
+
+
+def mount_homes(site: Site) -> None:
+    """Mount each home as its user sees it: the server has that user's rights, so files get their owner right."""
+    for index, user in enumerate(site.users):
+        home = Path(site.home(user))
+        home.mkdir()
+        options = f"directport={SFTP_PORT + index},allow_other,default_permissions"
+        done = subprocess.run(
+            ["sshfs", "-o", options, f"login:{home}", str(home)], capture_output=True, text=True, timeout=30
+        )
+        if done.returncode:
+            raise MiniclusterError(f"sshfs {home}: {done.stderr.strip()}")
+
+
+def daemon(site: Site, argv: list[str], user: str = "root") -> None:
+    """Start a daemon that lives as long as this init; what it prints goes to the init's log."""
+    uid = site.uid(user)
+    subprocess.Popen(
+        argv, env=clean_environment(site, user), cwd="/", user=uid, group=uid, extra_groups=[], umask=0o022
+    )
+
+
+def sftp_server() -> str:
+    return next(path for path in SFTP_SERVERS if Path(path).exists())
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def exec_as(site: Site, user: str, argv: list[str]) -> NoReturn:
+    """Become the user, in their home, with a clean environment and the default signals, and exec."""
+    environment = clean_environment(site, user)
+    if "TERM" in os.environ:
+        environment["TERM"] = os.environ["TERM"]
+    for signum in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(signum, signal.SIG_DFL)  # Python ignores them, and exec would pass that on
+    os.initgroups(user, site.uid(user))
+    os.setgid(site.uid(user))
+    os.setuid(site.uid(user))
+    os.umask(0o022)
+    os.chdir(environment["HOME"])
+    ns.die_with_parent()  # after setuid, which clears it: prctl(2)
+    os.environ["PATH"] = environment["PATH"]
+    try:
+        os.execvpe(argv[0], argv, environment)
+    except OSError as error:
+        print(f"minicluster: {argv[0]}: {error.strerror}", file=sys.stderr, flush=True)
+        os._exit(127 if isinstance(error, FileNotFoundError) else 126)
+
+
+def wait_until(probe: Callable[[], bool], what: str, deadline: float, interval_s: float = 0.05) -> None:
+    started = time.monotonic()
+    while not probe():
+        if time.monotonic() > deadline:
+            raise MiniclusterError(f"waited {time.monotonic() - started:.0f} s in vain until {what}")
+        time.sleep(interval_s)

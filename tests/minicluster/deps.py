@@ -1,0 +1,62 @@
+"""Which Debian packages the cluster needs, and their installation without their services."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from cluster import SFTP_SERVERS, MiniclusterError
+
+POLICY = Path("/usr/sbin/policy-rc.d")
+SERVICES = ("munge", "slurmctld", "slurmd")
+
+
+def missing_packages(with_sshfs: bool = True) -> list[str]:
+    """Return the packages, each looked for by what the cluster calls from it."""
+    path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+    def lacks(*programs: str) -> bool:
+        return not all(shutil.which(program, path=path) for program in programs)
+
+    wanted = {
+        "slurm-wlm": lacks("slurmctld", "slurmd", "sbatch") or not Path("/etc/slurm").is_dir(),
+        "munge": lacks("munged"),
+        "iproute2": lacks("ip"),
+        "util-linux": lacks("nsenter"),
+    }
+    if with_sshfs:
+        wanted |= {
+            "sshfs": lacks("sshfs"),
+            "socat": lacks("socat"),
+            "openssh-sftp-server": not any(Path(server).exists() for server in SFTP_SERVERS),
+        }
+    return [package for package, is_missing in wanted.items() if is_missing]
+
+
+def install(packages: list[str]) -> None:
+    """Install with apt-get. The cluster starts its own daemons, so the packages' services are kept from starting."""
+    if not packages:
+        print("nothing to do: every package is there")
+        return
+    if shutil.which("apt-get") is None:
+        raise MiniclusterError(f"no apt-get here; install what Debian calls {' '.join(packages)}")
+    print(f"installing {' '.join(packages)}", flush=True)
+    ours = not POLICY.exists()
+    if ours:
+        POLICY.write_text("#!/bin/sh\nexit 101\n")  # invoke-rc.d(8): "action forbidden by policy"
+        POLICY.chmod(0o755)
+    try:
+        apt_get("update", "-qq")
+        apt_get("install", "-y", "-qq", "--no-install-recommends", *packages)
+    finally:
+        if ours:
+            POLICY.unlink()
+    if shutil.which("systemctl"):  # nor at the next boot
+        subprocess.run(["systemctl", "disable", "--quiet", *SERVICES], timeout=60, check=False)
+
+
+def apt_get(*arguments: str) -> None:
+    command = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", *arguments]
+    if subprocess.run(command, timeout=900).returncode:
+        raise MiniclusterError(f"failed: apt-get {' '.join(arguments)}")
