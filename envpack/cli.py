@@ -1,0 +1,218 @@
+"""The `envpack` command: parses, prints, maps errors to exit statuses; nothing else does.
+
+argparse rather than click: a node imports this from a slow file system, and `pack` alone may import more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from envpack.errors import EnvpackError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_UNITS = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+    "ti": 2**40,
+}
+_TIMES = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns
+    -------
+    int
+        0 done, 1 a named failure. Bad usage exits with 2.
+    """
+    arguments = _parser().parse_args(argv)
+    # Ended from outside, leave nothing behind: as with Ctrl-C.
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return int(arguments.run(arguments))
+    except EnvpackError as exc:
+        print(f"envpack: error: {exc}", file=sys.stderr)
+        return exc.exit_status
+    except KeyboardInterrupt:
+        print("envpack: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+
+
+def _terminate(_signal: int, _frame: Any) -> NoReturn:
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="envpack",
+        description="One environment, one archive, a verified copy on every node.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    pack = commands.add_parser(
+        "pack", help="pack an environment; prints the archive's path", allow_abbrev=False
+    )
+    pack.add_argument("--prefix", metavar="DIR", help="the environment (default: the active one)")
+    pack.add_argument("--output", metavar="FILE", help="the archive (default: below $MPIBOOT_HOME/packs)")
+    pack.add_argument("--level", metavar="N", type=_number(1, 19), help="zstd's compression level, 1 to 19")
+    pack.add_argument(
+        "--jobs", metavar="N", type=_number(1, 1024), help="threads (default: the CPUs to be had)"
+    )
+    pack.add_argument("--json", action="store_true", help="print all there is to say, as JSON")
+    pack.set_defaults(run=_pack)
+
+    stage = commands.add_parser(
+        "stage", help="stage an archive on this node; prints the prefix", allow_abbrev=False
+    )
+    stage.add_argument("archive", metavar="ARCHIVE")
+    stage.add_argument("--root", metavar="DIR", help="staging root (default: $MPIBOOT_STAGE_ROOT, then /tmp)")
+    stage.add_argument(
+        "--jobs", metavar="N", type=_number(1, 1024), help="threads (default: the CPUs to be had)"
+    )
+    stage.add_argument("--expect", metavar="PACK_ID", help="refuse any other archive")
+    stage.add_argument("--transport", metavar="NAME", default="direct", help=argparse.SUPPRESS)
+    stage.add_argument("--json", action="store_true", help="print all there is to say, as JSON")
+    stage.set_defaults(run=_stage)
+
+    verify = commands.add_parser("verify", help="check an archive, or a staged prefix", allow_abbrev=False)
+    verify.add_argument("path", metavar="ARCHIVE_OR_STAGED_PREFIX")
+    verify.set_defaults(run=_verify)
+
+    gc = commands.add_parser("gc", help="remove staged prefixes that nobody uses", allow_abbrev=False)
+    gc.add_argument("--root", metavar="DIR", help="staging root (default: $MPIBOOT_STAGE_ROOT, then /tmp)")
+    gc.add_argument(
+        "--older-than", metavar="TIME", type=_seconds, help="not used for so long: 90s, 30m, 12h, 7d"
+    )
+    gc.add_argument(
+        "--max-size", metavar="SIZE", type=_bytes, help="until no more than this is left: 500M, 20G"
+    )
+    gc.set_defaults(run=_gc)
+    return parser
+
+
+def _pack(arguments: argparse.Namespace) -> int:
+    from envpack.pack import pack
+
+    prefix = arguments.prefix or os.environ.get("CONDA_PREFIX") or os.environ.get("VIRTUAL_ENV") or sys.prefix
+    with _Bar("packing") as bar:
+        result = pack(
+            prefix, arguments.output, level=arguments.level, jobs=arguments.jobs, progress=bar.progress
+        )
+    for warning in result.warnings:
+        print(f"envpack: warning: {warning}", file=sys.stderr)
+    print(result.to_json() if arguments.json else result.path)
+    return 0
+
+
+def _stage(arguments: argparse.Namespace) -> int:
+    from envpack.stage import stage
+
+    # All modes are given in full: this process makes nothing else.
+    os.umask(0)
+    with _Bar("staging") as bar:
+        result = stage(
+            arguments.archive, arguments.root, jobs=arguments.jobs, expected_pack_id=arguments.expect,
+            progress=bar.progress, transport=arguments.transport,
+        )  # fmt: skip
+    print(result.to_json() if arguments.json else result.prefix)
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from envpack.verify import verify
+
+    result = verify(arguments.path)
+    print(f"{arguments.path}: {result.files} files, {result.size_bytes} bytes, pack id {result.pack_id}")
+    return 0
+
+
+def _gc(arguments: argparse.Namespace) -> int:
+    from envpack.gc import gc
+
+    for path in gc(arguments.root, older_than_s=arguments.older_than, max_size_bytes=arguments.max_size):
+        print(path)
+    return 0
+
+
+class _Bar:
+    """Progress on a terminal; elsewhere nothing, and nothing imported."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._bar: Any = None
+        self.progress: Callable[[int, int], None] | None = None
+
+    def __enter__(self) -> _Bar:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+            self._bar = Progress(
+                TextColumn(self._what), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+                console=Console(stderr=True), transient=True,
+            )  # fmt: skip
+            self._bar.start()
+            task = self._bar.add_task(self._what, total=None)
+
+            def progress(done: int, total: int) -> None:
+                self._bar.update(task, completed=done, total=total)
+
+            self.progress = progress
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _number(least: int, most: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        value = int(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not between {least} and {most}")
+        return value
+
+    return number
+
+
+def _seconds(text: str) -> float:
+    try:
+        unit = _TIMES.get(text[-1:])
+        value = float(text) if unit is None else float(text[:-1]) * unit
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: say 90s, 30m, 12h, 7d or 2w")
+    return value
+
+
+def _bytes(text: str) -> int:
+    digits = text.rstrip("kKmMgGtTiIbB")
+    unit = text[len(digits) :].lower().removesuffix("b")
+    try:
+        value = float(digits) * _UNITS[unit]
+    except (ValueError, KeyError):
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: say 500M, 20G or 20GiB")
+    return int(value)
+
+
+__all__ = ["main"]

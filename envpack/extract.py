@@ -1,0 +1,298 @@
+"""Write an archive's members below a folder: several threads decode frames and write what is in them.
+
+Folders come first, then regular files, created exclusively, then hard links and symlinks: no file is ever written
+through a link, whatever the archive says.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from bisect import bisect_right
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import zstandard
+
+from envpack import relocate, root
+from envpack.archive import DIRECTORY, FILE, HARDLINK, SYMLINK, Index, digest, show
+from envpack.errors import CorruptArchiveError, EnvpackError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_REOPEN = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+# A frame of nothing but NULs packs to less than this.
+_MAYBE_HOLE_BYTES = 2048
+
+
+class Frames(Protocol):
+    """Where frames come from; called by several threads at once."""
+
+    def next(self) -> tuple[int, bytes | bytearray | memoryview] | None:
+        """Return a frame's number and its compressed bytes, None after the last one."""
+
+    def stop(self) -> None:
+        """Make `next` return None from now on."""
+
+
+class Extractor:
+    """One archive on its way into one folder.
+
+    Parameters
+    ----------
+    index : Index
+    relocation : Relocation
+    target : Path
+        An empty folder of ours.
+    jobs : int
+        Threads.
+    progress : callable, optional
+        Called with the bytes written since the last call, from any thread.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        relocation: relocate.Relocation,
+        target: Path,
+        jobs: int,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self.index = index
+        self.relocation = relocation
+        self.target = target
+        self.jobs = jobs
+        self.progress = progress
+        self._error: BaseException | None = None
+        self._threads: list[threading.Thread] = []
+        self._frames: Frames | None = None
+        self._root_fd = -1
+        self._umask = _umask()
+        self._starts: list[int] = []
+        self._whole: list[list[int]] = []
+        self._parts: list[list[int]] = []
+        self._spanning: list[int] = []
+        self._plan()
+
+    def _plan(self) -> None:
+        """Sort the files into those that lie in one frame, and those that span several."""
+        index = self.index
+        at = 0
+        for size in index.frame_raw_sizes:
+            self._starts.append(at)
+            at += size
+        ends = [*self._starts[1:], at]
+        self._whole = [[] for _ in self._starts]
+        self._parts = [[] for _ in self._starts]
+        frame = 0
+        for i, kind in enumerate(index.kinds):
+            if kind != FILE:
+                continue
+            offset = index.offsets[i]
+            end = offset + index.sizes[i]
+            while ends[frame] <= offset and frame + 1 < len(ends):
+                frame += 1
+            if end <= ends[frame]:
+                self._whole[frame].append(i)
+                continue
+            self._spanning.append(i)
+            for part in range(frame, bisect_right(self._starts, end - 1)):
+                self._parts[part].append(i)
+
+    def start(self, frames: Frames) -> None:
+        """Make the folders, then set the threads to work."""
+        index = self.index
+        self._root_fd = root.open_folder(self.target)
+        try:
+            for i, kind in enumerate(index.kinds):
+                if kind == DIRECTORY:
+                    os.mkdir(index.paths[i], 0o700 | index.modes[i], dir_fd=self._root_fd)
+            for i in self._spanning:
+                fd = os.open(index.paths[i], _CREATE, 0o600, dir_fd=self._root_fd)
+                os.truncate(fd, self.relocation.size(index, i))
+                os.close(fd)
+        except OSError as exc:
+            raise root.write_failed(self.target, exc) from exc
+        self._frames = frames
+        self._threads = [threading.Thread(target=self._work, args=(frames,)) for _ in range(self.jobs)]
+        for thread in self._threads:
+            thread.start()
+
+    def _work(self, frames: Frames) -> None:
+        decompressor = zstandard.ZstdDecompressor()
+        try:
+            while self._error is None:
+                item = frames.next()
+                if item is None:
+                    return
+                self._write_frame(decompressor, *item)
+        except OSError as exc:
+            self._error = root.write_failed(self.target, exc)
+            self._error.__cause__ = exc
+            frames.stop()
+        except BaseException as exc:
+            self._error = exc
+            frames.stop()
+
+    def _write_frame(
+        self, decompressor: zstandard.ZstdDecompressor, frame: int, packed: bytes | bytearray | memoryview
+    ) -> None:
+        index = self.index
+        raw_size = index.frame_raw_sizes[frame]
+        if digest(packed) != index.frame_digest_of(frame):
+            raise corrupt(index, frame, packed)
+        try:
+            data = memoryview(decompressor.decompress(packed, max_output_size=raw_size))
+        except zstandard.ZstdError as exc:
+            raise corrupt(index, frame, packed) from exc
+        if len(data) != raw_size:
+            raise corrupt(index, frame, packed)
+        start = self._starts[frame]
+        edits = self.relocation.edits
+        for i in self._whole[frame]:
+            offset = index.offsets[i] - start
+            content: memoryview | bytes = data[offset : offset + index.sizes[i]]
+            if i in edits:
+                content = relocate.apply(content, edits[i])
+            fd = os.open(index.paths[i], _CREATE, index.modes[i], dir_fd=self._root_fd)
+            try:
+                if len(content) and os.write(fd, content) != len(content):
+                    _write_all(fd, content)
+                if index.modes[i] & self._umask:
+                    os.chmod(fd, index.modes[i])  # noqa: PTH101
+                os.utime(fd, ns=(index.mtimes_ns[i], index.mtimes_ns[i]))
+            finally:
+                os.close(fd)
+        for i in self._parts[frame]:
+            self._write_part(i, start, data, hole=len(packed) < _MAYBE_HOLE_BYTES)
+        if self.progress is not None:
+            self.progress(raw_size)
+
+    def _write_part(self, i: int, frame_start: int, data: memoryview, *, hole: bool) -> None:
+        index = self.index
+        file_start = index.offsets[i]
+        begin = max(file_start, frame_start)
+        end = min(file_start + index.sizes[i], frame_start + len(data))
+        part = data[begin - frame_start : end - frame_start]
+        edits = self.relocation.edits.get(i, [])
+        if hole and not edits and bytes(part).count(0) == len(part):
+            return
+        fd = os.open(index.paths[i], _REOPEN, dir_fd=self._root_fd)
+        try:
+            for offset, piece in relocate.apply_part(begin - file_start, part, edits):
+                _pwrite_all(fd, piece, offset)
+        finally:
+            os.close(fd)
+
+    def finish(self) -> None:
+        """Wait for the threads; then modes and times of the large files, hard links, symlinks."""
+        for thread in self._threads:
+            thread.join()
+        try:
+            if self._error is not None:
+                raise self._error
+            self._finish()
+        except OSError as exc:
+            raise root.write_failed(self.target, exc) from exc
+        finally:
+            self._close()
+
+    def _finish(self) -> None:
+        index = self.index
+        for i in self._spanning:
+            fd = os.open(index.paths[i], _REOPEN, dir_fd=self._root_fd)
+            os.chmod(fd, index.modes[i])  # noqa: PTH101
+            os.utime(fd, ns=(index.mtimes_ns[i], index.mtimes_ns[i]))
+            os.close(fd)
+        for i, kind in enumerate(index.kinds):
+            if kind == HARDLINK:
+                os.link(
+                    index.links[i], index.paths[i],
+                    src_dir_fd=self._root_fd, dst_dir_fd=self._root_fd, follow_symlinks=False,
+                )  # fmt: skip
+            elif kind == SYMLINK:
+                target = self.relocation.links.get(i, index.links[i])
+                os.symlink(target, index.paths[i], dir_fd=self._root_fd)
+
+    def abort(self) -> None:
+        """Stop the threads; what they wrote is the caller's to remove."""
+        if self._error is None:
+            self._error = EnvpackError("aborted")
+        if self._frames is not None:
+            self._frames.stop()
+        for thread in self._threads:
+            thread.join()
+        self._close()
+
+    def _close(self) -> None:
+        if self._root_fd >= 0:
+            os.close(self._root_fd)
+            self._root_fd = -1
+
+
+def corrupt(index: Index, frame: int, packed: bytes | bytearray | memoryview) -> CorruptArchiveError:
+    """Return the error for a damaged frame; it names the first member whose content is not what was packed."""
+    start = sum(index.frame_raw_sizes[:frame])
+    end = start + index.frame_raw_sizes[frame]
+    data = _decode_what_can_be(packed, end - start)
+    members = []
+    for i, kind in enumerate(index.kinds):
+        offset = index.offsets[i]
+        if kind == FILE and offset < end and offset + index.sizes[i] > start:
+            members.append(i)
+    bad = next((i for i in members if not _is_good(index, i, start, data)), None)
+    if bad is not None:
+        where = f"member {show(index.paths[bad])}"
+    elif members:
+        where = f"a header near member {show(index.paths[members[0]])}"
+    else:
+        where = "headers"
+    return CorruptArchiveError(
+        f"{index.path} is damaged: {where} (frame {frame} of {len(index.frame_sizes)}, byte "
+        f"{sum(index.frame_sizes[:frame])}) is not what was packed; pack the environment again"
+    )
+
+
+def _is_good(index: Index, i: int, start: int, data: bytes) -> bool:
+    offset = index.offsets[i] - start
+    if offset < 0 or offset + index.sizes[i] > len(data):
+        return False
+    return digest(data[offset : offset + index.sizes[i]]) == index.digest_of(i)
+
+
+def _decode_what_can_be(packed: bytes | bytearray | memoryview, size: int) -> bytes:
+    decoder = zstandard.ZstdDecompressor().decompressobj()
+    decoded = bytearray()
+    view = memoryview(packed)
+    try:
+        for at in range(0, len(view), 4096):
+            decoded += decoder.decompress(view[at : at + 4096])
+            if len(decoded) > size:
+                break
+    except zstandard.ZstdError:
+        pass
+    return bytes(decoded)
+
+
+def _write_all(fd: int, content: memoryview | bytes) -> None:
+    """Write after a short write: from the start again, as the file's offset is known only to the kernel."""
+    _pwrite_all(fd, content, 0)
+
+
+def _pwrite_all(fd: int, content: memoryview | bytes, offset: int) -> None:
+    view = memoryview(content)
+    while len(view):
+        done = os.pwrite(fd, view, offset)
+        view = view[done:]
+        offset += done
+
+
+def _umask() -> int:
+    """Return the umask without changing it, which another thread could notice."""
+    with Path("/proc/self/status").open(encoding="latin-1") as status:
+        for line in status:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    return 0o777

@@ -1,0 +1,150 @@
+"""What is to be packed, and how it stands in a tar stream."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from envpack.archive import DIRECTORY, FILE, HARDLINK, SYMLINK
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+BLOCK = 512
+_TYPES = {FILE: b"0", HARDLINK: b"1", SYMLINK: b"2", DIRECTORY: b"5"}
+
+
+@dataclass(slots=True)
+class Member:
+    """One file, folder or link on its way into an archive.
+
+    Attributes
+    ----------
+    path : bytes
+        Relative to the prefix.
+    kind : int
+        `FILE`, `DIRECTORY`, `SYMLINK` or `HARDLINK`.
+    source : bytes
+        Where its content is; empty where `data` is it.
+    relocation : str
+        "none"; "text" or "binary", which hold `placeholder`; "unknown", which may hold the source prefix.
+    """
+
+    path: bytes
+    kind: int
+    mode: int = 0o755
+    mtime_ns: int = 0
+    size: int = 0
+    source: bytes = b""
+    data: bytes | None = None
+    link: bytes = b""
+    relocation: str = "none"
+    placeholder: bytes = b""
+    inode: tuple[int, int] = (0, 0)
+    digest: bytes = bytes(16)
+    offset: int = 0
+    record: list[object] = field(default_factory=list)
+
+
+def from_stat(
+    path: bytes, source: bytes, info: os.stat_result, relocation: str = "none", placeholder: bytes = b""
+) -> Member | None:
+    """Return a member for what `lstat` says of a source, None where it is no file, folder or link."""
+    mode = stat.S_IMODE(info.st_mode) & 0o777
+    if stat.S_ISREG(info.st_mode):
+        inode = (info.st_dev, info.st_ino) if info.st_nlink > 1 else (0, 0)
+        return Member(
+            path, FILE, mode, info.st_mtime_ns, info.st_size, source,
+            relocation=relocation, placeholder=placeholder, inode=inode,
+        )  # fmt: skip
+    if stat.S_ISLNK(info.st_mode):
+        link = os.readlink(source)  # noqa: PTH115
+        return Member(path, SYMLINK, 0o777, info.st_mtime_ns, link=link, relocation=relocation)
+    if stat.S_ISDIR(info.st_mode):
+        return Member(path, DIRECTORY, mode)
+    return None
+
+
+def arrange(members: Iterable[Member], folder_modes: dict[bytes, int]) -> list[Member]:
+    """Return members in the order of the archive: folders, files, hard links, symlinks.
+
+    Of two with the same path the later one counts, as it would for tar. Folders that are only named by what is in them
+    are added, and all may be written to, or the staged copy could not be removed again.
+    """
+    unique = {member.path: member for member in members}
+    for path in list(unique):
+        parent = path.rpartition(b"/")[0]
+        while parent:
+            above = unique.get(parent)
+            if above is not None and above.kind == DIRECTORY:
+                break
+            # A symlink to a folder and files through it: the folder that they need takes its place.
+            unique[parent] = Member(parent, DIRECTORY, folder_modes.get(parent, 0o755))
+            parent = parent.rpartition(b"/")[0]
+    first: dict[tuple[object, ...], Member] = {}
+    for path in sorted(unique):
+        member = unique[path]
+        if member.kind == DIRECTORY:
+            member.mode |= 0o700
+        elif member.kind == FILE and member.inode != (0, 0):
+            other = first.setdefault((member.inode, member.relocation, member.placeholder), member)
+            if other is not member:
+                unique[path] = Member(path, HARDLINK, member.mode, member.mtime_ns, link=other.path)
+    order = {DIRECTORY: 0, FILE: 1, HARDLINK: 2, SYMLINK: 3}
+    return sorted(unique.values(), key=lambda member: (order[member.kind], member.path))
+
+
+def tar_header(member: Member) -> bytes:
+    """Return a member's header blocks, in GNU tar's format (tar manual, "Basic Tar Format")."""
+    path = member.path + b"/" if member.kind == DIRECTORY else member.path
+    # A bare name could be taken for an option or a volume label; tar itself writes none such either.
+    blocks = b""
+    if len(path) > 100:
+        blocks += _long(b"L", path)
+    if len(member.link) > 100:
+        blocks += _long(b"K", member.link)
+    size = member.size if member.kind == FILE else 0
+    seconds = max(0, member.mtime_ns // 1_000_000_000)
+    return blocks + _block(path, member.mode, size, seconds, _TYPES[member.kind], member.link)
+
+
+def padding(size: int) -> bytes:
+    return bytes(-size % BLOCK)
+
+
+def header_bytes(member: Member) -> int:
+    """Return the size of `tar_header(member)`, without making it."""
+    path = len(member.path) + (member.kind == DIRECTORY)
+    size = BLOCK
+    for length in (path, len(member.link)):
+        if length > 100:
+            size += 2 * BLOCK + length // BLOCK * BLOCK
+    return size
+
+
+def _long(kind: bytes, value: bytes) -> bytes:
+    content = value + b"\0"
+    return _block(b"././@LongLink", 0o644, len(content), 0, kind, b"") + content + padding(len(content))
+
+
+def _block(name: bytes, mode: int, size: int, seconds: int, kind: bytes, link: bytes) -> bytes:
+    block = bytearray(BLOCK)
+    block[0 : min(100, len(name))] = name[:100]
+    block[100:108] = b"%07o\0" % mode
+    block[108:124] = b"0000000\0" * 2
+    block[124:136] = _number(size)
+    block[136:148] = _number(seconds)
+    block[148:156] = b" " * 8
+    block[156:157] = kind
+    block[157 : 157 + min(100, len(link))] = link[:100]
+    block[257:265] = b"ustar  \0"
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def _number(value: int) -> bytes:
+    if value < 8**11:
+        return b"%011o\0" % value
+    return b"\x80" + value.to_bytes(11, "big")

@@ -1,0 +1,151 @@
+"""Check an archive, or a staged prefix, byte by byte against its index."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+import zstandard
+
+from envpack import extract, marker
+from envpack.archive import (
+    DIGEST_BYTES,
+    DIRECTORY,
+    FILE,
+    SYMLINK,
+    Index,
+    decode_index,
+    digest,
+    read_index,
+    show,
+)
+from envpack.errors import CorruptArchiveError, StageFailedError
+from envpack.relocate import Relocation
+
+if TYPE_CHECKING:
+    from envpack.archive import StrPath
+
+
+class VerifyResult(NamedTuple):
+    """What was found whole."""
+
+    path: Path
+    pack_id: str
+    files: int
+    size_bytes: int
+
+
+def verify(path: StrPath) -> VerifyResult:
+    """Read all of an archive, or of a staged prefix, and compare it with its index.
+
+    Raises
+    ------
+    ArchiveError
+        The archive, and the first member that is damaged.
+    StageFailedError
+        The staged prefix, and the first file that is missing or differs.
+    """
+    path = Path(path)
+    if path.is_dir():
+        index = _staged_index(path)
+        _verify_staged(path, index)
+    else:
+        index = read_index(path)
+        _verify_archive(path, index)
+    return VerifyResult(path, index.pack_id, len(index) - index.kinds.count(DIRECTORY), index.size_bytes)
+
+
+def _verify_archive(path: Path, index: Index) -> None:
+    digests = {i: hashlib.sha256() for i, kind in enumerate(index.kinds) if kind == FILE}
+    files = iter(digests)
+    current = next(files, None)
+    decompressor = zstandard.ZstdDecompressor()
+    at = 0
+    with path.open("rb") as archive:
+        for frame, size in enumerate(index.frame_sizes):
+            packed = archive.read(size)
+            if digest(packed) != index.frame_digest_of(frame):
+                raise extract.corrupt(index, frame, packed)
+            data = memoryview(decompressor.decompress(packed, max_output_size=index.frame_raw_sizes[frame]))
+            end = at + len(data)
+            while current is not None and index.offsets[current] <= end:
+                start = index.offsets[current]
+                stop = start + index.sizes[current]
+                digests[current].update(data[max(start, at) - at : min(stop, end) - at])
+                if stop > end:
+                    break
+                if digests[current].digest()[:DIGEST_BYTES] != index.digest_of(current):
+                    raise CorruptArchiveError(
+                        f"{path}: member {show(index.paths[current])} differs from its checksum"
+                    )
+                digests[current] = hashlib.sha256()
+                current = next(files, None)
+            at = end
+    if current is not None:
+        raise CorruptArchiveError(f"{path}: member {show(index.paths[current])} is not in the frames")
+
+
+def _staged_index(prefix: Path) -> Index:
+    if not marker.is_staged_prefix(prefix):
+        raise StageFailedError(f"{prefix} is no staged prefix: it has no marker; stage the archive again")
+    path = marker.index_path(prefix)
+    try:
+        return decode_index(path.read_bytes(), path)
+    except OSError as exc:
+        raise StageFailedError(f"{path} cannot be read: {exc.strerror}; stage the archive again") from exc
+
+
+def _verify_staged(prefix: Path, index: Index) -> None:
+    staged_at = Path(str(marker.read(prefix).get("prefix", prefix)))
+    relocation = Relocation(index, staged_at)
+    compiled = {os.fsencode(pyc) for _, pyc in index.meta.get("compile") or []}
+    for i, (path, kind) in enumerate(zip(index.paths, index.kinds, strict=True)):
+        target = prefix / os.fsdecode(path)
+        try:
+            info = target.lstat()
+        except OSError as exc:
+            raise _differs(prefix, path, "is missing") from exc
+        if kind == SYMLINK:
+            link = os.fsencode(target.readlink()) if stat.S_ISLNK(info.st_mode) else b""
+            if link != relocation.links.get(i, index.links[i]):
+                raise _differs(prefix, path, "points elsewhere")
+        elif kind == DIRECTORY:
+            if not stat.S_ISDIR(info.st_mode):
+                raise _differs(prefix, path, "is no folder")
+        elif not stat.S_ISREG(info.st_mode):
+            raise _differs(prefix, path, "is no file")
+        elif kind == FILE and path not in compiled:
+            _verify_file(prefix, target, index, i, relocation)
+
+
+def _verify_file(prefix: Path, target: Path, index: Index, i: int, relocation: Relocation) -> None:
+    """Compare a file with its packed bytes: where it was relocated, with what stood there before."""
+    path = index.paths[i]
+    state = hashlib.sha256()
+    at = 0
+    with target.open("rb") as file:
+        for start, end, put, was in relocation.edits.get(i, []):
+            _update(state, file, start - at)
+            if file.read(len(put)) != put:
+                raise _differs(prefix, path, "does not name this prefix")
+            state.update(was)
+            at = end
+        _update(state, file, None)
+    if state.digest()[:DIGEST_BYTES] != index.digest_of(i):
+        raise _differs(prefix, path, "has another content")
+
+
+def _update(state: hashlib._Hash, file: BinaryIO, size: int | None) -> None:
+    while size is None or size > 0:
+        chunk = file.read(1 << 20 if size is None else min(size, 1 << 20))
+        if not chunk:
+            return
+        state.update(chunk)
+        size = None if size is None else size - len(chunk)
+
+
+def _differs(prefix: Path, path: bytes, how: str) -> StageFailedError:
+    return StageFailedError(f"{prefix}: {show(path)} {how}; stage the archive again")
