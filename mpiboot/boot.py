@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 POLL_S = 0.2
 NODE_TIMEOUT_S = 600.0
 CLOSE_TIMEOUT_S = 10.0
+COMMAND_GRACE_S = 5.0
 VALID_WITHOUT_WALLTIME_S = 30 * 86400.0
 # Reasons for a close, and the status that the job then ends with (design: never the launcher's own).
 STATUS_OF_REASON = {"client-shutdown": 0, "stopped": 0, "idle-timeout": 0, "walltime": 124}
@@ -173,13 +174,15 @@ def stage(job: Job) -> nodes.Answers:
     config = job.config
     archive = None if config.no_stage else archive_of(job)
     orders = {
+        "node": job.allocation.nodes[0] if job.allocation.batch_system == "local" else None,
         "root": config.stage_root,
         "job_key": job.allocation.job_key,
         "archive": str(archive) if archive else None,
         "pack_id": pack_id(archive) if archive else None,
         "jobs": job.allocation.cpus_per_node,
     }
-    answers = nodes.on_every_node(job.allocation, "prepare", orders, timeout_s=NODE_TIMEOUT_S)
+    job.agents = nodes.Agents(job.allocation, orders)
+    answers = job.agents.answers(NODE_TIMEOUT_S)
     for node, answer in answers.items():
         if staged := answer["stage"]:
             job.staged = Path(staged["prefix"])
@@ -338,11 +341,11 @@ def supervise(job: Job) -> tuple[int, str]:
         The job's exit status, and the reason.
     """
     assert job.ranks
-    command = start_command(job)
+    job.command = start_command(job)
     while not job.cluster.gone:
         for _ in messages(job, POLL_S):
             pass
-        if command and (status := command.poll()) is not None:
+        if job.command and (status := job.command.poll()) is not None:
             return (status if status >= 0 else 128 - status), f"command ended with status {status}"
         if job.ranks.poll() is not None:
             break
@@ -352,8 +355,6 @@ def supervise(job: Job) -> tuple[int, str]:
             )
     for _ in messages(job, 0):
         pass
-    if command:
-        end(command, 0)
     if job.cluster.close_reason is None:
         raise ClusterLostError(
             f"the scheduler died. The end of {job.directory.ranks_log}:\n{tail(job.directory.ranks_log)}"
@@ -369,6 +370,8 @@ def close(job: Job, status: int, reason: str) -> None:
     ignore_signals()
     job.events.phase("closing", reason=reason)
     job.directory.endpoint.unlink(missing_ok=True)
+    if job.command:
+        end(job.command, 0, COMMAND_GRACE_S)
     if job.control and job.control.send("close", reason=reason):
         deadline = time.monotonic() + CLOSE_TIMEOUT_S
         while not job.cluster.gone and time.monotonic() < deadline:
@@ -379,11 +382,8 @@ def close(job: Job, status: int, reason: str) -> None:
         end_descendants()
     if job.control:
         job.control.close()
-    orders = {"root": job.config.stage_root, "job_key": job.allocation.job_key}
-    try:
-        nodes.on_every_node(job.allocation, "clean", orders, timeout_s=CLOSE_TIMEOUT_S)
-    except (MpibootError, OSError) as error:
-        logger.warning("%s", error)
+    if job.agents:
+        job.agents.close(CLOSE_TIMEOUT_S)
     security.remove_job_secrets(job.directory.path)
     for name in (job.directory.rank_environment, job.directory.scheduler_file, job.directory.host_file):
         name.unlink(missing_ok=True)

@@ -164,9 +164,8 @@ class Watch:
         last = phases[-1]
         if last["event"] == "worker":
             return f"starting workers ({last['n']} so far)"
-        return {"stage": "staging", "launch": "launching", "workers": "starting workers"}.get(
-            last["phase"], last["phase"]
-        )
+        words = {"stage": "staging", "launch": "launching", "workers": "starting workers"}
+        return words.get(str(last["phase"]), str(last["phase"]))
 
     def check(self, deadline: float, got: str) -> None:
         if time.monotonic() > deadline:

@@ -200,7 +200,7 @@ def pack(prefix: Path, say: Callable[[str], None]) -> Path:
         say(f"warning: {warning}")
     how = "unchanged since it was packed" if result.reused else f"packed in {show_duration(result.seconds)}"
     say(f"environment {prefix}: {how}")
-    return result.path
+    return Path(result.path)
 
 
 def find_job(wanted: str | Job | None = None) -> Job:

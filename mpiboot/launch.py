@@ -13,6 +13,7 @@ from mpiboot.allocation import Sizing
 from mpiboot.control import Control
 from mpiboot.errors import LaunchError, UsageError
 from mpiboot.launchers import Placement
+from mpiboot.node import JOB_KEY_VARIABLE
 from mpiboot.processes import keep_orphans
 from mpiboot.rendezvous import write_atomic
 from mpiboot.state import Job
@@ -55,6 +56,7 @@ def rank_variables(job: Job, prefix: Path, variables: Mapping[str, str]) -> dict
         "DASK_DISTRIBUTED__NANNY__PRELOAD": "['mpiboot.preloads.nanny']",
         "MPIBOOT_CONTROL_FOLDER": str(job.local_folder),
         "MPIBOOT_IDLE_TIMEOUT_S": "" if job.config.command else f"{job.config.idle_timeout:g}",
+        JOB_KEY_VARIABLE: job.allocation.job_key,
         "MPI4PY_RC_FINALIZE": "0",
         "TMPDIR": str(job.local_folder),
         **variables,

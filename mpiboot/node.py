@@ -1,26 +1,39 @@
-"""What boot runs once on each node: `python -m mpiboot.node prepare|clean ORDERS`, ORDERS and answer in JSON.
+"""The agent that boot runs on each node: `python -m mpiboot.node ORDERS`, ORDERS and its answer in JSON.
 
-It starts from the shared file system on all nodes at once: standard library and zstandard only.
+It stages the environment, answers, and lives as long as the job: when its stdin ends or a SIGTERM comes, however the
+job ended, it ends what the job left running on this node and removes the job's folder. (A step started only then
+would be too late: Slurm starts none in a job that is being cancelled.) It starts from the shared file system on all
+nodes at once: standard library and zstandard only.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mpiboot.interfaces import interfaces
 from mpiboot.security import check_trusted
 
 MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
+JOB_KEY_VARIABLE = "MPIBOOT_JOB_KEY"
+LOCK_NAME = "agent.lock"
+LEFTOVERS_GRACE_S = 5.0
 
 
-def node_name() -> str:
+class JobOver(BaseException):
+    """The job ends: raised by SIGTERM, wherever the agent is."""
+
+
+def node_name(orders: Mapping[str, Any]) -> str:
     """This node as the batch system calls it."""
-    return os.environ.get("SLURMD_NODENAME") or os.uname().nodename
+    return str(orders["node"] or os.environ.get("SLURMD_NODENAME") or os.uname().nodename)
 
 
 def own_folder(root: Path) -> Path:
@@ -55,7 +68,8 @@ def prepare(orders: Mapping[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     orders
-        `root` (staging root), `job_key`, `archive` (None: nothing to stage), `pack_id`, `jobs` (writers).
+        `node` (its name, where there is only one), `root` (staging root), `job_key`, `archive` (None: nothing to
+        stage), `pack_id`, `jobs` (writers).
 
     Returns
     -------
@@ -63,9 +77,7 @@ def prepare(orders: Mapping[str, Any]) -> dict[str, Any]:
         `interfaces`, `memory_bytes`, `cpus`, `root_is_memory`, and `stage`: what envpack says of it, or None.
     """
     root = Path(orders["root"])
-    make_own_folder(root)
-    folder = job_folder(root, orders["job_key"])
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = make_job_folder(root, orders["job_key"])
     answer: dict[str, Any] = {
         "interfaces": interfaces(),
         "memory_bytes": memory_bytes(),
@@ -78,32 +90,109 @@ def prepare(orders: Mapping[str, Any]) -> dict[str, Any]:
 
         start = time.time()
         result = stage(orders["archive"], root, jobs=orders["jobs"], expected_pack_id=orders["pack_id"])
-        answer["stage"] = {**asdict(result), "prefix": str(result.prefix), "start": start, "end": time.time()}
+        answer["stage"] = {**result.asdict(), "start": start, "end": time.time()}
     return answer
 
 
-def make_own_folder(root: Path) -> None:
-    """`<root>/mpiboot-<uid>`, 0700 and ours; refused if someone else made it first."""
-    folder = own_folder(root)
-    folder.mkdir(mode=0o700, exist_ok=True)
-    check_trusted(folder, "directory")
+def make_job_folder(root: Path, job_key: str) -> Path:
+    """`<root>/mpiboot-<uid>/jobs/<job key>`, 0700 and ours; refused if someone else made the outer one first.
+
+    Its lock is held as long as this process lives: a folder whose lock is free is left from a job that was killed.
+    """
+    own_folder(root).mkdir(mode=0o700, exist_ok=True)
+    check_trusted(own_folder(root), "directory")
+    (own_folder(root) / "jobs").mkdir(mode=0o700, exist_ok=True)
+    # Between another agent's mkdir and its lock, its folder would look like one that a killed job left.
+    one_at_a_time = lock(own_folder(root) / "jobs.lock", fcntl.LOCK_EX)
+    assert one_at_a_time is not None
+    try:
+        sweep(root)
+        folder = job_folder(root, job_key)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        lock(folder / LOCK_NAME, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(one_at_a_time)
+    return folder
 
 
-def clean(orders: Mapping[str, Any]) -> dict[str, Any]:
-    """Remove the job's folder from this node."""
-    folder = job_folder(Path(orders["root"]), orders["job_key"])
-    shutil.rmtree(folder, ignore_errors=True)
-    return {"removed": not folder.exists()}
+def lock(path: Path, how: int) -> int | None:
+    """A lock as a descriptor, held until that or this process is closed; None where another process has it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, how)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def sweep(root: Path) -> None:
+    """End and remove what killed jobs have left on this node."""
+    for folder in (own_folder(root) / "jobs").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # its own agent is removing it
+            descriptor = lock(folder / LOCK_NAME, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if descriptor is not None:
+                end_leftovers(folder.name, 0.0)
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(descriptor)
+
+
+def leftovers(job_key: str) -> set[int]:
+    """This user's processes on this node that a job's ranks, launcher or command are, or have started."""
+    mark = f"{JOB_KEY_VARIABLE}={job_key}".encode()
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if mark in (entry / "environ").read_bytes().split(b"\0"):
+                    found.add(int(entry.name))
+    return found - {os.getpid()}
+
+
+def end_leftovers(job_key: str, grace_s: float) -> None:
+    """Wait until the job's processes have ended by themselves, then end the rest: SIGTERM, then SIGKILL."""
+    for number, wait_s in ((None, grace_s), (signal.SIGTERM, 1.0), (signal.SIGKILL, 1.0)):
+        left = leftovers(job_key)
+        if number:
+            for pid in left:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, number)
+        deadline = time.monotonic() + wait_s
+        while left and time.monotonic() < deadline:
+            time.sleep(0.05)
+            left = leftovers(job_key)
+        if not left:
+            return
 
 
 def main() -> int:
-    action, orders = sys.argv[1], json.loads(sys.argv[2])
+    orders = json.loads(sys.argv[1])
+    folder = job_folder(Path(orders["root"]), orders["job_key"])
+    signal.signal(signal.SIGTERM, over)
+    # The terminal's and the walltime's signals are boot's to act on.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    answer: dict[str, Any] = {}
     try:
-        answer = {"prepare": prepare, "clean": clean}[action](orders)
+        answer = prepare(orders)
+    except JobOver:
+        answer = {"error": "the job ended while this node was being prepared"}
     except Exception as error:  # the one boundary of this process: boot reports it with the node's name
-        answer = {"error": f"{type(error).__name__}: {error}" if not str(error) else str(error)}
-    print(json.dumps({"node": node_name(), **answer}), flush=True)
+        answer = {"error": str(error) or type(error).__name__}
+    try:
+        print(json.dumps({"node": node_name(orders), **answer}), flush=True)
+        if "error" not in answer:
+            sys.stdin.buffer.read()
+    except (JobOver, BrokenPipeError):
+        pass
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    end_leftovers(orders["job_key"], LEFTOVERS_GRACE_S)
+    shutil.rmtree(folder, ignore_errors=True)
     return 1 if "error" in answer else 0
+
+
+def over(_number: int, _frame: object) -> NoReturn:
+    raise JobOver
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 from mpiboot.allocation import Allocation
 from mpiboot.config import Config
 from mpiboot.control import Control
+from mpiboot.nodes import Agents
 from mpiboot.rendezvous import EventLog, JobDirectory
 
 
@@ -34,5 +35,7 @@ class Job:
     staged: Path | None = None  # the staged prefix
     cluster: Cluster = field(default_factory=Cluster)
     node_of_ip: dict[str, str] = field(default_factory=dict)
+    agents: Agents | None = None
     control: Control | None = None
+    command: subprocess.Popen[bytes] | None = None  # batch mode
     ranks: subprocess.Popen[bytes] | None = None

@@ -58,7 +58,11 @@ class Slurm:
         return sorted(self._squeue("--me", comment=COMMENT), key=lambda job: (len(job.job_id), job.job_id))
 
     def stop(self, job_id: str) -> None:
-        _run(["scancel", job_id])
+        """Tell boot to end the job in order; one that boot does not run in yet is cancelled."""
+        if self.state(job_id).running:
+            _run(["scancel", "--batch", "--signal=TERM", job_id])
+        else:
+            _run(["scancel", job_id])
 
     def job_key(self, job_id: str) -> str:
         return f"slurm-{cluster_name()}-{job_id}"

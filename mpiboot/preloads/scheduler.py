@@ -21,7 +21,7 @@ EVENT_TOPIC = "mpiboot"
 PLUGIN_NAME = "mpiboot"
 
 
-class Reporter(SchedulerPlugin):
+class Reporter(SchedulerPlugin):  # type: ignore[misc]
     """Boot's eyes and hands in the scheduler."""
 
     name = PLUGIN_NAME
