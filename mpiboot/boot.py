@@ -186,7 +186,7 @@ def stage(job: Job) -> nodes.Answers:
     for node, answer in answers.items():
         if staged := answer["stage"]:
             job.staged = Path(staged["prefix"])
-            job.events.write("staged", host=node, **staged)
+            job.events.write("staged", **{**staged, "host": node})
             logger.info(
                 "%s: %s %s in %s",
                 node,

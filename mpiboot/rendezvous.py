@@ -184,6 +184,9 @@ class EventLog:
         )
         self._file = os.fdopen(descriptor, "w", buffering=1)
 
+    def close(self) -> None:
+        self._file.close()
+
     def write(self, event: str, **details: Any) -> None:
         self._file.write(
             json.dumps({"time": details.pop("time", time.time()), "event": event, **details}) + "\n"

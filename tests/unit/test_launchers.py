@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import pytest
+
+from mpiboot import launchers
+from mpiboot.errors import LaunchError
+
+PLACE = launchers.placement(["n1", "n2"], 4)
+RANK = ["/s/bin/python", "-I", "-S", "/s/rank.py", "/home/a b/job"]
+HOSTS = Path("/j/hosts")
+
+
+def test_rank_0_shares_the_first_node():
+    assert (PLACE.ranks_per_node, PLACE.world_size) == ((5, 4), 9)
+
+
+def test_openmpi():
+    assert launchers.openmpi("/s/bin/mpirun", PLACE, HOSTS, "ib0", RANK) == [
+        *("/s/bin/mpirun", "-n", "9", "--hostfile", "/j/hosts"),
+        *("--map-by", "slot:OVERSUBSCRIBE", "--bind-to", "none"),
+        *("--runtime-options", "recoverable,continuous"),
+        *("--mca", "btl_tcp_if_include", "ib0", "--prtemca", "prte_if_include", "ib0"),
+        *RANK,
+    ]
+
+
+def test_hydra():
+    assert launchers.hydra("mpiexec", PLACE, HOSTS, "ib0", RANK) == [
+        *("mpiexec", "-n", "9", "-f", "/j/hosts", "-disable-auto-cleanup", "-bind-to", "none"),
+        *("-iface", "ib0"),
+        *RANK,
+    ]
+
+
+def test_srun():
+    assert launchers.srun(PLACE, "pmi2", RANK) == [
+        *("srun", "--overlap", "--mem=0", "--export=ALL", "--mpi=pmi2", "--ntasks=9", "--nodes=2"),
+        *("--distribution=arbitrary", "--overcommit", "--cpu-bind=none", "--no-kill", "--kill-on-bad-exit=0"),
+        *RANK,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mpi", "text"),
+    [
+        ("openmpi", "n1 slots=5\nn2 slots=4\n"),
+        ("mpich", "n1:5\nn2:4\n"),
+        ("srun", "n1\n" * 5 + "n2\n" * 4),
+    ],
+)
+def test_host_file(mpi, text):
+    assert launchers.host_file(mpi, PLACE) == text
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ("mpirun (Open MPI) 5.0.11\n\nReport bugs to …", "openmpi"),
+        ("HYDRA build details:\n    Version:   5.0.2", "mpich"),
+        ("Intel(R) MPI Library for Linux* OS, Version 2021.9 Build 20230307", "intelmpi"),
+    ],
+)
+def test_flavour(version, expected):
+    assert launchers.flavour(version) == expected
+
+
+def test_unknown_flavour():
+    with pytest.raises(LaunchError, match="LAM 7.0.6.*which is neither"):
+        launchers.flavour("LAM 7.0.6")
