@@ -43,7 +43,7 @@ def own_folder(root: Path) -> Path:
 
 def job_folder(root: Path, job_key: str) -> Path:
     """The job's own folder on each node: spill files, MPI's session folders, sockets. Gone with the job."""
-    return own_folder(root) / "jobs" / job_key
+    return own_folder(root) / ".jobs" / job_key
 
 
 def file_system(path: Path) -> str:
@@ -95,15 +95,15 @@ def prepare(orders: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_job_folder(root: Path, job_key: str) -> Path:
-    """`<root>/mpiboot-<uid>/jobs/<job key>`, 0700 and ours; refused if someone else made the outer one first.
+    """`<root>/mpiboot-<uid>/.jobs/<job key>`, 0700 and ours; refused if someone else made the outer one first.
 
     Its lock is held as long as this process lives: a folder whose lock is free is left from a job that was killed.
     """
     own_folder(root).mkdir(mode=0o700, exist_ok=True)
     check_trusted(own_folder(root), "directory")
-    (own_folder(root) / "jobs").mkdir(mode=0o700, exist_ok=True)
+    (own_folder(root) / ".jobs").mkdir(mode=0o700, exist_ok=True)
     # Between another agent's mkdir and its lock, its folder would look like one that a killed job left.
-    one_at_a_time = lock(own_folder(root) / "jobs.lock", fcntl.LOCK_EX)
+    one_at_a_time = lock(own_folder(root) / ".jobs.lock", fcntl.LOCK_EX)
     assert one_at_a_time is not None
     try:
         sweep(root)
@@ -128,7 +128,7 @@ def lock(path: Path, how: int) -> int | None:
 
 def sweep(root: Path) -> None:
     """End and remove what killed jobs have left on this node."""
-    for folder in (own_folder(root) / "jobs").iterdir():
+    for folder in (own_folder(root) / ".jobs").iterdir():
         with contextlib.suppress(FileNotFoundError):  # its own agent is removing it
             descriptor = lock(folder / LOCK_NAME, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if descriptor is not None:
