@@ -1,0 +1,302 @@
+"""The dashboard in a real browser, through the guard: headless Chromium, spoken to over its DevTools protocol."""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import dask
+import pytest
+from distributed import Client, Scheduler, Worker
+from distributed.node import ServerNode
+from tornado.websocket import websocket_connect
+
+from mpiboot import security
+
+FLAGS = [
+    "--headless",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1",  # nothing leaves this host
+    "--remote-debugging-port=0",
+    "--window-size=1200,900",
+]
+# What the task stream has been told over its websocket, and what it has drawn of it: colours on its canvases.
+TASKS_TOLD = """
+(window.Bokeh?.documents ?? [])
+    .flatMap(page => [...page._all_models.values()])
+    .filter(model => model.type == "ColumnDataSource" && model.columns().includes("worker_thread"))
+    .map(source => source.get_length() ?? 0)
+    .reduce((sum, length) => sum + length, 0)
+"""
+COLOURED_PIXELS = """
+(() => {
+    const canvases = root => [...root.querySelectorAll("*")].flatMap(
+        element => element.shadowRoot ? canvases(element.shadowRoot) : element.tagName == "CANVAS" ? [element] : [])
+    let found = 0
+    for (const canvas of canvases(document)) {
+        if (!canvas.width || !canvas.height) continue
+        const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data
+        for (let i = 0; i < pixels.length; i += 4) {
+            const rgb = pixels.slice(i, i + 3)
+            found += pixels[i + 3] > 100 && Math.max(...rgb) - Math.min(...rgb) > 40
+        }
+    }
+    return found
+})()
+"""
+OPEN_WEBSOCKET = """
+new Promise(resolve => {
+    const socket = new WebSocket("ADDRESS", ["bokeh", "token"])
+    socket.onopen = () => resolve("open")
+    socket.onerror = () => resolve("refused")
+})
+"""
+
+
+@pytest.fixture
+def chromium():
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        reason = "there is no Chromium here: apt-get install --no-install-recommends chromium"
+        (pytest.fail if os.environ.get("MPIBOOT_REQUIRE_CLUSTER") == "1" else pytest.skip)(reason)
+    return path
+
+
+class Page:
+    """One page of a browser, in a profile of its own unless told otherwise."""
+
+    def __init__(self, browser, profile, session):
+        self.browser, self.profile, self.session = browser, profile, session
+
+    async def go(self, url):
+        await self.browser.call("Page.navigate", self.session, url=url)
+        await self.until("document.readyState == 'complete' && location.href != 'about:blank'")
+
+    async def evaluate(self, expression):
+        answer = await self.browser.call(
+            "Runtime.evaluate", self.session, expression=expression, awaitPromise=True, returnByValue=True
+        )
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    async def until(self, expression, timeout_s=60.0):
+        deadline = time.monotonic() + timeout_s
+        while not (value := await self.evaluate(expression)):
+            assert time.monotonic() < deadline, f"{expression}: not within {timeout_s} s"
+            await asyncio.sleep(0.2)
+        return value
+
+
+class Browser:
+    def __init__(self, socket):
+        self.socket, self.ids = socket, itertools.count()
+
+    async def call(self, method, session=None, **parameters):
+        number = next(self.ids)
+        message = {"id": number, "method": method, "params": parameters}
+        await self.socket.write_message(json.dumps(message | ({"sessionId": session} if session else {})))
+        while True:
+            text = await asyncio.wait_for(self.socket.read_message(), 60)
+            assert text is not None, f"{method}: Chromium is gone"
+            answer = json.loads(text)
+            if answer.get("id") == number:
+                assert "error" not in answer, (method, answer)
+                return answer["result"]
+
+    async def page(self, profile=None):
+        profile = profile or (await self.call("Target.createBrowserContext"))["browserContextId"]
+        target = await self.call("Target.createTarget", url="about:blank", browserContextId=profile)
+        attached = await self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+        return Page(self, profile, attached["sessionId"])
+
+
+@contextlib.asynccontextmanager
+async def browse(chromium):
+    # Its sockets' paths must be short, so not in pytest's folder.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        process = await asyncio.create_subprocess_exec(
+            chromium,
+            *FLAGS,
+            *(["--no-sandbox"] if os.geteuid() == 0 else []),  # the sandbox refuses root
+            f"--user-data-dir={folder}",
+            "about:blank",
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            port_file = Path(folder, "DevToolsActivePort")
+            for _ in range(600):
+                if port_file.exists() and len(port_file.read_text().split()) == 2:
+                    break
+                assert process.returncode is None, "Chromium ended before it was ready"
+                await asyncio.sleep(0.1)
+            port, path = port_file.read_text().split()
+            socket = await websocket_connect(f"ws://127.0.0.1:{port}{path}", max_message_size=2**28)
+            try:
+                yield Browser(socket)
+            finally:
+                socket.close()
+                await asyncio.wait_for(socket.read_message(), 10)  # its answer, or it counts as left open
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+
+
+@contextlib.asynccontextmanager
+async def listen(answer):
+    """A server on a port of its own, as another user of this host could run one."""
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+def tunnel_to(port):
+    """What `ssh -L` does: bytes go to the scheduler's port from another one, under another name."""
+
+    async def copy(reader, writer):
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def carry(reader, writer):
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer))
+
+    return carry
+
+
+class Dashboard:
+    def __init__(self, scheduler, job):
+        self.scheduler, self.job, self.token = scheduler, job, security.read_token(job)
+        self.port = scheduler.http_server.port
+
+    def url(self, page="status", host=None):
+        return f"http://{host or f'127.0.0.1:{self.port}'}/{page}"
+
+
+@pytest.fixture
+def serve(tmp_path, monkeypatch):
+    """Start a guarded scheduler and two workers, as boot configures them."""
+    job = tmp_path / "slurm-a-7"
+    job.mkdir(mode=0o700)
+    security.make_job_secrets(job, valid_for_s=600)
+    monkeypatch.setenv(security.JOB_DIRECTORY_VARIABLE, str(job))
+    monkeypatch.delitem(sys.modules, security.GUARD_PRELOAD, raising=False)
+    start = ServerNode.start_http_server
+    monkeypatch.setattr(ServerNode, "start_http_server", getattr(start, "__wrapped__", start))
+    settings = {
+        name.removeprefix("DASK_").lower().replace("__", "."): dask.config.interpret_value(value)
+        for name, value in security.dask_tls_environment(job).items()
+    }
+    settings["distributed.scheduler.preload"] = settings["distributed.worker.preload"] = [
+        security.GUARD_PRELOAD
+    ]
+    loopback = {"host": "127.0.0.1", "protocol": "tls", "dashboard_address": "127.0.0.1:0"}
+
+    @contextlib.asynccontextmanager
+    async def start_all():
+        async with (
+            Scheduler(port=0, dashboard=True, **loopback) as scheduler,
+            Worker(scheduler.address, nthreads=1, **loopback),
+            Worker(scheduler.address, nthreads=1, **loopback),
+        ):
+            yield Dashboard(scheduler, job)
+
+    with dask.config.set(settings):
+        yield start_all
+    sys.modules.pop(security.GUARD_PRELOAD, None)
+
+
+@pytest.mark.parametrize("way", ["direct", "tunnel"])
+def test_the_task_stream_draws(chromium, serve, way):
+    async def main():
+        async with (
+            serve() as dashboard,
+            listen(tunnel_to(dashboard.port)) as tunnel,
+            Client(dashboard.scheduler.address, asynchronous=True, set_as_default=False) as client,
+            browse(chromium) as browser,
+        ):
+            host = f"127.0.0.1:{dashboard.port}" if way == "direct" else f"localhost:{tunnel}"
+            page = await browser.page()
+            await page.go(f"http://{host}/individual-task-stream?token={dashboard.token}")
+            assert await page.evaluate("location.href") == f"http://{host}/individual-task-stream"
+            history = await browser.call("Page.getNavigationHistory", page.session)
+            assert [entry["url"] for entry in history["entries"]] == [f"http://{host}/individual-task-stream"]
+            assert await page.evaluate("document.cookie") == ""  # HttpOnly
+            await page.until("window.Bokeh?.documents?.length > 0")
+            # One row holds the place; with nothing drawn yet, what is drawn later came through the websocket.
+            assert (await page.evaluate(TASKS_TOLD), await page.evaluate(COLOURED_PIXELS)) == (1, 0)
+
+            await client.gather(client.map(lambda x: time.sleep(0.05), range(40)))
+            await page.until(f"{TASKS_TOLD.strip()} >= 40")
+            await page.until(f"{COLOURED_PIXELS.strip()} > 500")
+
+            # The page that `mpiboot dashboard` links to, by the cookie alone.
+            await page.go(f"http://{host}/status")
+            await page.until("window.Bokeh?.documents?.length > 0")
+            await page.until(f"{COLOURED_PIXELS.strip()} > 500")
+
+    asyncio.run(main())
+
+
+def test_without_the_token_there_is_nothing_to_see(chromium, serve):
+    async def main():
+        async with serve() as dashboard, browse(chromium) as browser:
+            for address in ("status", "status?token=wrong"):
+                page = await browser.page()
+                await page.go(dashboard.url(address))
+                assert (
+                    await page.evaluate("performance.getEntriesByType('navigation')[0].responseStatus") == 403
+                )
+                assert "asks for its token" in await page.evaluate("document.body.innerText")
+
+    asyncio.run(main())
+
+
+def test_a_page_from_another_port_reads_no_websocket(chromium, serve):
+    """Browsers send a host's cookies to all its ports and let such a page open websockets with them.
+
+    Bokeh's own websockets, as Dask sets them up, take pages from everywhere.
+    """
+    requests = []
+
+    async def answer(reader, writer):
+        requests.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 4\r\nConnection: close\r\n\r\nhere"
+        )
+        await writer.drain()
+        writer.close()
+
+    async def main():
+        async with serve() as dashboard, listen(answer) as elsewhere, browse(chromium) as browser:
+            page = await browser.page()
+            await page.go(dashboard.url(f"info/main/workers.html?token={dashboard.token}"))
+            socket = OPEN_WEBSOCKET.replace("ADDRESS", f"ws://127.0.0.1:{dashboard.port}/status/ws")
+            assert await page.evaluate(socket) == "open"
+
+            other = await browser.page(page.profile)
+            await other.go(f"http://127.0.0.1:{elsewhere}/")
+            name, _ = security.dashboard_cookie(dashboard.job.name, dashboard.token)
+            assert f"Cookie: {name}=".encode() in requests[0]  # so the cookie alone would not do
+            assert await other.evaluate(socket) == "refused"
+
+    asyncio.run(main())
