@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpiboot import flights, timeline
-from mpiboot.errors import ClusterLostError, DeadlineError, MpibootError, RendezvousError, UsageError
+from mpiboot.errors import MpibootError
 from mpiboot.rendezvous import JobDirectory
+from mpiboot.workload import gather, open_client, settle, text_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,10 +109,11 @@ def main_job(
     with phase("spread"):
         on_workers, pieces = flights.spread(client, table, workers)
         settle(client, pieces, timeout_s)
+    # sort: else dask shuffles between all workers when they are many, for a result of a few rows.
     with phase("count"):
-        (count,) = compute(on_workers.groupby("carrier").size())
+        (count,) = compute(on_workers.groupby("carrier", sort=True).size())
     with phase("delay"):
-        (delay,) = compute(on_workers.groupby("month")["arr_delay"].mean())
+        (delay,) = compute(on_workers.groupby("month", sort=True)["arr_delay"].mean())
     with phase("array"):
         # Four chunks for each worker: x.T then needs other workers' chunks.
         side = CHUNK_SIDE * math.ceil(math.sqrt(4 * len(workers)))
@@ -148,45 +150,6 @@ def main_job(
         raise MpibootError("the cluster's results are wrong: " + "; ".join(differences))
     out(f"Equal to plain pandas on the same {result.n_flights:,} flights; the array's sum as expected.")
     return result
-
-
-def settle(client: Client, futures: Any, timeout_s: float) -> None:
-    """Wait until futures are done, `timeout_s` seconds at most.
-
-    Raises
-    ------
-    DeadlineError
-        They are not done by then.
-    MpibootError
-        The cluster was lost meanwhile.
-    """
-    from distributed import CancelledError, wait
-
-    with client.as_current():
-        try:
-            wait(futures, timeout=timeout_s)
-        except TimeoutError as error:
-            n_workers = len(client.nthreads())
-            raise DeadlineError(
-                f"not done after {timeout_s:g} s, with {n_workers} workers connected"
-            ) from error
-        except CancelledError as error:
-            raise ClusterLostError("the scheduler went away; type: mpiboot status") from error
-
-
-def gather(client: Client, futures: Any, timeout_s: float) -> Any:
-    """Wait as `settle` does, and fetch the results.
-
-    Raises
-    ------
-    MpibootError
-        A task failed, or took its workers down with it.
-    """
-    settle(client, futures, timeout_s)
-    try:
-        return client.gather(futures)
-    except Exception as error:
-        raise MpibootError(f"a task failed on the workers: {error!r}; type: mpiboot logs") from error
 
 
 def _whereabouts(dask_worker: Any) -> dict[str, Any]:
@@ -246,60 +209,6 @@ def _report(result: Result, boot: list[timeline.Phase]) -> Iterator[str]:
         yield f"sys.prefix of {n} of {len(result.places)} workers: {prefix}\n  interpreter: {executable}"
 
 
-def text_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a table of at most 80 columns: the first column left, numbers right.
-
-    Returns
-    -------
-    str
-        With colours only where stdout is a terminal.
-    """
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, markup=False, emoji=False)
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in columns:
-        words = column in ("host", "address", "carrier", "phase")
-        table.add_column(column, justify="left" if words else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    with console.capture() as capture:
-        console.print(title, style="bold")
-        console.print(table, width=min(80, console.width))
-    return capture.get().rstrip() + "\n"
-
-
-def open_client(scheduler_file: str | None = None, *, insecure: bool = False) -> Client:
-    """Connect as a script of a user would: by a verified scheduler file, else by a bare `Client()`.
-
-    Raises
-    ------
-    UsageError
-        No scheduler is named; a bare `Client()` would start a cluster of its own on this host.
-    RendezvousError
-        Nothing answers there.
-    """
-    if scheduler_file is not None:
-        import mpiboot
-
-        return mpiboot.connect(scheduler_file=scheduler_file, insecure=insecure)
-    import dask.config
-    from distributed import Client
-
-    address = dask.config.get("scheduler-address", None)
-    if not address:
-        raise UsageError(
-            "DASK_SCHEDULER_ADDRESS names no scheduler; type: mpiboot submit -- python -m mpiboot.demo, "
-            "or give --scheduler-file FILE"
-        )
-    try:
-        return Client()
-    except OSError as error:
-        raise RendezvousError(f"no scheduler answers at {address}: {error}; type: mpiboot status") from error
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mpiboot.demo", description=__doc__)
     parser.add_argument("--scheduler-file", metavar="FILE")
@@ -311,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     beside = options.scheduler_file and Path(options.scheduler_file).absolute().parent
     directory = beside or os.environ.get("MPIBOOT_JOB_DIRECTORY")
     try:
-        with open_client(options.scheduler_file, insecure=options.insecure) as client:
+        with open_client("mpiboot.demo", options.scheduler_file, insecure=options.insecure) as client:
             main_job(client, events=JobDirectory(Path(directory)).read_events() if directory else ())
     except MpibootError as error:
         print(f"mpiboot.demo: {error}", file=sys.stderr)
