@@ -1,0 +1,189 @@
+"""A conda channel with no network: the running interpreter as a `.conda` package, and a small one to test relocation."""
+
+from __future__ import annotations
+
+import asyncio
+import compileall
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from filelock import FileLock
+
+PLACEHOLDER = ("/opt/build/env" + "_placehold" * 25)[:255]  # conda's own length: no prefix may be longer
+XY = f"python{sys.version_info.major}.{sys.version_info.minor}"
+SUBDIR = {"x86_64": "linux-64", "aarch64": "linux-aarch64", "ppc64le": "linux-ppc64le"}[platform.machine()]
+NOT_PACKED = ("site-packages", "dist-packages", "test", "tests", "idlelib", "turtledemo", "__pycache__")
+
+
+def cache_folder() -> Path:
+    default = Path("~/.cache/mpiboot-tests").expanduser()
+    folder = Path(os.environ.get("MPIBOOT_TEST_CACHE") or default)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def digest(parts: Iterable[str | bytes]) -> str:
+    """Return a short name for some content."""
+    hashed = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        hashed.update(len(data).to_bytes(8, "little") + data)
+    return hashed.hexdigest()[:16]
+
+
+def channel() -> Path:
+    """Return the folder of a conda channel with this interpreter as `python`; made once per interpreter."""
+    recipe = digest([Path(__file__).read_bytes(), sys.version, sys.base_prefix])
+    folder = cache_folder() / f"channel-{recipe}"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "noarch" / "repodata.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            for subdir in (SUBDIR, "noarch"):
+                (folder / subdir).mkdir(parents=True)
+            with tempfile.TemporaryDirectory(dir=folder) as stage:
+                base = Path(sys.base_prefix)
+                stage_interpreter(base, Path(stage, "python"))
+                text_only = base in (Path("/usr"), Path("/"))  # "/usr" is no prefix of the interpreter's own
+                replace_base(Path(stage, "python"), None if text_only else base)
+                version = platform.python_version()
+                write_package(Path(stage, "python"), "python", version, [], folder)
+                stage_fixture(Path(stage, "fixture"))
+                write_package(Path(stage, "fixture"), "mpiboot-fixture", "1.0", ["python"], folder)
+            index(folder)
+    return folder
+
+
+def stage_interpreter(base: Path, stage: Path) -> None:
+    """Copy what a conda package of Python holds: the executable, its library, headers, and the standard library."""
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    ignore = shutil.ignore_patterns(*NOT_PACKED, "*.a", "EXTERNALLY-MANAGED", "sitecustomize.py")
+    shutil.copytree(stdlib, stage / "lib" / XY, ignore=ignore)
+    (stage / "lib" / XY / "site-packages").mkdir()
+    (stage / "lib" / XY / "site-packages" / "README.txt").write_text("Packages are installed here.\n")
+    (stage / "bin").mkdir()
+    shutil.copy2(Path(sys._base_executable).resolve(), stage / "bin" / XY)  # type: ignore[attr-defined]
+    for link in ("python3", "python"):
+        (stage / "bin" / link).symlink_to(XY)
+    for path in [
+        *base.glob("lib/libpython3*.so*"),
+        *base.glob(f"include/{XY}"),
+        *base.glob(f"bin/{XY}-config"),
+    ]:
+        target = stage / path.relative_to(base)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            shutil.copytree(path, target)
+        else:
+            shutil.copy2(path, target, follow_symlinks=False)
+    for path in files_below(stage):
+        if not path.is_symlink():
+            path.chmod(0o755 if os.access(path, os.X_OK) else 0o644)
+
+
+def replace_base(stage: Path, base: Path | None) -> None:
+    """Leave nothing that names the interpreter's old home: text gets the placeholder, binaries look beside themselves."""
+    prefixed = []
+    for path in files_below(stage):
+        data = path.read_bytes() if base and not path.is_symlink() else b""
+        if str(base).encode() not in data:
+            continue
+        old = str(base).encode()
+        times = path.stat().st_mtime_ns
+        if b"\0" in data:
+            # As conda builds its own: the run path is relative to the file.
+            up = os.path.relpath(stage, path.parent)
+            data = data.replace(old + b"/lib\0", same_length(f"$ORIGIN/{up}", old + b"/lib") + b"\0")
+            data = data.replace(old, same_length("/nowhere", old))
+        else:
+            data = data.replace(old, PLACEHOLDER.encode())
+            prefixed.append(re.escape(str(path)))
+        path.write_bytes(data)
+        os.utime(path, ns=(times, times))
+    # Python files with a prefix change when they are installed, and a .pyc must be as old as its source.
+    skip = re.compile("|".join(prefixed) or "$^")
+    compileall.compile_dir(stage / "lib" / XY, quiet=2, stripdir=str(stage), rx=skip, workers=2)
+
+
+def same_length(folder: str, old: bytes) -> bytes:
+    """Return `old` in another folder, filled up with slashes; `old` itself where that does not fit.
+
+    Linkers let strings share their tails: 3.11.7 may be the end of /home/me/versions/3.11.7, and must stay.
+    """
+    tail = old.rpartition(b"/")[2]
+    room = len(old) - len(tail)
+    return folder.encode().ljust(room, b"/") + tail if len(folder) < room else old
+
+
+def stage_fixture(stage: Path) -> None:
+    """Write the files whose relocation can be seen: `$MPIBOOT_FIXTURE_PREFIX`, `bin/mpiboot-fixture`, a binary."""
+    files = {
+        "etc/conda/activate.d/mpiboot-fixture.sh": f'export MPIBOOT_FIXTURE_PREFIX="{PLACEHOLDER}"\n',
+        "etc/conda/deactivate.d/mpiboot-fixture.sh": "unset MPIBOOT_FIXTURE_PREFIX\n",
+        "bin/mpiboot-fixture": f"#!{PLACEHOLDER}/bin/python\nimport sys\n\nprint(sys.prefix)\n",
+        "share/mpiboot-fixture/prefix.bin": f"\0\1{PLACEHOLDER}/share\0{PLACEHOLDER}\0\2",
+    }
+    for name, text in files.items():
+        path = stage / name
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+        path.chmod(0o755 if name.startswith("bin/") else 0o644)
+
+
+def write_package(stage: Path, name: str, version: str, depends: list[str], folder: Path) -> None:
+    """Write `info/` and the `.conda` file (conda's package specification: index.json, paths.json)."""
+    from conda_package_handling import api
+
+    paths = [path_record(path, stage) for path in sorted(files_below(stage))]
+    record = {
+        "name": name,
+        "version": version,
+        "build": "0",
+        "build_number": 0,
+        "depends": depends,
+        "subdir": SUBDIR,
+        "arch": platform.machine(),
+        "platform": "linux",
+        "license": "PSF-2.0",
+    }
+    info = stage / "info"
+    info.mkdir()
+    (info / "index.json").write_text(json.dumps(record, indent=2))
+    (info / "paths.json").write_text(json.dumps({"paths": paths, "paths_version": 1}, indent=2))
+    (info / "files").write_text("".join(f"{entry['_path']}\n" for entry in paths))
+    (info / "about.json").write_text("{}")
+    listed = [str(path.relative_to(stage)) for path in files_below(stage)]
+    api.create(str(stage), listed, str(folder / SUBDIR / f"{name}-{version}-0.conda"), compression_level=1)
+
+
+def path_record(path: Path, stage: Path) -> dict[str, object]:
+    data = path.read_bytes()
+    record: dict[str, object] = {
+        "_path": str(path.relative_to(stage)),
+        "path_type": "softlink" if path.is_symlink() else "hardlink",
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "size_in_bytes": len(data),
+    }
+    if not path.is_symlink() and PLACEHOLDER.encode() in data:
+        mode = "binary" if b"\0" in data else "text"
+        record |= {"prefix_placeholder": PLACEHOLDER, "file_mode": mode}
+    return record
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    for root, _, names in os.walk(folder):
+        yield from (Path(root, name) for name in names)
+
+
+def index(folder: Path) -> None:
+    from rattler.index import index_fs
+
+    asyncio.run(index_fs(folder))
