@@ -74,8 +74,10 @@ class Cluster:
         try:
             with self.locked():
                 self._boot(site)
-        except BaseException:
-            self.down(keep_logs_of_failure=True)
+        except BaseException as error:
+            if isinstance(error, Exception):
+                print_logs(self.folder)
+            self.down()
             raise
 
     def _boot(self, site: Site) -> None:
@@ -97,7 +99,7 @@ class Cluster:
             node.wait_ready(deadline)
         self._wait(deadline, "every node is idle", self._all_idle)
 
-    def down(self, keep_logs_of_failure: bool = False) -> None:
+    def down(self) -> None:
         """End everything and remove the folder. Idempotent, and right for any state an interrupted `up` can leave."""
         if not self.folder.exists():
             return
@@ -113,8 +115,6 @@ class Cluster:
             switch = ns.Process.read(self.pid_file("switch"))
             if switch is not None:
                 switch.kill(KILL_TIMEOUT_S)
-            if keep_logs_of_failure:
-                print_logs(self.folder)
             remove_folder(self.folder)
 
     @contextlib.contextmanager

@@ -245,7 +245,7 @@ def _exit_with(body: Callable[[], None]) -> None:
     try:
         body()
         status = 0
-    except BaseException:
+    except Exception:
         with contextlib.suppress(Exception):
             traceback.print_exc()
             sys.stderr.flush()

@@ -1,0 +1,161 @@
+"""The command's surface: what it takes, what it says, and its exit status."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from cluster import Cluster, MiniclusterError
+from deps import install, missing_packages
+from siteconf import Site
+
+
+def command_parser(**options: Any) -> argparse.ArgumentParser:
+    """Return a parser of `[--user USER | --root] [CMD...]`."""
+    run = argparse.ArgumentParser(prog="minicluster login|node", **options)
+    run.add_argument("--user", help="run as this user (the ordinary one)")
+    run.add_argument("--root", action="store_const", const="root", dest="user", help="run as root")
+    return run
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="minicluster", description="A real Slurm of some nodes and a login node on this machine."
+    )
+    top.add_argument("--name", default="mini", help="several clusters can be up under different names (mini)")
+    top.add_argument(
+        "--dir", type=Path, help="the folder it lives in (/var/lib/minicluster-NAME); give it every time"
+    )
+    commands = top.add_subparsers(dest="command", required=True)
+
+    up = commands.add_parser("up", help="boot the cluster; returns when every node is idle")
+    up.add_argument("--nodes", type=int, default=3)
+    up.add_argument("--cpus", type=int, default=8, help="CPUs that each node claims to have")
+    up.add_argument(
+        "--memory", type=int, metavar="MB", help="memory that each node claims (its share of the host's)"
+    )
+    up.add_argument("--shared-fs", choices=("bind", "sshfs"), default="bind", help="how nodes reach /home")
+    up.add_argument("--interface", default="ib0", help="name of the second, fast interface")
+    up.add_argument("--user", default="alice", help="name of the ordinary user; another is called `second`")
+
+    commands.add_parser("down", help="end the cluster and remove all of it, homes too")
+    for name in ("login", "node"):
+        text = "run a command there; a shell without one"
+        run = commands.add_parser(name, help=text, parents=[command_parser(add_help=False)])
+        if name == "node":
+            run.add_argument("number", type=int)
+        run.add_argument("argv", nargs=argparse.REMAINDER, metavar="CMD")
+    for name, text in (
+        ("kill", "end everything on a node at once"),
+        ("start", "boot a killed node; returns when it takes jobs"),
+        ("cut", "unplug a node's network"),
+        ("heal", "plug it in again"),
+    ):
+        node = commands.add_parser(name, help=text)
+        node.add_argument("number", type=int)
+        if name in ("cut", "heal"):
+            node.add_argument("--interface", help="only this one (all)")
+    commands.add_parser("status", help="say what is up, and where")
+    deps = commands.add_parser("deps", help="say which Debian packages are missing")
+    deps.add_argument("--install", action="store_true", help="install them (no service of theirs is started)")
+    return top
+
+
+def total_memory_mb() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+
+
+def site_of(options: argparse.Namespace, folder: Path) -> Site:
+    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,30}", options.name):
+        raise MiniclusterError(
+            f"--name {options.name!r}: take lower-case letters, digits, - and _ (at most 31)"
+        )
+    if not re.fullmatch(r"[a-z][a-z0-9_.-]{0,14}", options.interface) or options.interface in ("eth0", "lo"):
+        raise MiniclusterError(f"--interface {options.interface!r} cannot name a second interface")
+    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,30}", options.user) or options.user in ("root", "second"):
+        raise MiniclusterError(f"--user {options.user!r} cannot name the ordinary user")
+    if not 1 <= options.nodes <= 64 or options.cpus < 1:
+        raise MiniclusterError("--nodes is 1 to 64, --cpus at least 1")
+    return Site(
+        name=options.name,
+        folder=str(folder),
+        nodes=options.nodes,
+        cpus=options.cpus,
+        memory_mb=options.memory or max(1000, total_memory_mb() // options.nodes),
+        shared_fs=options.shared_fs,
+        interface=options.interface,
+        users=(options.user, "second"),
+        cgroup=False,
+    )
+
+
+def require(packages: list[str]) -> None:
+    if packages:
+        raise MiniclusterError(
+            f"missing {', '.join(packages)}: run `minicluster deps --install`, or "
+            f"`apt-get install -y --no-install-recommends {' '.join(packages)}`"
+        )
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.command == "deps" and not options.install:
+        missing = missing_packages()
+        print(f"missing: {' '.join(missing)}" if missing else "nothing is missing")
+        return 1 if missing else 0
+    if os.geteuid() != 0:
+        raise MiniclusterError("must be run as root, to make namespaces (try sudo)")
+    if options.command == "deps":
+        install(missing_packages())
+        return 0
+    folder = (options.dir or Path(f"/var/lib/minicluster-{options.name}")).absolute()
+    cluster = Cluster(folder)
+    if options.command == "up":
+        site = site_of(options, folder)
+        require(missing_packages(with_sshfs=site.shared_fs == "sshfs"))
+        cluster.up(site)
+        print(f"{site.name}: {site.nodes} nodes are idle; home is {folder}/home/{site.users[0]}")
+        return 0
+    if options.command == "down":
+        cluster.down()
+        return 0
+    if not cluster.is_up():
+        raise MiniclusterError(
+            f"no cluster is up in {folder}; `minicluster --name {options.name} up` boots one"
+        )
+    host = f"node{options.number}" if "number" in options else "login"
+    if options.command in ("login", "node"):
+        if host != "login":  # argparse leaves options that follow the number in the remainder
+            tail = command_parser()
+            tail.add_argument("argv", nargs=argparse.REMAINDER)
+            tail.parse_args(options.argv, namespace=options)
+        user = options.user or cluster.site.users[0]
+        if user not in ("root", *cluster.site.users):
+            raise MiniclusterError(f"no user {user}; there are root, {', '.join(cluster.site.users)}")
+        return cluster.run(host, user, options.argv or ["bash", "-l"])
+    if options.command == "status":
+        print(cluster.status())
+    elif options.command == "kill":
+        cluster.kill(host)
+    elif options.command == "start":
+        cluster.start(host)
+    else:
+        cluster.set_link(host, "down" if options.command == "cut" else "up", options.interface)
+    return 0
+
+
+def main() -> int:
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # so that an interrupted `up` cleans up
+    try:
+        return run(parser().parse_args())
+    except (MiniclusterError, OSError, RuntimeError) as error:
+        print(f"minicluster: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
