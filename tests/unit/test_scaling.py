@@ -14,6 +14,7 @@ from mpiboot import flights, scaling
 from mpiboot.errors import EnvironmentUnfitError, MpibootError, UsageError
 from mpiboot.scaling import Measurement, Scaling
 from mpiboot.units import show_size
+from mpiboot.workload import settle
 
 try:
     TABLE = flights.read()[::5]  # every fifth is enough here
@@ -58,16 +59,31 @@ def test_measures_the_same_data_on_ever_more_workers(client):
     assert [line.split(" on ")[1] for line in lines] == ["1 of 2 workers", "2 of 2 workers"]
 
 
-def test_a_worker_that_was_not_chosen_does_nothing(client):
+def test_a_worker_that_was_not_chosen_does_nothing(client, monkeypatch):
     def executed():
         return client.run(lambda dask_worker: dask_worker.state.executed_count)
 
+    # Idle workers steal only from long queues, so that the counts alone would not show a missing restriction.
+    restrictions = []
+    compute = client.compute
+    monkeypatch.setattr(client, "compute", lambda what, **kw: restrictions.append(kw) or compute(what, **kw))
     first, second = (w.address for w in scaling._workers(client))
     before = executed()
     scaling.measure(client, size_bytes=1, counts=[1], repeat=1)
     after = executed()
     assert after[second] == before[second]
     assert after[first] > before[first]
+    assert restrictions == 2 * [{"workers": [first], "allow_other_workers": False}]
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_pieces_leave_their_workers_only_where_they_may(client, cluster, strict):
+    workers = sorted(client.nthreads())
+    _, pieces = flights.spread(client, TABLE, workers, n_pieces=4, strict=strict)
+    settle(client, pieces, timeout_s=10)
+    tasks = [cluster.scheduler.tasks[piece.key] for piece in pieces]
+    assert [task.worker_restrictions for task in tasks] == [{workers[i % 2]} for i in range(4)]
+    assert {task.loose_restrictions for task in tasks} == {not strict}
 
 
 def test_other_sums_than_those_of_pandas_are_an_error(client, monkeypatch):
