@@ -321,8 +321,8 @@ def check_trusted(path: StrPath, kind: Literal["directory", "file"]) -> None:
         raise SecurityError(f"{last} cannot be trusted: it {reason}. {_remedy_at_the_end(last, status)}")
 
 
-def open_trusted(path: StrPath, max_bytes: int) -> bytes:
-    """Read a file that must be ours alone. What is checked is what is read: the open file itself.
+def open_trusted(path: StrPath, max_bytes: int, *, secret: bool = True) -> bytes:
+    """Read a file that must be ours. What is checked is what is read: the open file itself.
 
     The directories on the way are `check_trusted`'s part, once per job directory.
 
@@ -332,6 +332,8 @@ def open_trusted(path: StrPath, max_bytes: int) -> bytes:
         The file.
     max_bytes : int, bytes
         The most it may hold.
+    secret : bool, default True
+        Others may not even read it. False: they may, as they may read Dask's own scheduler file.
 
     Returns
     -------
@@ -356,7 +358,7 @@ def open_trusted(path: StrPath, max_bytes: int) -> bytes:
         raise SecurityError(f"{path} cannot be trusted: {reason}. Remove it, and boot again.") from error
     try:
         status = os.fstat(file)
-        if reason := _owned_fault(status, "file"):
+        if reason := _owned_fault(status, "file", 0o077 if secret else 0o022):
             raise SecurityError(f"{path} cannot be trusted: it {reason}. {_remedy_at_the_end(path, status)}")
         with os.fdopen(file, "rb", closefd=False) as stream:
             content = stream.read(max_bytes + 1)
@@ -400,15 +402,17 @@ def _passable_fault(status: os.stat_result) -> str | None:
     return None
 
 
-def _owned_fault(status: os.stat_result, kind: Literal["directory", "file"]) -> str | None:
-    """Say why something that must be ours alone is not, or None."""
+def _owned_fault(
+    status: os.stat_result, kind: Literal["directory", "file"], forbidden: int = 0o077
+) -> str | None:
+    """Say why something that must be ours, with none of the forbidden bits in its mode, is not, or None."""
     if stat.S_ISLNK(status.st_mode):
         return "is a symbolic link"
     if not (stat.S_ISDIR if kind == "directory" else stat.S_ISREG)(status.st_mode):
         return f"is not a {'directory' if kind == 'directory' else 'regular file'}"
     if status.st_uid != os.geteuid():
         return f"belongs to {_user(status.st_uid)}, not to {_user(os.geteuid())}"
-    if status.st_mode & 0o077:
+    if status.st_mode & forbidden:
         return f"is open to others (mode {stat.S_IMODE(status.st_mode):04o})"
     return None
 

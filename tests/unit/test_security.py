@@ -543,6 +543,16 @@ def test_a_file_not_to_be_trusted_is_not_read(place, make, says):
         security.open_trusted(place / "file", 5)
 
 
+def test_a_file_without_secrets_may_be_read_by_others_and_not_written(place):
+    (place / "file").touch()
+    (place / "file").chmod(0o644)
+    assert security.open_trusted(place / "file", 5, secret=False) == b""
+    for mode in (0o664, 0o646):
+        (place / "file").chmod(mode)
+        with pytest.raises(SecurityError, match=rf"it is open to others \(mode {mode:04o}\)"):
+            security.open_trusted(place / "file", 5, secret=False)
+
+
 def test_a_second_user_s_file_is_not_read(place, second_user):
     (place / "file").touch(0o600)
     os.chown(place / "file", second_user, -1)
