@@ -222,9 +222,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with open_client("mpiboot.demo", options.scheduler_file, insecure=options.insecure) as client:
             main_job(client, events=JobDirectory(Path(directory)).read_events() if directory else ())
-    except MpibootError as error:
+    except (MpibootError, OSError) as error:  # a connection that breaks is an OSError to distributed
         print(f"mpiboot.demo: {error}", file=sys.stderr)
-        return error.exit_status
+        return getattr(error, "exit_status", 1)
     return 0
 
 

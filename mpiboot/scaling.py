@@ -305,9 +305,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             Path(options.json).write_text(json.dumps(asdict(scaling), indent=1) + "\n")
         if options.plot:
             plot(scaling, options.plot)
-    except MpibootError as error:
+    except (MpibootError, OSError) as error:  # a connection that breaks is an OSError to distributed
         print(f"mpiboot.scaling: {error}", file=sys.stderr)
-        return error.exit_status
+        return getattr(error, "exit_status", 1)
     return 0
 
 
