@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import dask.config
 import pytest
 
 pytest.importorskip("dask.dataframe", reason="pip install 'mpiboot[demo]'")
@@ -93,34 +94,39 @@ def test_missing_dask_dataframe_names_the_command(monkeypatch):
         flights.read()
 
 
-def run_demo(*arguments, **variables):
+def test_as_a_batch_command(cluster):
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("DASK_", "MPIBOOT_"))}
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "mpiboot.demo", *arguments],
-        env={**environment, **variables},
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "mpiboot.demo"],
+        env={**environment, "DASK_SCHEDULER_ADDRESS": cluster.scheduler_address},
         capture_output=True,
         text=True,
     )
-
-
-def test_as_a_batch_command(cluster):
-    done = run_demo(DASK_SCHEDULER_ADDRESS=cluster.scheduler_address)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"sys.prefix of 2 of 2 workers: {sys.prefix}" in done.stdout
 
 
-def test_without_a_scheduler_no_cluster_of_its_own_is_started():
-    done = run_demo()
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(
-        "mpiboot.demo: DASK_SCHEDULER_ADDRESS names no scheduler; type: mpiboot submit"
-    )
+def test_wrong_results_end_with_1(client, monkeypatch, capsys):
+    spread = flights.spread
+    monkeypatch.setattr(flights, "spread", lambda client, table, workers: spread(client, table[1:], workers))
+    with dask.config.set({"scheduler-address": client.scheduler.address}):
+        assert demo.main([]) == 1
+    assert capsys.readouterr().err.startswith("mpiboot.demo: the cluster's results are wrong: flights per")
 
 
-def test_where_nobody_listens():
-    done = run_demo(
-        DASK_SCHEDULER_ADDRESS="tcp://127.0.0.1:9", DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT="1s"
-    )
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("mpiboot.demo: no scheduler answers at tcp://127.0.0.1:9")
-    assert "Traceback" not in done.stderr
+def test_without_a_scheduler_no_cluster_of_its_own_is_started(capsys):
+    with dask.config.set({"scheduler-address": None}):
+        assert demo.main([]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("mpiboot.demo: DASK_SCHEDULER_ADDRESS names no scheduler; type: mpiboot submit")
+
+
+def test_where_nobody_listens(capsys):
+    with dask.config.set(
+        {"scheduler-address": "tcp://127.0.0.1:9", "distributed.comm.timeouts.connect": "0.2s"}
+    ):
+        assert demo.main([]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("mpiboot.demo: no scheduler answers at tcp://127.0.0.1:9")
