@@ -10,10 +10,11 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mpiboot.errors import AllocationError, UsageError
+from mpiboot.units import parse_walltime_s
 
 MIB = 1024**2
 GIB = 1024**3
@@ -49,8 +50,8 @@ class Sizing:
     memory_limit_bytes: int
 
 
-def read(environ: Mapping[str, str], *, local: bool = False) -> Allocation:
-    """The allocation of the job that this process runs in.
+def read(environ: Mapping[str, str], *, local: bool = False, walltime: str | None = None) -> Allocation:
+    """The allocation of the job that this process runs in; `walltime` counts where no batch system keeps one.
 
     Raises
     ------
@@ -58,7 +59,8 @@ def read(environ: Mapping[str, str], *, local: bool = False) -> Allocation:
         There is no job, or its variables make no sense.
     """
     if local:
-        return local_allocation()
+        end_time = time.time() + parse_walltime_s(walltime) if walltime else None
+        return replace(local_allocation(), end_time=end_time)
     if "SLURM_JOB_ID" in environ:
         return slurm_allocation(environ, scontrol)
     raise AllocationError(
@@ -102,6 +104,14 @@ def slurm_allocation(environ: Mapping[str, str], ask: Callable[[Sequence[str]], 
         end_time=slurm_time(environ.get("SLURM_JOB_END_TIME") or find_word(job, "EndTime")),
         restart_count=int(environ.get("SLURM_RESTART_COUNT", "0")),
     )
+
+
+def end_time(allocation: Allocation) -> float | None:
+    """When the job ends by what the batch system says now, in seconds since the epoch; None where it does not say."""
+    if allocation.batch_system != "slurm":
+        return None
+    job = scontrol(["show", "job", "--oneliner", allocation.job_id])
+    return slurm_time(find_word(job, "EndTime"))
 
 
 def compressed_counts(text: str) -> list[int]:

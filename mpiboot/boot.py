@@ -6,51 +6,38 @@ what it starts runs from the staged prefix.
 
 import logging
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
 
 from mpiboot import allocation as allocations
 from mpiboot import environment, nodes, security
 from mpiboot.allocation import Sizing
 from mpiboot.config import Config, home, parse_boot_arguments
-from mpiboot.errors import (
-    ClusterLostError,
-    DeadlineError,
-    EnvironmentUnfitError,
-    LaunchError,
-    MpibootError,
-)
+from mpiboot.errors import EnvironmentUnfitError, MpibootError
 from mpiboot.interfaces import choose
-from mpiboot.launch import launch, launch_failure, start_command, tail
+from mpiboot.launch import launch
 from mpiboot.node import job_folder
 from mpiboot.processes import end, end_descendants
 from mpiboot.rendezvous import Endpoint, EventLog, JobDirectory, new_nonce, write_atomic
+from mpiboot.signals import JobStop, Walltime, catch_signals, ignore_signals
 from mpiboot.state import Job
+from mpiboot.supervise import POLL_S, STATUS_OF_REASON, messages, supervise, wait_for_workers
 from mpiboot.units import show_duration, show_size
 
 logger = logging.getLogger(__name__)
 
-POLL_S = 0.2
 NODE_TIMEOUT_S = 600.0
-CLOSE_TIMEOUT_S = 10.0
-COMMAND_GRACE_S = 5.0
 VALID_WITHOUT_WALLTIME_S = 30 * 86400.0
-# Reasons for a close, and the status that the job then ends with (design: never the launcher's own).
-STATUS_OF_REASON = {"client-shutdown": 0, "stopped": 0, "idle-timeout": 0, "walltime": 124}
-
-
-class JobStop(BaseException):
-    """Raised in the main thread by a signal: unwinds through whatever step is under way."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+# The end: what each part is given before it is ended. Together less than 15 s, but for a command at the walltime.
+COMMAND_GRACE_S = 5.0
+COMMAND_GRACE_AT_WALLTIME_S = 10.0
+SCHEDULER_CLOSE_S = 3.0
+RANKS_CLOSE_S = 4.0
+AGENTS_CLOSE_S = 10.0
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -61,6 +48,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         config = parse_boot_arguments(arguments, os.environ)
         return boot(config)
+    except JobStop as stop:  # before there was anything to close
+        logger.info("asked to end: %s", stop.reason)
+        return STATUS_OF_REASON[stop.reason]
     except MpibootError as error:
         logger.error("mpiboot: %s", error)
         return error.exit_status
@@ -69,7 +59,8 @@ def main(arguments: Sequence[str]) -> int:
 def boot(config: Config) -> int:
     """The steps 3 to 9 of a job, in their order."""
     catch_signals()
-    allocation = allocations.read(os.environ, local=config.batch_system == "local")
+    allocation = allocations.read(os.environ, local=config.batch_system == "local", walltime=config.time)
+    walltime = Walltime(config.warn_before, allocation.end_time)
     variables = environment.asked_variables(config.env_var, os.environ)
     prefix = source_prefix(config)
     directory = JobDirectory.create(home(os.environ, config.home), allocation.job_key)
@@ -84,16 +75,19 @@ def boot(config: Config) -> int:
     )
     status, reason = 1, "failed"
     try:
-        record(job)
-        answers = stage(job)
-        interface = common_interface(job, answers)
-        sizing = size(job, answers)
-        launch(job, interface, sizing, variables)
-        wait_for_workers(job, sizing)
-        publish(job, interface, sizing)
-        status, reason = supervise(job)
+        try:
+            record(job)
+            answers = stage(job)
+            interface = common_interface(job, answers)
+            sizing = size(job, answers)
+            launch(job, interface, sizing, variables)
+            wait_for_workers(job, sizing)
+            publish(job, interface, sizing)
+            status, reason = supervise(job, walltime)
+        finally:
+            ignore_signals()  # before anything else: a second signal must not interrupt what follows
     except JobStop as stop:
-        status, reason = STATUS_OF_REASON.get(stop.reason, 1), stop.reason
+        status, reason = STATUS_OF_REASON[stop.reason], stop.reason
         logger.info("asked to end: %s", reason)
     except MpibootError as error:
         status, reason = error.exit_status, str(error)
@@ -107,24 +101,6 @@ def boot(config: Config) -> int:
 
 
 # ---- before the ranks -----------------------------------------------------------------------------------
-
-
-def catch_signals() -> None:
-    """SIGTERM (scancel, stop), SIGINT and SIGUSR1 (the walltime nears) become JobStop, once."""
-    reasons = {signal.SIGTERM: "stopped", signal.SIGINT: "stopped", signal.SIGUSR1: "walltime"}
-
-    def stop(number: int, _: object) -> NoReturn:
-        ignore_signals()
-        raise JobStop(reasons[signal.Signals(number)])
-
-    for number in reasons:
-        signal.signal(number, stop)
-
-
-def ignore_signals() -> None:
-    """From here on the end is under way: a second signal must not interrupt it."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def logger_to(path: Path) -> None:
@@ -175,6 +151,8 @@ def stage(job: Job) -> nodes.Answers:
     archive = None if config.no_stage else archive_of(job)
     orders = {
         "node": job.allocation.nodes[0] if job.allocation.batch_system == "local" else None,
+        "first_node": job.allocation.nodes[0],
+        "job_directory": str(job.directory.path),
         "root": config.stage_root,
         "job_key": job.allocation.job_key,
         "archive": str(archive) if archive else None,
@@ -255,55 +233,6 @@ def size(job: Job, answers: nodes.Answers) -> Sizing:
 # ---- the cluster ----------------------------------------------------------------------------------------
 
 
-def messages(job: Job, timeout_s: float) -> Iterator[dict[str, Any]]:
-    """What the scheduler's preload says, noted in `job.cluster` and in the events on its way."""
-    assert job.control
-    cluster = job.cluster
-    for message in job.control.poll(timeout_s):
-        match message["event"]:
-            case "scheduler":
-                cluster.scheduler = message
-            case "worker":
-                host = job.node_of_ip.get(message.pop("ip"), "?")
-                cluster.workers[message["address"]] = host
-                job.events.write(**message, host=host)
-            case "lost-worker":
-                host = cluster.workers.pop(message["address"], "?")
-                logger.warning("lost a worker on %s (%s); %d left", host, message["address"], message["n"])
-                job.events.write(**message, host=host)
-            case "closed":
-                cluster.close_reason = message["reason"]
-            case "disconnected":
-                cluster.gone = True
-            case _:
-                job.events.write(**message)
-        yield message
-
-
-def wait_for_workers(job: Job, sizing: Sizing) -> None:
-    """Step 6: until every worker has answered."""
-    assert job.ranks
-    job.events.phase("workers")
-    expected = len(job.allocation.nodes) * sizing.workers_per_node
-    deadline = time.monotonic() + job.config.start_timeout
-    while len(job.cluster.workers) < expected:
-        for _ in messages(job, POLL_S):
-            pass
-        if job.cluster.gone or job.ranks.poll() is not None:
-            raise LaunchError(launch_failure(job, expected))
-        if time.monotonic() > deadline:
-            missing = {
-                node: sizing.workers_per_node - list(job.cluster.workers.values()).count(node)
-                for node in job.allocation.nodes
-            }
-            each = ", ".join(f"{count} on {node}" for node, count in missing.items() if count)
-            raise DeadlineError(
-                f"{len(job.cluster.workers)} of {expected} workers after {show_duration(job.config.start_timeout)}; "
-                f"missing: {each}. The end of {job.directory.ranks_log}:\n{tail(job.directory.ranks_log)}"
-            )
-    logger.info("%d of %d workers", len(job.cluster.workers), expected)
-
-
 def publish(job: Job, interface: str, sizing: Sizing) -> None:
     """Step 7: from here on clients connect."""
     scheduler, allocation = job.cluster.scheduler, job.allocation
@@ -332,60 +261,29 @@ def publish(job: Job, interface: str, sizing: Sizing) -> None:
     logger.info("ready: %d workers at %s on %s", endpoint.n_workers, endpoint.address, interface)
 
 
-def supervise(job: Job) -> tuple[int, str]:
-    """Step 9: until the command ends, a client or the idle timeout closes the cluster, or it is lost.
-
-    Returns
-    -------
-    tuple[int, str]
-        The job's exit status, and the reason.
-    """
-    assert job.ranks
-    job.command = start_command(job)
-    while not job.cluster.gone:
-        for _ in messages(job, POLL_S):
-            pass
-        if job.command and (status := job.command.poll()) is not None:
-            return (status if status >= 0 else 128 - status), f"command ended with status {status}"
-        if job.ranks.poll() is not None:
-            break
-        if job.cluster.close_reason is None and len(job.cluster.workers) < job.config.min_workers:
-            raise ClusterLostError(
-                f"{len(job.cluster.workers)} workers are left, fewer than --min-workers {job.config.min_workers}"
-            )
-    for _ in messages(job, 0):
-        pass
-    if job.cluster.close_reason is None:
-        raise ClusterLostError(
-            f"the scheduler died. The end of {job.directory.ranks_log}:\n{tail(job.directory.ranks_log)}"
-        )
-    return STATUS_OF_REASON.get(job.cluster.close_reason, 1), job.cluster.close_reason
-
-
 # ---- the end --------------------------------------------------------------------------------------------
 
 
 def close(job: Job, status: int, reason: str) -> None:
-    """Close what is open, in an order that leaves nothing: clients, ranks, files on the nodes, secrets."""
-    ignore_signals()
+    """Close what is open, in an order that leaves nothing: command, clients, ranks, files on the nodes, secrets."""
     job.events.phase("closing", reason=reason)
     job.directory.endpoint.unlink(missing_ok=True)
-    if job.command:
-        end(job.command, 0, COMMAND_GRACE_S)
+    if job.command and job.command.poll() is None:
+        job.command.terminate()  # while the cluster is still there for its last words
+        end(job.command, COMMAND_GRACE_AT_WALLTIME_S if reason == "walltime" else COMMAND_GRACE_S, 0)
     if job.control and job.control.send("close", reason=reason):
-        deadline = time.monotonic() + CLOSE_TIMEOUT_S
+        deadline = time.monotonic() + SCHEDULER_CLOSE_S
         while not job.cluster.gone and time.monotonic() < deadline:
             for _ in messages(job, POLL_S):
                 pass
     if job.ranks:
-        end(job.ranks, CLOSE_TIMEOUT_S if job.cluster.gone else 0)
-        end_descendants()
+        # MPI_Finalize or a nanny that hangs must not hold the nodes.
+        end(job.ranks, RANKS_CLOSE_S if job.cluster.gone else 0, 1)
+    end_descendants(spare=job.agents.process.pid if job.agents else None)
     if job.control:
         job.control.close()
     if job.agents:
-        job.agents.close(CLOSE_TIMEOUT_S)
-    security.remove_job_secrets(job.directory.path)
-    for name in (job.directory.rank_environment, job.directory.scheduler_file, job.directory.host_file):
-        name.unlink(missing_ok=True)
+        job.agents.close(AGENTS_CLOSE_S)
+    job.directory.clear()
     job.events.write("closed", reason=reason, exit_status=status)
     logger.info("closed: %s (status %d)", reason.splitlines()[0], status)

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -19,12 +20,21 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mpiboot.interfaces import interfaces
+from mpiboot.rendezvous import JobDirectory
 from mpiboot.security import check_trusted
 
 MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
 JOB_KEY_VARIABLE = "MPIBOOT_JOB_KEY"
 LOCK_NAME = "agent.lock"
-LEFTOVERS_GRACE_S = 5.0
+# Less than KillWait's least (slurm.conf(5)) in all: what a cancelled job's agents have left to do then, is not done.
+LEFTOVERS_GRACE_S = 2.5
+TERM_GRACE_S = 0.5
+KILL_GRACE_S = 1.0
+SHARED_MEMORY = Path("/dev/shm")
+# multiprocessing's semaphores and blocks, Open MPI's, MPICH's and Intel MPI's segments. A user's own files stay.
+SHARED_MEMORY_NAMES = re.compile(
+    r"sem\.mp-|psm_|sm_segment\.|vader_segment\.|osc_rdma|mpich|MPICH|mpi_shar|Intel_MPI_"
+)
 
 
 class JobOver(BaseException):
@@ -132,9 +142,47 @@ def sweep(root: Path) -> None:
         with contextlib.suppress(FileNotFoundError):  # its own agent is removing it
             descriptor = lock(folder / LOCK_NAME, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if descriptor is not None:
-                end_leftovers(folder.name, 0.0)
-                shutil.rmtree(folder, ignore_errors=True)
+                clean(folder, 0.0)
                 os.close(descriptor)
+
+
+def clean(folder: Path, grace_s: float) -> None:
+    """Leave nothing of a job on this node: processes, shared memory, its folder."""
+    began = (folder / LOCK_NAME).stat().st_mtime
+    end_leftovers(folder.name, grace_s)
+    remove_shared_memory(began)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_shared_memory(since: float) -> None:
+    """Remove this user's segments and semaphores of `since` or later that no living process of theirs has mapped.
+
+    Whoever is killed leaves them, and they hold the node's memory; nothing in their names tells whose they are.
+    """
+    candidates = {
+        str(entry)
+        for entry in SHARED_MEMORY.iterdir()
+        if SHARED_MEMORY_NAMES.match(entry.name)
+        and (found := entry.lstat()).st_uid == os.getuid()
+        and found.st_ctime >= since - 1
+    }
+    if candidates:
+        for name in candidates - mapped_files():
+            with contextlib.suppress(OSError):
+                Path(name).unlink()
+
+
+def mapped_files() -> set[str]:
+    """What the user's processes on this node have mapped from shared memory (proc(5), maps)."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                for line in (entry / "maps").read_text(errors="replace").splitlines():
+                    path = line[line.find("/") :]
+                    if path.startswith(f"{SHARED_MEMORY}/"):
+                        found.add(path)
+    return found
 
 
 def leftovers(job_key: str) -> set[int]:
@@ -151,7 +199,7 @@ def leftovers(job_key: str) -> set[int]:
 
 def end_leftovers(job_key: str, grace_s: float) -> None:
     """Wait until the job's processes have ended by themselves, then end the rest: SIGTERM, then SIGKILL."""
-    for number, wait_s in ((None, grace_s), (signal.SIGTERM, 1.0), (signal.SIGKILL, 1.0)):
+    for number, wait_s in ((None, grace_s), (signal.SIGTERM, TERM_GRACE_S), (signal.SIGKILL, KILL_GRACE_S)):
         left = leftovers(job_key)
         if number:
             for pid in left:
@@ -173,21 +221,27 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     answer: dict[str, Any] = {}
+    cancelled = False
     try:
         answer = prepare(orders)
     except JobOver:
-        answer = {"error": "the job ended while this node was being prepared"}
+        answer, cancelled = {"error": "the job ended while this node was being prepared"}, True
     except Exception as error:  # the one boundary of this process: boot reports it with the node's name
         answer = {"error": str(error) or type(error).__name__}
     try:
         print(json.dumps({"node": node_name(orders), **answer}), flush=True)
         if "error" not in answer:
             sys.stdin.buffer.read()
-    except (JobOver, BrokenPipeError):
+    except JobOver:
+        cancelled = True
+    except BrokenPipeError:
         pass
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    end_leftovers(orders["job_key"], LEFTOVERS_GRACE_S)
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.is_dir():
+        clean(folder, LEFTOVERS_GRACE_S)
+    if cancelled or node_name(orders) == orders["first_node"]:
+        # Boot does so too, unless it was killed. An agent elsewhere that only lost its connection must not.
+        JobDirectory(Path(orders["job_directory"])).clear()
     return 1 if "error" in answer else 0
 
 

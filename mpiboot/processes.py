@@ -41,23 +41,21 @@ def descendants(pid: int) -> set[int]:
     return found - {pid}
 
 
-def end_descendants(grace_s: float = 2.0) -> None:
-    """End every descendant of this process: SIGTERM, and after the grace SIGKILL."""
+def end_descendants(grace_s: float = 1.0, spare: int | None = None) -> None:
+    """End every descendant of this process: SIGTERM, and after the grace SIGKILL.
+
+    `spare` names a child that is left alone, with its own descendants.
+    """
+
+    def left() -> set[int]:
+        return descendants(os.getpid()) - (descendants(spare) | {spare} if spare else set())
+
     for number in (signal.SIGTERM, signal.SIGKILL):
-        left = descendants(os.getpid())
-        for pid in left:
+        if not (found := left()):
+            return
+        for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
         deadline = time.monotonic() + grace_s
-        while left and time.monotonic() < deadline:
-            _reap()
-            left = descendants(os.getpid())
+        while left() and time.monotonic() < deadline:
             time.sleep(0.02)
-        if not left:
-            return
-
-
-def _reap() -> None:
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mpiboot.errors import RendezvousError
-from mpiboot.security import check_trusted, open_trusted
+from mpiboot.security import check_trusted, open_trusted, remove_job_secrets
 
 ENDPOINT_VERSION = 1
 MAX_ENDPOINT_BYTES = 1024**2
@@ -80,6 +80,12 @@ class JobDirectory:
         for stale in (directory.endpoint, directory.scheduler_file, directory.rank_environment):
             stale.unlink(missing_ok=True)
         return directory
+
+    def clear(self) -> None:
+        """Remove what opens anything, and what leads to it. Boot and the agents of several nodes may all try."""
+        for name in (self.endpoint, self.scheduler_file, self.rank_environment, self.host_file):
+            name.unlink(missing_ok=True)
+        remove_job_secrets(self.path)
 
     def publish(self, endpoint: Endpoint) -> None:
         write_atomic(self.endpoint, asdict(endpoint))

@@ -12,12 +12,20 @@ from mpiboot.nodes import Agents
 from mpiboot.rendezvous import EventLog, JobDirectory
 
 
+@dataclass(frozen=True)
+class Worker:
+    """Where a worker is; its rank is that of its nanny, so the worker that replaces it has the same."""
+
+    host: str
+    rank: int | None
+
+
 @dataclass
 class Cluster:
     """What the scheduler's preload has told so far."""
 
     scheduler: dict[str, Any] | None = None
-    workers: dict[str, str] = field(default_factory=dict)  # address -> node
+    workers: dict[str, Worker] = field(default_factory=dict)  # by address
     close_reason: str | None = None
     gone: bool = False
 

@@ -1,15 +1,75 @@
-"""Inside each nanny: its worker must not find the variables of the nanny's own MPI rank.
-
-A task that imports mpi4py would take itself for that rank, and wait for ever in MPI_Init.
-"""
+"""Inside each nanny: how its worker ended is told, and its worker does not take itself for an MPI rank."""
 
 import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from distributed import Nanny
 
 MPI_PREFIXES = ("PMI", "OMPI_", "PRTE_", "HYDRA_", "HYDI_", "MPIR_", "MPI_LOCAL")
+WORKER_EXIT_TOPIC = "mpiboot-worker-exit"
+CGROUPS = Path("/sys/fs/cgroup")
 
 
 def dask_setup(nanny: Nanny) -> None:
+    # A task that imports mpi4py would take itself for the nanny's rank, and wait for ever in MPI_Init.
     for name in [name for name in os.environ if name.startswith(MPI_PREFIXES)]:
         del os.environ[name]
+    if not hasattr(nanny._on_worker_exit_sync, "mpiboot"):  # preloads can run twice
+        nanny._on_worker_exit_sync = reporting(nanny, nanny._on_worker_exit_sync)
+
+
+def reporting(nanny: Nanny, on_exit: Callable[[int], None]) -> Callable[[int], None]:
+    """Wrap what a nanny does when its worker's process has ended: unless it was asked to end, boot is told."""
+    kills_before = cgroup_kills()
+
+    def report(exit_status: int) -> None:
+        nonlocal kills_before
+        if nanny.status.name == "running":
+            kills, pid = cgroup_kills(), nanny.pid
+            over_limit = (
+                pid is not None and getattr(nanny.memory_manager, "_last_terminated_pid", None) == pid
+            )
+            memory = "limit" if over_limit else "cgroup" if kills > kills_before else None
+            kills_before = kills
+            nanny.log_event(WORKER_EXIT_TOPIC, describe(nanny, exit_status, memory))
+        on_exit(exit_status)
+
+    report.mpiboot = True  # type: ignore[attr-defined]
+    return report
+
+
+def describe(nanny: Nanny, exit_status: int, memory: str | None) -> dict[str, Any]:
+    return {
+        "address": nanny.worker_address,
+        "name": str(nanny.name),
+        "ip": nanny.ip,
+        "exit_status": exit_status,
+        "memory": memory,
+        "limit_bytes": nanny.memory_manager.memory_limit,
+    }
+
+
+def ended_for_memory(nanny: Nanny) -> int:
+    """Pid of the last worker that the nanny itself ended, over `distributed.worker.memory.terminate`; -1: none."""
+    return getattr(nanny.memory_manager, "_last_terminated_pid", -1)
+
+
+def cgroup_kills() -> int:
+    """How many processes of this process's control group the kernel has ended for their memory (cgroups(7))."""
+    total = 0
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            counts = CGROUPS / path.lstrip("/") / "memory.events"
+        elif "memory" in controllers.split(","):
+            counts = CGROUPS / "memory" / path.lstrip("/") / "memory.oom_control"
+        else:
+            continue
+        try:
+            words = counts.read_text().split()
+        except OSError:
+            continue
+        total += int(words[words.index("oom_kill") + 1]) if "oom_kill" in words else 0
+    return total

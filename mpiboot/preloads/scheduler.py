@@ -12,6 +12,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from tornado.ioloop import PeriodicCallback
 
 from mpiboot.control import socket_address
+from mpiboot.preloads.nanny import WORKER_EXIT_TOPIC
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +20,7 @@ CONTROL_FOLDER_VARIABLE = "MPIBOOT_CONTROL_FOLDER"
 IDLE_TIMEOUT_VARIABLE = "MPIBOOT_IDLE_TIMEOUT_S"
 EVENT_TOPIC = "mpiboot"
 PLUGIN_NAME = "mpiboot"
+FLUSH_S = 0.1
 
 
 class Reporter(SchedulerPlugin):  # type: ignore[misc]
@@ -64,6 +66,8 @@ class Reporter(SchedulerPlugin):  # type: ignore[misc]
 
     async def close_scheduler(self, reason: str) -> None:
         self.close_reason = reason
+        self.scheduler.log_event(EVENT_TOPIC, {"event": "closing", "reason": reason})
+        await asyncio.sleep(FLUSH_S)  # a close aborts the clients' connections, with what is still to be sent
         await self.scheduler.close(reason=f"mpiboot: {reason}")
 
     def check_idle(self) -> None:
@@ -82,6 +86,11 @@ class Reporter(SchedulerPlugin):  # type: ignore[misc]
     def remove_worker(self, scheduler: Scheduler, worker: str, **details: Any) -> None:
         if scheduler.status.name == "running":
             self.tell("lost-worker", address=worker, n=len(scheduler.workers))
+
+    def log_event(self, topic: str, message: Any) -> None:
+        """How a worker's process ended: its nanny says so (preloads/nanny.py), and cannot reach boot itself."""
+        if topic == WORKER_EXIT_TOPIC:
+            self.tell("worker-exit", **message)
 
     def add_client(self, scheduler: Scheduler, client: str) -> None:
         self.tell("client", client=client)

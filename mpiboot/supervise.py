@@ -1,0 +1,214 @@
+"""Steps 6 and 9 of a boot: what the cluster does, what it loses, and when that is the end. Standard library only."""
+
+import logging
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from mpiboot import allocation as allocations
+from mpiboot.allocation import Sizing
+from mpiboot.errors import AllocationError, ClusterLostError, DeadlineError, LaunchError
+from mpiboot.launch import launch_failure, start_command, tail
+from mpiboot.signals import CLOSE_BEFORE_END_S, Walltime
+from mpiboot.state import Job, Worker
+from mpiboot.units import show_duration, show_size
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.2
+# A nanny starts a lost worker anew: the only worker of a job may be away for this long.
+MIN_WORKERS_GRACE_S = 30.0
+# In the last minutes the batch system is asked this often whether the end has moved.
+ASK_END_S = 30.0
+# Reasons for a close, and the status that the job then ends with (design: never the launcher's own).
+STATUS_OF_REASON = {"client-shutdown": 0, "stopped": 0, "idle-timeout": 0, "walltime": 124}
+
+
+def messages(job: Job, timeout_s: float) -> Iterator[dict[str, Any]]:
+    """What the scheduler's preload says, noted in `job.cluster` and in the events on its way."""
+    assert job.control
+    for message in job.control.poll(timeout_s):
+        note(job, message)
+        yield message
+
+
+def note(job: Job, message: dict[str, Any]) -> None:
+    """Take one message in."""
+    cluster = job.cluster
+    match message["event"]:
+        case "scheduler":
+            cluster.scheduler = message
+        case "worker":
+            rank = message["name"].rpartition("-")[2]
+            worker = Worker(job.node_of_ip.get(message["ip"], "?"), int(rank) if rank.isdigit() else None)
+            cluster.workers[message["address"]] = worker
+            job.events.write(**message, host=worker.host, rank=worker.rank)
+        case "lost-worker":
+            lost_worker(job, message)
+        case "worker-exit":
+            worker_exit(job, message)
+        case "closed":
+            cluster.close_reason = message["reason"]
+        case "disconnected":
+            cluster.gone = True
+        case _:
+            job.events.write(**message)
+
+
+def lost_worker(job: Job, message: dict[str, Any]) -> None:
+    cluster = job.cluster
+    worker = cluster.workers.pop(message["address"], Worker("?", None))
+    job.events.write(**message, host=worker.host, rank=worker.rank, done="its tasks run on the other workers")
+    logger.warning(
+        "lost the worker of rank %s on %s (%s); %d left",
+        worker.rank,
+        worker.host,
+        message["address"],
+        message["n"],
+    )
+    if worker.host != "?" and all(other.host != worker.host for other in cluster.workers.values()):
+        job.events.write(
+            "lost-node", host=worker.host, n=message["n"], done="its tasks run on the other nodes"
+        )
+        logger.warning("no worker is left on %s; %d elsewhere", worker.host, message["n"])
+
+
+def worker_exit(job: Job, message: dict[str, Any]) -> None:
+    """A nanny says how its worker's process ended."""
+    status = message["exit_status"]
+    how = f"by signal {-status}" if status < 0 else f"with status {status}"
+    if message["memory"] == "limit":
+        how = f"for its memory: it came near its limit of {show_size(message['limit_bytes'])}"
+    elif message["memory"] == "cgroup":
+        how = "for its memory: the kernel ended it, over the job's memory limit"
+    host = job.node_of_ip.get(message.pop("ip"), "?")
+    rank = int(message.pop("name").rpartition("-")[2] or -1)
+    job.events.write(**message, host=host, rank=rank, how=how, done="its nanny starts another")
+    logger.warning("the worker of rank %s on %s ended %s; its nanny starts another", rank, host, how)
+
+
+def wait_for_workers(job: Job, sizing: Sizing) -> None:
+    """Step 6: until every worker has answered."""
+    assert job.ranks
+    job.events.phase("workers")
+    expected = len(job.allocation.nodes) * sizing.workers_per_node
+    deadline = time.monotonic() + job.config.start_timeout
+    while len(job.cluster.workers) < expected:
+        for _ in messages(job, POLL_S):
+            pass
+        if job.cluster.gone or job.ranks.poll() is not None:
+            raise LaunchError(launch_failure(job, expected))
+        if time.monotonic() > deadline:
+            here = [worker.host for worker in job.cluster.workers.values()]
+            missing = {node: sizing.workers_per_node - here.count(node) for node in job.allocation.nodes}
+            each = ", ".join(f"{count} on {node}" for node, count in missing.items() if count)
+            raise DeadlineError(
+                f"{len(job.cluster.workers)} of {expected} workers after {show_duration(job.config.start_timeout)}; "
+                f"missing: {each}. The end of {job.directory.ranks_log}:\n{tail(job.directory.ranks_log)}"
+            )
+    logger.info("%d of %d workers", len(job.cluster.workers), expected)
+
+
+def supervise(job: Job, walltime: Walltime) -> tuple[int, str]:
+    """Step 9: until the command ends, a client or the idle timeout closes the cluster, or it is lost.
+
+    Returns
+    -------
+    tuple[int, str]
+        The job's exit status, and the reason.
+    """
+    assert job.ranks
+    job.command = start_command(job)
+    few = FewWorkers(job)
+    warning = WalltimeWarning(job, walltime)
+    while not job.cluster.gone and job.ranks.poll() is None:
+        for _ in messages(job, POLL_S):
+            pass
+        if job.command and (status := job.command.poll()) is not None:
+            return (status if status >= 0 else 128 - status), f"command ended with status {status}"
+        few.check()
+        warning.check()
+    for _ in messages(job, POLL_S):
+        pass
+    if job.cluster.close_reason is None:
+        raise ClusterLostError(cluster_lost(job))
+    return STATUS_OF_REASON.get(job.cluster.close_reason, 1), job.cluster.close_reason
+
+
+def cluster_lost(job: Job) -> str:
+    """What died, as far as can be told; clients, tasks and results went with it."""
+    assert job.ranks
+    status = job.ranks.poll()
+    first = job.allocation.nodes[0]
+    if status is None or job.cluster.gone:
+        what = f"the scheduler (rank 0, on {first}) died"
+    else:
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        what = f"mpirun, on {first}, {how}"
+    log = job.directory.ranks_log
+    return f"{what}; all results went with it. Submit again. The end of {log}:\n{tail(log)}"
+
+
+class FewWorkers:
+    """Ends the job once too few workers have been left for longer than a nanny needs to start one."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.since: float | None = None
+
+    def check(self) -> None:
+        left, wanted = len(self.job.cluster.workers), self.job.config.min_workers
+        if left >= wanted or self.job.cluster.close_reason:
+            self.since = None
+            return
+        if self.since is None:
+            self.since = time.monotonic()
+            logger.warning(
+                "%d workers are left, fewer than --min-workers %d: the job ends unless they are back in %s",
+                left,
+                wanted,
+                show_duration(MIN_WORKERS_GRACE_S),
+            )
+        elif time.monotonic() - self.since > MIN_WORKERS_GRACE_S:
+            raise ClusterLostError(
+                f"{left} workers are left, fewer than --min-workers {wanted}, for {show_duration(MIN_WORKERS_GRACE_S)}. "
+                f"What was lost, when and where: {self.job.directory.events}"
+            )
+
+
+class WalltimeWarning:
+    """Tells the clients that the walltime nears, once the batch system has said so again: jobs are lengthened."""
+
+    def __init__(self, job: Job, walltime: Walltime) -> None:
+        self.job = job
+        self.walltime = walltime
+        self.next_question = 0.0
+        self.told_end: float | None = None
+
+    def check(self) -> None:
+        if not self.walltime.nears or time.monotonic() < self.next_question:
+            return
+        self.next_question = time.monotonic() + ASK_END_S
+        try:
+            self.walltime.set_end(allocations.end_time(self.job.allocation) or self.walltime.end_time)
+        except AllocationError as error:
+            logger.warning("the walltime nears, and its end could not be asked: %s", error)
+        end = self.walltime.end_time or time.time() + self.walltime.left_s()
+        if self.walltime.nears and (self.told_end is None or abs(end - self.told_end) > 1):
+            self.tell(end)
+
+    def tell(self, end: float) -> None:
+        self.told_end = end
+        left_s = end - time.time()
+        text = (
+            f"the walltime of job {self.job.allocation.job_id} ends in {show_duration(left_s)}; "
+            f"the cluster closes {show_duration(CLOSE_BEFORE_END_S)} before that. Save your results"
+        )
+        logger.warning("%s", text)
+        warning = {"event": "walltime", "time_left_s": round(left_s, 1), "end_time": end, "text": text}
+        assert self.job.control
+        told = self.job.control.send("announce", message=warning)
+        self.job.events.write(
+            "walltime-nears", time_left_s=round(left_s, 1), done="clients were told" if told else ""
+        )
