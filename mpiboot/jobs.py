@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -15,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from mpiboot import config as configuration
 from mpiboot import environment
 from mpiboot.batch import BatchSystem, JobState, batch_systems, choose
-from mpiboot.batch.slurm import output_path
+from mpiboot.batch.answers import answers_of
 from mpiboot.config import Config
-from mpiboot.errors import BatchError, DeadlineError, UsageError
+from mpiboot.errors import BatchError, DeadlineError, MpibootError, UsageError
 from mpiboot.rendezvous import Endpoint, JobDirectory
 from mpiboot.units import show_duration
 
@@ -41,9 +42,27 @@ class Job:
     def __repr__(self) -> str:
         return f"<mpiboot.Job {self.job_id} on {self.batch.name}>"
 
-    def ask(self) -> JobState:
-        """What the batch system says now."""
-        return self.batch.state(self.job_id)
+    def ask(self, max_age_s: float = 0.0) -> JobState:
+        """What the batch system says now, or said at most `max_age_s` ago; of an ended job, what boot said too."""
+        state = answers_of(self.batch).state(self.job_id, max_age_s)
+        return state if state.live else self._ended(state)
+
+    def _ended(self, state: JobState) -> JobState:
+        """Boot's last event says why a job ended; a job that was killed has none."""
+        try:
+            last = self.directory.read_events()[-1]
+        except (MpibootError, FileNotFoundError, IndexError):
+            last = {"event": ""}
+        if last["event"] != "closed":
+            if state.state != "UNKNOWN":
+                return state
+            known = self.directory.path.is_dir()
+            unknown = "ended, reason unknown" if known else "no job of this id is known here"
+            return replace(state, reason=state.reason or unknown)
+        word = {0: "COMPLETED", 124: "TIMEOUT"}.get(last["exit_status"], "FAILED")
+        return replace(
+            state, state=word if state.state == "UNKNOWN" else state.state, reason=str(last["reason"])
+        )
 
     @property
     def state(self) -> str:
@@ -62,8 +81,8 @@ class Job:
 
     def log_files(self) -> list[Path]:
         """The job's logs that exist: boot's, the ranks', and the job's own output."""
-        output = output_path(self.job_id) if self.batch.name == "slurm" else None
-        candidates = [output or self._submitted_log, self.directory.boot_log, self.directory.ranks_log]
+        output = self.batch.output(self.job_id) or self._submitted_log
+        candidates = [output, self.directory.boot_log, self.directory.ranks_log]
         return [path for path in candidates if path.is_file()]
 
     def logs(self) -> str:
@@ -76,6 +95,38 @@ class Job:
             if path.is_file() and (text := path.read_text(errors="replace").strip()):
                 return f"The end of {path}:\n" + "\n".join("  " + line for line in text.splitlines()[-lines:])
         return "It left no log."
+
+    def follow(self) -> Iterator[str]:
+        """All of the logs so far, then what is added, until the job has ended. Of each text, its file's name once."""
+        start = time.monotonic()
+        seen: dict[Path, int] = {}
+        shown: Path | None = None
+        asked_files = -math.inf
+        live = True
+        while live:
+            now = time.monotonic()
+            # What is written between the last look and the end is read once more.
+            live = self.ask(max_age_s=poll_interval_s(now - start)).live
+            if now - asked_files > 10 or not live or not seen:
+                files, asked_files = self.log_files(), now
+            for path in files:
+                with path.open("rb") as file:
+                    file.seek(seen.setdefault(path, 0))
+                    new = file.read()
+                seen[path] += len(new)
+                if new:
+                    name = f"==> {path} <==\n" if path != shown else ""
+                    shown = path
+                    yield name + new.decode(errors="replace")
+            if live:
+                time.sleep(0.5)
+
+    def promised_workers(self) -> int | None:
+        """How many workers the job will have; None as long as boot has not said."""
+        for event in reversed(self.directory.read_events()):
+            if event["event"] == "phase" and "n_workers" in event:
+                return int(event["n_workers"])
+        return None
 
     def wait(
         self, timeout_s: float | None = None, *, polls: Callable[[float], float] | None = None
@@ -95,11 +146,15 @@ class Job:
             time.sleep((polls or poll_interval_s)(waited))
         return state
 
-    def stop(self, timeout_s: float = 60.0) -> JobState:
+    def stop(self, timeout_s: float = 90.0) -> JobState:
         """End the job, and return when its nodes are released."""
         if self.ask().live:
             self.batch.stop(self.job_id)
-        return self.wait(timeout_s, polls=lambda waited: 0.2 if waited < 10 else 1.0)
+        try:
+            return self.wait(timeout_s / 2, polls=lambda waited: 0.2 if waited < 10 else 1.0)
+        except DeadlineError:  # boot itself is stuck
+            self.batch.stop(self.job_id, by_force=True)
+        return self.wait(timeout_s / 2, polls=lambda waited: 1.0)
 
     def client(self, **arguments: Any) -> Client:
         """`mpiboot.connect` to this job."""

@@ -23,18 +23,19 @@ RUNNING = frozenset(("RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "STOPPED
 class JobState:
     """What the batch system says of a job, in Slurm's words.
 
-    `reason` says why a pending job waits or how an ended one ended; `start` is when it started, or is expected to;
-    `restarted` counts its requeues.
+    `reason` says why a pending job waits or how an ended one ended. `start` and `end` are seconds since the epoch, when
+    it started and will end (or is expected to), or None. `never` is True where the batch system says of a pending
+    job that it will not start unless somebody changes it.
     """
 
     job_id: str
     name: str
     state: str
     reason: str = ""
-    start: str = ""
-    end: str = ""
+    start: float | None = None
+    end: float | None = None
     nodes: str = ""
-    output: str = ""
+    never: bool = False
 
     @property
     def pending(self) -> bool:
@@ -48,6 +49,10 @@ class JobState:
     def live(self) -> bool:
         return self.pending or self.running
 
+    def show(self) -> str:
+        """`PENDING (Resources)`."""
+        return f"{self.state}{f' ({self.reason})' if self.reason else ''}"
+
 
 class BatchSystem(Protocol):
     """The few questions that mpiboot asks of a batch system."""
@@ -60,14 +65,20 @@ class BatchSystem(Protocol):
     def submit(self, command: Sequence[str], environ: Mapping[str, str]) -> str:
         """Run that command; the new job's id."""
 
-    def state(self, job_id: str) -> JobState:
-        """A job's state; `UNKNOWN` when the batch system has forgotten it."""
+    def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
+        """Each job's state, by one question; `UNKNOWN` when the batch system has forgotten it."""
+
+    def restarts(self, job_id: str) -> int:
+        """How often the job was requeued; what an earlier run of it has published is void."""
+
+    def output(self, job_id: str) -> Path | None:
+        """Where the job's output goes; None when the batch system has forgotten it."""
 
     def jobs(self) -> list[JobState]:
         """This user's live jobs that mpiboot submitted, newest last."""
 
-    def stop(self, job_id: str) -> None:
-        """Ask the job to end; returns at once."""
+    def stop(self, job_id: str, *, by_force: bool = False) -> None:
+        """Ask the job to end, or end it; returns at once."""
 
     def job_key(self, job_id: str) -> str:
         """The name of the job's directory."""

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mpiboot.allocation import find_word
+from mpiboot.allocation import find_word, slurm_time
 from mpiboot.batch import JobState
 from mpiboot.config import Config
 from mpiboot.errors import BatchError
@@ -18,6 +18,20 @@ COMMENT = "mpiboot"
 SEPARATOR = "\x1f"
 FIELDS = "%i %T %r %S %e %N %k %j".replace(" ", SEPARATOR)
 TIMEOUT_S = 30.0
+# Reasons of a pending job that no wait makes go away (squeue(1), JOB REASON CODES).
+NEVER = frozenset(
+    (
+        "AccountNotAllowed",
+        "BadConstraints",
+        "DependencyNeverSatisfied",
+        "InvalidAccount",
+        "InvalidQOS",
+        "PartitionNodeLimit",
+        "PartitionTimeLimit",
+        "QOSNotAllowed",
+        "ReservationDeleted",
+    )
+)
 
 
 class Slurm:
@@ -48,21 +62,28 @@ class Slurm:
         output = _run(command, environ)
         return output.strip().splitlines()[-1].partition(";")[0]
 
-    def state(self, job_id: str) -> JobState:
-        for found in self._squeue("--jobs", job_id, "--states=all"):
-            if found.job_id == job_id:
-                return found
-        return self._accounted(job_id) or JobState(job_id, "", "UNKNOWN", "ended, reason unknown")
+    def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
+        found = {state.job_id: state for state in self._squeue("--jobs", ",".join(job_ids), "--states=all")}
+        forgotten = [job_id for job_id in job_ids if job_id not in found]
+        if forgotten:
+            found |= self._accounted(forgotten)
+        return {job_id: found.get(job_id) or JobState(job_id, "", "UNKNOWN") for job_id in job_ids}
+
+    def restarts(self, job_id: str) -> int:
+        return int(find_word(_run(["scontrol", "--oneliner", "show", "job", job_id]), "Restarts") or 0)
 
     def jobs(self) -> list[JobState]:
         return sorted(self._squeue("--me", comment=COMMENT), key=lambda job: (len(job.job_id), job.job_id))
 
-    def stop(self, job_id: str) -> None:
+    def stop(self, job_id: str, *, by_force: bool = False) -> None:
         """Tell boot to end the job in order; one that boot does not run in yet is cancelled."""
-        if self.state(job_id).running:
-            _run(["scancel", "--batch", "--signal=TERM", job_id])
-        else:
-            _run(["scancel", job_id])
+        if not by_force and self.states([job_id])[job_id].state == "RUNNING":
+            try:
+                _run(["scancel", "--batch", "--signal=TERM", job_id])
+                return
+            except BatchError:  # it has no batch script yet, or none any more
+                pass
+        _run(["scancel", job_id])
 
     def job_key(self, job_id: str) -> str:
         return f"slurm-{cluster_name()}-{job_id}"
@@ -76,28 +97,22 @@ class Slurm:
             raise
         return parse_squeue(output, comment)
 
-    def _accounted(self, job_id: str) -> JobState | None:
-        """What accounting remembers of an ended job, where there is any."""
-        fields = ["JobID", "JobName", "State", "Reason", "Start", "End", "NodeList"]
+    def _accounted(self, job_ids: Sequence[str]) -> dict[str, JobState]:
+        """What accounting remembers of ended jobs, where there is any."""
+        fields = "JobID,JobName,State,Reason,Start,End,NodeList"
+        asked = ["--allocations", "--noheader", "--parsable2", f"--delimiter={SEPARATOR}"]
         try:
-            output = _run(
-                [
-                    "sacct",
-                    "-X",
-                    "-n",
-                    "-P",
-                    f"--delimiter={SEPARATOR}",
-                    f"--jobs={job_id}",
-                    f"--format={','.join(fields)}",
-                ]
-            )
+            output = _run(["sacct", *asked, f"--jobs={','.join(job_ids)}", f"--format={fields}"])
+        except BatchError:
+            return {}
+        return parse_sacct(output)
+
+    def output(self, job_id: str) -> Path | None:
+        try:
+            found = find_word(_run(["scontrol", "show", "job", job_id]), "StdOut")
         except BatchError:
             return None
-        for line in output.splitlines():
-            found, name, state, reason, start, end, nodes = line.split(SEPARATOR)
-            if found == job_id:
-                return JobState(job_id, name, state.split()[0], reason, start, end, nodes)
-        return None
+        return Path(found) if found else None
 
 
 def parse_squeue(output: str, comment: str | None = None) -> list[JobState]:
@@ -106,7 +121,21 @@ def parse_squeue(output: str, comment: str | None = None) -> list[JobState]:
     for line in output.splitlines():
         job_id, state, reason, start, end, nodes, said, name = line.split(SEPARATOR)
         if comment is None or said.split(":")[0] == comment:
-            found.append(JobState(job_id, name, state, "" if reason == "None" else reason, start, end, nodes))
+            reason = "" if reason == "None" else reason
+            times = slurm_time(start), slurm_time(end)
+            never = state == "PENDING" and reason in NEVER
+            found.append(JobState(job_id, name, state, reason, *times, nodes, never))
+    return found
+
+
+def parse_sacct(output: str) -> dict[str, JobState]:
+    """`sacct --parsable2` of FIELDS as asked above; `CANCELLED by 1000` is CANCELLED."""
+    found = {}
+    for line in output.splitlines():
+        job_id, name, state, reason, start, end, nodes = line.split(SEPARATOR)
+        reason = "" if reason == "None" else reason
+        times = slurm_time(start), slurm_time(end)
+        found[job_id] = JobState(job_id, name, state.split()[0], reason, *times, nodes)
     return found
 
 
@@ -117,15 +146,6 @@ def cluster_name() -> str:
         if line.startswith("ClusterName"):
             return line.partition("=")[2].strip()
     return "cluster"
-
-
-def output_path(job_id: str) -> Path | None:
-    """Where the job's output goes, as long as Slurm remembers the job."""
-    try:
-        found = find_word(_run(["scontrol", "show", "job", job_id]), "StdOut")
-    except BatchError:
-        return None
-    return Path(found) if found else None
 
 
 def _run(command: Sequence[str], environ: Mapping[str, str] | None = None) -> str:
