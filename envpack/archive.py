@@ -301,7 +301,8 @@ def decode_index(frame: bytes, path: Path, *, file_size: int | None = None) -> I
         raise CorruptArchiveError(f"{path}: the index contradicts its own pack id")
     index.path = path
     index.raw = frame
-    _validate(index, path)
+    directories = _validate(index, path)
+    _validate_compiled(index, path, directories)
     return index
 
 
@@ -344,8 +345,8 @@ def _parse(raw: bytes, size: int) -> Index:
     return index
 
 
-def _validate(index: Index, path: Path) -> None:
-    """Refuse what would write outside of the staged prefix: an index may come from anybody."""
+def _validate(index: Index, path: Path) -> set[bytes]:
+    """Return the folders; refuse what would write outside of the staged prefix: an index may come from anybody."""
     name = index.name
     if not name or name.startswith(".") or "/" in name or "\0" in name or name != name.strip():
         raise HostileArchiveError(f"{path}: {name!r} cannot name an environment")
@@ -385,6 +386,23 @@ def _validate(index: Index, path: Path) -> None:
             others.add(member)
         else:
             raise HostileArchiveError(f"{path}: member {show(member)} is of kind {chr(kind)!r}: refused")
+    return directories
+
+
+def _validate_compiled(index: Index, path: Path, directories: set[bytes]) -> None:
+    """Refuse `.pyc` files, to be made while staging, anywhere but in the archive's own folders."""
+    try:
+        wanted = [(index.kinds[member], os.fsencode(pyc)) for member, pyc in index.meta["compile"]]
+        if wanted:
+            bytes.fromhex(index.meta["python"]["magic"])
+    except (IndexError, KeyError, TypeError, ValueError) as exc:
+        raise CorruptArchiveError(f"{path}: the index cannot be read: {exc!r}") from exc
+    for kind, pyc in wanted:
+        folder, _, name = pyc.rpartition(b"/")
+        if kind != FILE or folder not in directories or not name.endswith(b".pyc") or b"\0" in name:
+            raise HostileArchiveError(
+                f"{path}: {show(pyc)} would be compiled outside of the archive's folders"
+            )
 
 
 def _little(numbers: array[int]) -> array[int]:

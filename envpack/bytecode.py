@@ -75,6 +75,7 @@ def compile_relocated(index: Index, folder: Path, prefix: Path) -> int:
         fd = os.open(folder / pyc, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         with os.fdopen(fd, "wb") as file:
             file.write(header(magic, info.st_mtime_ns, info.st_size) + code)
+        os.utime(folder / pyc, ns=(info.st_mtime_ns, info.st_mtime_ns))
         done += 1
     return done
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import warnings
 from fnmatch import fnmatch
 from pathlib import Path
@@ -78,8 +80,28 @@ def _member(prefix: Path, file: object, uncached: dict[str, tuple[str, str]]) ->
         # As conda-unpack, which leaves the interpreter alone.
         member.relocation = "none"
     elif mode == "unknown" and target in uncached:
-        member.placeholder = os.fsencode(uncached[target][0])
+        placeholder, sha256 = uncached[target]
+        member.data = restored(
+            Path(os.fsdecode(source)).read_bytes(), os.fsencode(prefix), os.fsencode(placeholder)
+        )
+        if hashlib.sha256(member.data).hexdigest() == sha256:
+            member.relocation, member.placeholder = "binary", os.fsencode(placeholder)
+            member.inode = (0, 0)
+        else:
+            # Not as conda installed it: left as it is.
+            member.data = None
     return member
+
+
+def restored(data: bytes, prefix: bytes, placeholder: bytes) -> bytes:
+    """Undo what conda did to a binary when it installed it: give each path its placeholder, and its size, back."""
+
+    def undo(match: re.Match[bytes]) -> bytes:
+        text = match.group(1)
+        room = (len(placeholder) - len(prefix)) * text.count(prefix)
+        return text.replace(prefix, placeholder) + match.group(2)[room:]
+
+    return re.sub(b"(" + re.escape(prefix) + rb"[^\0]*)(\0+)", undo, data)
 
 
 def _conda_meta(path: Path) -> bytes:

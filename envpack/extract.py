@@ -181,23 +181,24 @@ class Extractor:
             return
         fd = os.open(index.paths[i], _REOPEN, dir_fd=self._root_fd)
         try:
-            for offset, piece in relocate.apply_part(begin - file_start, part, edits):
-                _pwrite_all(fd, piece, offset)
+            offset, content = relocate.apply_part(begin - file_start, part, edits)
+            _pwrite_all(fd, content, offset)
         finally:
             os.close(fd)
 
-    def finish(self) -> None:
-        """Wait for the threads; then modes and times of the large files, hard links, symlinks."""
+    def join(self) -> None:
+        """Wait for the threads; raise what went wrong in one of them."""
         for thread in self._threads:
             thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def finish(self) -> None:
+        """After the last frame: modes and times of the large files, hard links, symlinks."""
         try:
-            if self._error is not None:
-                raise self._error
             self._finish()
         except OSError as exc:
             raise root.write_failed(self.target, exc) from exc
-        finally:
-            self._close()
 
     def _finish(self) -> None:
         index = self.index

@@ -147,7 +147,8 @@ class FrameWriter:
     def _content(self, piece: Piece) -> bytes:
         member = piece.member
         if member.data is not None:
-            member.digest = digest(member.data)
+            if piece.start == 0:
+                self._note(member, member.data)
             return member.data[piece.start : piece.start + piece.length]
         try:
             fd = os.open(member.source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -191,7 +192,7 @@ class FrameWriter:
         elif member.relocation == "binary":
             member.record = scanner.binary(data, member.placeholder) or []
         elif member.relocation == "unknown" and member.size:
-            member.record = scanner.unknown(data) or []
+            member.record = scanner.unknown(data, member.path) or []
 
 
 def _pread(fd: int, piece: Piece, member: Member) -> bytes:

@@ -67,6 +67,8 @@ def what_is_wrong(prefix: Path, index: Index, relocation: Relocation) -> str | N
     Every file must be there, of its kind and size: cleaners of /tmp remove single old files. What was staged before the
     node's last boot is not trusted, as a crash can leave files of the right size without their content.
     """
+    if not stat.S_ISDIR(prefix.lstat().st_mode):
+        return "it is no folder"
     marker = read(prefix)
     if not marker:
         return "it has no marker"

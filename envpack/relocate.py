@@ -7,10 +7,12 @@ Records, as they stand in the index under `relocations`, one per member:
 
     [member, "text", [offset, p, offset, p, …], first line or null]
     [member, "binary", p, [end, offset, offset, …], [end, …], …]
+    [member, "bytes", [offset, old, new], …]
     [member, "link", p]
 
 `p` numbers a placeholder. A binary span runs from its first offset to the NUL at `end`: what the shorter prefix leaves
-over is filled with NULs before it. A first line (`#!…`) is rewritten as a whole, as the kernel bounds its length.
+over is filled with NULs before it. "bytes" replaces some by as many others, both as latin-1. A first line (`#!…`) is
+rewritten as a whole, as the kernel bounds its length.
 """
 
 from __future__ import annotations
@@ -57,7 +59,12 @@ class Relocation:
                 if mode == "link":
                     self.links[member] = new + index.links[member][len(old[rest[0]]) :]
                     continue
-                edits = _text(old, new, *rest) if mode == "text" else _binary(old[rest[0]], new, rest[1:])
+                if mode == "text":
+                    edits = _text(old, new, *rest)
+                elif mode == "binary":
+                    edits = _binary(old[rest[0]], new, rest[1:])
+                else:
+                    edits = _bytes(rest)
                 _check(edits, index.sizes[member])
                 self.edits[member] = edits
         except (IndexError, KeyError, TypeError, ValueError) as exc:
@@ -91,28 +98,32 @@ def apply(data: memoryview | bytes, edits: list[Edit]) -> bytes:
     return b"".join(pieces)
 
 
-def apply_part(part_start: int, data: memoryview, edits: list[Edit]) -> list[tuple[int, memoryview | bytes]]:
-    """Return what one part of a file becomes: (offset in the staged file, bytes) each.
+def apply_part(part_start: int, data: memoryview, edits: list[Edit]) -> tuple[int, bytes | memoryview]:
+    """Return what one part of a file becomes, and its offset in the staged file.
 
     An edit belongs to the part that holds its first byte; the others leave its bytes out.
     """
     part_end = part_start + len(data)
-    pieces: list[tuple[int, memoryview | bytes]] = []
+    pieces: list[memoryview | bytes] = []
     at = part_start
     shift = 0
+    offset = None
     for start, end, put, _ in edits:
         if start >= part_end:
             break
         if at < start:
-            pieces.append((at + shift, data[at - part_start : start - part_start]))
+            offset = at + shift if offset is None else offset
+            pieces.append(data[at - part_start : start - part_start])
             at = start
         if start >= part_start:
-            pieces.append((start + shift, put))
+            offset = start + shift if offset is None else offset
+            pieces.append(put)
         shift += len(put) - (end - start)
         at = max(at, end)
     if at < part_end:
-        pieces.append((at + shift, data[at - part_start :]))
-    return pieces
+        offset = at + shift if offset is None else offset
+        pieces.append(data[at - part_start :])
+    return offset or 0, pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def _text(old: list[bytes], new: bytes, places: list[int], first_line: str | None) -> list[Edit]:
@@ -140,6 +151,13 @@ def _binary(old: bytes, new: bytes, spans: list[Any]) -> list[Edit]:
         edits.extend((offset, offset + len(old), new, old) for offset in offsets)
         edits.append((end, end, b"\0" * (room * len(offsets)), b""))
     return edits
+
+
+def _bytes(changes: list[Any]) -> list[Edit]:
+    return [
+        (offset, offset + len(was), put.encode("latin-1"), was.encode("latin-1"))
+        for offset, was, put in changes
+    ]
 
 
 def _check(edits: list[Edit], size: int) -> None:

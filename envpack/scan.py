@@ -10,7 +10,8 @@ that names the source prefix. The staged tree differs from conda-unpack's in thi
 - Symlinks that name the source prefix point into the staged one.
 - Text in another encoding than UTF-8, and the first lines of zip applications, are relocated.
 - `bin/python*-config` and the like are relocated; conda-unpack leaves out all that is called `bin/python*`.
-- Files of packages that are in the package cache no more are relocated by conda's own records.
+- Binaries of packages that are in the package cache no more are relocated too, by conda's own records.
+- Libraries whose run path names the source prefix, as conda's compilers make them, get one relative to themselves.
 - bin/conda-unpack and its helper are not there; `.envpack/`, the stager's own folder, is.
 - `.pyc` files: added where there are none, or stale ones, and made anew where their source was relocated.
 """
@@ -19,6 +20,8 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
+
+from envpack.elf import relative_run_paths
 
 if TYPE_CHECKING:
     import mmap
@@ -37,10 +40,18 @@ class Scanner:
     ----------
     prefixes : list[bytes]
         All names of the source prefix.
+
+    Attributes
+    ----------
+    placeholders : list[bytes]
+        What the records number.
+    rigid : list[bytes]
+        Libraries whose run path names the source prefix, and has no room for another.
     """
 
     def __init__(self, prefixes: list[bytes]) -> None:
         self.placeholders: list[bytes] = list(prefixes)
+        self.rigid: list[bytes] = []
         self._prefixes = list(prefixes)
         # The longest first: one name may begin with another.
         names = sorted(prefixes, key=len, reverse=True)
@@ -71,13 +82,20 @@ class Scanner:
             spans.append([end, *_all(data, placeholder, match.start(), end)])
         return ["binary", self.placeholder(placeholder), *spans] if spans else None
 
-    def unknown(self, data: Data) -> list[object] | None:
-        """Return the record of any other file: a text that names the source prefix, or a script's first line."""
+    def unknown(self, data: Data, path: bytes) -> list[object] | None:
+        """Return the record of any other file: a text that names the source prefix, a script's first line, a run path."""
         if not any(data.find(prefix) >= 0 for prefix in self._prefixes):
             return None
         found = [(m.start(), m.group()) for m in self._pattern.finditer(data)]
         if found and is_text(data):
             return self._text(data, found)
+        if data[:4] == b"\x7fELF":
+            edits, fits = relative_run_paths(data, path, self._prefixes)
+            if not fits:
+                self.rigid.append(path)
+            edits.sort()
+            changes = [[at, was.decode("latin-1"), put.decode("latin-1")] for at, was, put in edits]
+            return ["bytes", *changes] if changes else None
         first_line = _first_line(data, [prefix for _, prefix in found])
         return ["text", [], first_line] if first_line else None
 

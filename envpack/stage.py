@@ -216,11 +216,12 @@ class Stager:
             if self._queue is not None:
                 self._queue.end()
             assert self._extractor is not None and self._temporary is not None
-            self._extractor.finish()
+            self._extractor.join()
             if self._queue is not None and self._frame_number < len(self.index.frame_sizes):
                 raise NotAnArchiveError(
                     f"{self.index.path} ended after {self.bytes_read} of {self.index.archive_bytes} bytes"
                 )
+            self._extractor.finish()
             compile_relocated(self.index, self._temporary, self.prefix)
             self._publish()
         marker.touch(self.prefix)
