@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from envpack import condaenv, venv
+from envpack import condaenv, framing, venv
 from envpack.archive import DIRECTORY, FILE, Index, content_id, encode_index, read_index
 from envpack.compiling import Compiler
 from envpack.errors import ArchiveError, BrokenEnvironmentError, EnvpackError, NotAnEnvironmentError
@@ -113,10 +113,9 @@ def pack(
     name = safe_name(prefix.name)
     print_ = fingerprint(prefix)
     if output is None:
-        hashed = hashlib.sha256(os.fsencode(prefix)).hexdigest()[:12]
-        folder = Path(home or default_home()) / "packs" / f"{name}-{hashed}"
+        folder = _folder(prefix, home)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        candidates = sorted(folder.glob("*.tar.zst"), key=lambda path: path.stat().st_mtime, reverse=True)
+        candidates = _newest_first(folder)
     else:
         output = Path(output)
         folder = output.parent
@@ -140,6 +139,36 @@ def pack(
         if output is None:
             _remove_old(folder, path)
     return _result(path, index, began, reused=False)
+
+
+def packed(prefix: StrPath, *, home: StrPath | None = None) -> Path | None:
+    """Find the archive that `pack` would use again; nothing is written.
+
+    Parameters
+    ----------
+    prefix : str or os.PathLike
+        The environment's root folder.
+    home : str or os.PathLike, optional
+        Default MPIBOOT_HOME, then ~/.mpiboot.
+
+    Returns
+    -------
+    Path or None
+        None where the environment has not been packed, or has changed since.
+    """
+    prefix = Path(os.path.abspath(prefix))  # noqa: PTH100
+    wanted = {"fingerprint": fingerprint(prefix), "prefix": os.fspath(prefix), "kind": _kind(prefix)}
+    candidates = _newest_first(_folder(prefix, home))
+    return next((path for path in candidates if _reusable(path, wanted, None) is not None), None)
+
+
+def _folder(prefix: Path, home: StrPath | None) -> Path:
+    hashed = hashlib.sha256(os.fsencode(prefix)).hexdigest()[:12]
+    return Path(home or default_home()) / "packs" / f"{safe_name(prefix.name)}-{hashed}"
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.tar.zst"), key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 def safe_name(name: str) -> str:
@@ -216,6 +245,7 @@ class _Writer:
                 frames = FrameWriter(file, self._level, self._jobs, scanner, _counted(self._progress, total))
                 written: list[Member] = []
                 frames.write(_noting(compiler.members(), written))
+                frames.finish(written)
                 index = self._index(written, scanner, frames, compiler)
                 index.meta["warnings"] = [
                     *warnings,
@@ -256,6 +286,7 @@ class _Writer:
         index.meta = {
             "name": self._name,
             "level": self._level,
+            "part_bytes": framing.FRAME_BYTES,
             "placeholders": [os.fsdecode(value) for value in scanner.placeholders],
             "relocations": [[number, *members[number].record] for number in relocated.values()],
             "compile": [

@@ -6,6 +6,8 @@
 # What follows the script's name are mpiboot's options (mpiboot boot --help). It runs in the foreground;
 # `mpiboot submit --batch-system local` puts it into the background.
 
+eval "${MPIBOOT_SETUP-}" # the site's `setup` lines, such as `module load openmpi`
+
 prefix=${VIRTUAL_ENV:-$CONDA_PREFIX}
 arguments=("$@")
 for ((i = 0; i < $#; i++)); do

@@ -12,6 +12,8 @@
 #SBATCH --no-requeue
 #SBATCH --no-kill
 
+eval "${MPIBOOT_SETUP-}" # the site's `setup` lines, such as `module load openmpi`
+
 prefix=${VIRTUAL_ENV:-$CONDA_PREFIX}
 arguments=("$@")
 for ((i = 0; i < $#; i++)); do

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-import time
+import os
+import sys
 from collections.abc import Callable, Sequence
-from importlib.resources import as_file
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mpiboot import config as configuration
 from mpiboot.errors import MpibootError
+
+if TYPE_CHECKING:
+    from mpiboot.jobs import Job
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 
@@ -26,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from envpack.errors import EnvpackError
 
     try:
-        status = command_line.main(args=arguments, prog_name="mpiboot", standalone_mode=False)
+        color = False if "NO_COLOR" in os.environ else None  # None: where the output is a terminal
+        status = command_line.main(args=arguments, prog_name="mpiboot", standalone_mode=False, color=color)
         return status if isinstance(status, int) else 0
     except MpibootError as error:
         say(f"mpiboot: {error}")
@@ -37,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return 2
-    except (click.Abort, KeyboardInterrupt):
-        say("mpiboot: interrupted")
+    except (click.Abort, KeyboardInterrupt) as error:
+        say(f"mpiboot: {error}" if str(error) else "mpiboot: interrupted")
         return 130
 
 
@@ -53,21 +57,47 @@ class Lines(click.Command):
 @click.group(context_settings=CONTEXT)
 @click.version_option(package_name="mpiboot")
 def command_line() -> None:
-    """One batch job, all its nodes, one connected Dask client."""
+    """One batch job, all its nodes, one connected Dask client.
+
+    Completion of commands, options and job ids, for bash (zsh and fish alike):
+    eval "$(_MPIBOOT_COMPLETE=bash_source mpiboot)"
+    """
+
+
+def live_job_ids(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """For the shell's completion."""
+    from mpiboot.jobs import live_jobs
+
+    try:
+        return [job.job_id for job, _ in live_jobs() if job.job_id.startswith(incomplete)]
+    except MpibootError:
+        return []
+
+
+job_argument = click.argument("job", required=False, shell_complete=live_job_ids)
 
 
 def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """All options of a job, from the one list of them."""
-    for name, option in reversed(configuration.OPTIONS.items()):
-        if option.metadata["where"] == "boot":
-            continue
-        settings: dict[str, Any] = {"help": option.metadata["help"], "default": None}
-        if option.metadata["parse"] is configuration.flag:
-            settings |= {"is_flag": True, "flag_value": True}
-        else:
-            settings |= {"metavar": option.metadata["metavar"], "multiple": name in configuration.REPEATABLE}
-        command = click.option(configuration.flag_name(name), name, **settings)(command)
-    return command
+    submits = [n for n, o in configuration.OPTIONS.items() if o.metadata["where"] in ("submit", "both")]
+    return job_options_of(*submits)(command)
+
+
+def job_options_of(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Some of them."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for name in reversed(names):
+            option = configuration.OPTIONS[name].metadata
+            settings: dict[str, Any] = {"help": option["help"], "default": None}
+            if option["parse"] is configuration.flag:
+                settings |= {"is_flag": True, "flag_value": True}
+            else:
+                settings |= {"metavar": option["metavar"], "multiple": name in configuration.REPEATABLE}
+            command = click.option(configuration.flag_name(name), name, **settings)(command)
+        return command
+
+    return decorate
 
 
 @command_line.command(cls=Lines, epilog="mpiboot submit --nodes 2 --workers-per-node 4 --interface ib0")
@@ -81,138 +111,165 @@ def submit(dry_run: bool, wait: bool, command: tuple[str, ...], **options: Any) 
     With COMMAND, runs it on the first node once the workers are there, and ends with it.
     """
     from mpiboot import jobs
-    from mpiboot.batch import choose
 
     given = {name: value or None for name, value in options.items()}
     config = jobs.load_config({**given, "command": command})
     if config.insecure:
         click.secho("--insecure: anyone who reaches the job's nodes can run code as you", fg="red", err=True)
     if dry_run:
-        batch = choose(config.batch_system)
-        with as_file(jobs.script_of(batch.name)) as script:
-            click.echo(jobs.show_command(jobs.submit_command(config, batch, script)))
+        click.echo(jobs.show_submission(config, say=say))
         return 0
     job = jobs.submit_config(config, say=say)
     click.echo(job.job_id)
+    if wait and command:
+        return _wait_until_ended(job)
     if wait:
-        _wait_until_ready(job, timeout="10 min")
+        _wait_until_ready(job, timeout="10 min", queue_timeout=None)
     return 0
 
 
-def _wait_until_ready(job: Any, timeout: str) -> None:
-    from mpiboot.client import connect
+def _wait_until_ended(job: Job) -> int:
+    """Batch mode: the command's exit status."""
+    from mpiboot.client import how_to_come_back
 
     try:
-        client = connect(job, timeout=timeout, progress=say)
+        state = job.wait()
     except KeyboardInterrupt:
-        say(
-            f"job {job.job_id} goes on. Come back: mpiboot connect {job.job_id}; end it: mpiboot stop {job.job_id}"
-        )
-        raise
-    client.close()
-    endpoint = job.endpoint
-    say(
-        f"ready: {endpoint.n_workers} workers of {endpoint.threads_per_worker} threads on "
-        f"{len(endpoint.nodes)} node(s): {', '.join(endpoint.nodes)}\n"
-        f"  connect:  client = mpiboot.connect({job.job_id!r})\n"
-        f"  stop:     mpiboot stop {job.job_id}"
-    )
+        raise KeyboardInterrupt(how_to_come_back(job)) from None
+    say(f"job {job.job_id}: {state.show()}")
+    return job.exit_status()
+
+
+def _wait_until_ready(job: Job, timeout: str, queue_timeout: str | None) -> None:
+    from mpiboot import show
+    from mpiboot.client import connect
+    from mpiboot.jobs import load_site
+
+    display = None if sys.stderr.isatty() else say
+    connect(job, timeout=timeout, queue_timeout=queue_timeout, progress=display).close()
+    say(show.ready(job, load_site("ssh_host"), with_token=sys.stderr.isatty()))
 
 
 @command_line.command(cls=Lines, epilog="mpiboot connect 1234 --timeout '5 min'")
-@click.argument("job", required=False)
-@click.option("--timeout", default="10 min", metavar="T", show_default=True)
-def connect(job: str | None, timeout: str) -> None:
+@job_argument
+@click.option("--timeout", default="10 min", metavar="T", show_default=True, help="from the job's start")
+@click.option("--queue-timeout", metavar="T", help="from now, while it is pending")
+def connect(job: str | None, timeout: str, queue_timeout: str | None) -> None:
     """Wait for a job's workers and say how it went, as a notebook would."""
     from mpiboot.jobs import find_job
 
-    _wait_until_ready(find_job(job), timeout)
+    _wait_until_ready(find_job(job), timeout, queue_timeout)
+
+
+@command_line.command(cls=Lines, epilog="mpiboot dashboard 1234 --open")
+@job_argument
+@click.option("--open", "open_it", is_flag=True, help="open the link in a browser of this machine")
+def dashboard(job: str | None, open_it: bool) -> None:
+    """Print the dashboard's link, and the ssh line that reaches it from home.
+
+    The link holds the cluster's token: it is a key, for you alone.
+    """
+    from mpiboot import show
+    from mpiboot.jobs import find_job, load_site
+
+    found = find_job(job)
+    endpoint = show.endpoint_of(found)
+    link = show.link(found, endpoint, with_token=True)
+    click.echo(link)
+    say(f"from home:  {show.tunnel(endpoint, load_site('ssh_host'))}")
+    say(f"then open:  {show.link(found, endpoint, with_token=True, host='localhost')}")
+    if open_it:
+        import webbrowser
+
+        webbrowser.open(link)
 
 
 @command_line.command("list", cls=Lines, epilog="mpiboot list --json")
 @click.option("--json", "as_json", is_flag=True, help="for programs")
 def list_jobs(as_json: bool) -> None:
     """Show this user's live jobs."""
-    from mpiboot import jobs
+    from dataclasses import asdict
+
+    from mpiboot import jobs, show
 
     live = jobs.live_jobs()
     if as_json:
-        rows = [
-            {"job_id": job.job_id, "state": state.state, "name": state.name, "nodes": state.nodes}
-            for job, state in live
-        ]
-        click.echo(json.dumps(rows))
+        click.echo(json.dumps([{**asdict(state), "batch_system": job.batch.name} for job, state in live]))
     elif live:
-        click.echo(jobs.describe(live))
+        click.echo(show.table(live))
+    else:
+        say("no job of mpiboot's is pending or running")
 
 
 @command_line.command(cls=Lines, epilog="mpiboot status 1234")
-@click.argument("job", required=False)
+@job_argument
 @click.option("--json", "as_json", is_flag=True, help="for programs")
 @click.option("--plot", metavar="FILE", help="draw the timeline (needs matplotlib)")
 def status(job: str | None, as_json: bool, plot: str | None) -> None:
     """Show a job's state, and its phases with their times."""
-    from pathlib import Path
+    from dataclasses import asdict
 
-    from mpiboot import timeline
+    from mpiboot import show, timeline
     from mpiboot.jobs import find_job
 
     found = find_job(job)
     state = found.ask()
     events = found.directory.read_events()
+    phases = timeline.phases(events)
     if plot:
-        timeline.plot(timeline.phases(events), Path(plot))
+        timeline.plot(phases, plot)
     if as_json:
-        click.echo(
-            json.dumps(
-                {"job_id": found.job_id, "state": state.state, "reason": state.reason, "events": events}
-            )
-        )
-        return
-    click.echo(f"job {found.job_id}: {state.state} {state.reason}".rstrip())
-    if events:
-        click.echo(timeline.render_text(timeline.phases(events)))
+        shown = {**asdict(state), "phases": [asdict(phase) for phase in phases], "events": events}
+        click.echo(json.dumps(shown))
+    else:
+        click.echo(show.status(found, state))
 
 
 @command_line.command(cls=Lines, epilog="mpiboot logs 1234 -f")
-@click.argument("job", required=False)
+@job_argument
 @click.option("-f", "--follow", is_flag=True, help="go on until the job ends")
 def logs(job: str | None, follow: bool) -> None:
     """Show a job's logs."""
-    from mpiboot.jobs import find_job, poll_interval_s
+    from mpiboot.jobs import find_job
 
     found = find_job(job)
-    click.echo(found.logs(), nl=False)
-    shown = {path: path.stat().st_size for path in found.log_files()}
-    start = time.monotonic()
-    while follow and found.ask().live:
-        time.sleep(poll_interval_s(time.monotonic() - start))
-        for path in found.log_files():
-            with path.open("rb") as file:
-                file.seek(shown.get(path, 0))
-                new = file.read()
-            shown[path] = shown.get(path, 0) + len(new)
-            click.echo(new.decode(errors="replace"), nl=False)
+    if not follow:
+        click.echo(found.logs(), nl=False)
+        return
+    for text in found.follow():
+        click.echo(text, nl=False)
 
 
 @command_line.command(cls=Lines, epilog="mpiboot stop 1234")
-@click.argument("job", required=False)
+@job_argument
 def stop(job: str | None) -> None:
     """End a job; returns when its nodes are released."""
     from mpiboot.jobs import find_job
 
     found = find_job(job)
-    state = found.stop()
-    say(f"job {found.job_id}: {state.state}")
+    say(f"job {found.job_id}: {found.stop().show()}")
+
+
+@command_line.command(cls=Lines, epilog="mpiboot doctor --env ~/envs/analysis --job-test")
+@click.option("--env", metavar="PREFIX", help="the environment's prefix [the active one]")
+@click.option("--job-test", is_flag=True, help="check the same on two nodes, in a job")
+@job_options_of("partition", "account", "interface", "time", "nodes", "batch_system", "mpi", "batch_arg")
+def doctor(job_test: bool, **options: Any) -> int:
+    """Check this site; each failed line names its remedy."""
+    from mpiboot import doctor as examination
+    from mpiboot.jobs import load_config
+
+    config = load_config({name: value or None for name, value in options.items()})
+    return examination.run(config, job_test=job_test, out=click.echo)
 
 
 @command_line.command(cls=Lines, epilog="mpiboot jobscript slurm > my-job.sh")
 @click.argument("batch_system", default="slurm")
 def jobscript(batch_system: str) -> None:
     """Print the job script of a batch system, to copy and edit."""
-    from mpiboot.jobs import script_of
+    from mpiboot.jobs import shipped_script
 
-    click.echo(script_of(batch_system).read_text(), nl=False)
+    click.echo(shipped_script(batch_system).read_text(), nl=False)
 
 
 @command_line.command(cls=Lines, epilog="mpiboot demo")

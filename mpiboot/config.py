@@ -61,7 +61,10 @@ def _option(
     metavar: str | None = None,
     where: str = "both",
 ) -> Any:
-    """A field that is an option. `where`: `submit` and `boot` both take it, or one of them alone."""
+    """A field that is an option. `where`: `submit` and `boot` both take it, or one of them alone.
+
+    `file` options belong to a site: configuration files, environment and Python calls have them, command lines do not.
+    """
     return field(default=default, metadata={"parse": parse, "help": help, "metavar": metavar, "where": where})
 
 
@@ -114,13 +117,19 @@ class Config:
     start_timeout: float = _option(
         parse_duration_s, "give up when the workers are not there by then", 600.0, metavar="T", where="boot"
     )
+    setup: tuple[str, ...] = _option(
+        str, "lines of bash that the job runs first, such as module load openmpi", (), where="file"
+    )
+    job_script: str | None = _option(str, "your own copy of `mpiboot jobscript`", where="file")
+    ssh_host: str | None = _option(str, "the host that you reach by ssh from home", where="file")
     command: tuple[str, ...] = ()
 
 
 OPTIONS = {option.name: option for option in fields(Config) if option.metadata}
-REPEATABLE = frozenset(("env_var", "batch_arg"))
+REPEATABLE = frozenset(("env_var", "batch_arg", "setup"))
 # `insecure` must be typed each time: neither a file nor the environment may turn encryption off in silence.
 COMMAND_LINE_ONLY = frozenset(("insecure", "env_var", "home", "archive"))
+NOT_IN_FILES = frozenset(("insecure", "home", "archive"))
 
 
 def flag_name(name: str) -> str:
@@ -189,7 +198,7 @@ def parse_boot_arguments(arguments: Sequence[str], environ: Mapping[str, str]) -
         prog="mpiboot boot", allow_abbrev=False, description="Inside a job: the job script calls it."
     )
     for name, option in OPTIONS.items():
-        if option.metadata["where"] == "submit":
+        if option.metadata["where"] in ("submit", "file"):
             continue
         settings: dict[str, Any] = {"default": None, "help": option.metadata["help"]}
         if option.metadata["parse"] is flag:
@@ -215,7 +224,7 @@ def boot_arguments(config: Config, leave_out: Sequence[str] = ()) -> list[str]:
     arguments = []
     for name, option in OPTIONS.items():
         value = getattr(config, name)
-        if option.metadata["where"] == "submit" or name in leave_out or value == option.default:
+        if option.metadata["where"] in ("submit", "file") or name in leave_out or value == option.default:
             continue
         if value is True:
             arguments.append(flag_name(name))

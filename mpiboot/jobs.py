@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import math
 import os
 import shlex
@@ -15,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from mpiboot import config as configuration
 from mpiboot import environment
-from mpiboot.batch import BatchSystem, JobState, batch_systems, choose
+from mpiboot.batch import SETUP_VARIABLE, BatchSystem, JobState, batch_systems, choose
 from mpiboot.batch.answers import answers_of
+from mpiboot.batch.local import parse_job_id
 from mpiboot.config import Config
 from mpiboot.errors import BatchError, DeadlineError, MpibootError, UsageError
 from mpiboot.rendezvous import Endpoint, JobDirectory
@@ -49,10 +52,7 @@ class Job:
 
     def _ended(self, state: JobState) -> JobState:
         """Boot's last event says why a job ended; a job that was killed has none."""
-        try:
-            last = self.directory.read_events()[-1]
-        except (MpibootError, FileNotFoundError, IndexError):
-            last = {"event": ""}
+        last = self._last_event()
         if last["event"] != "closed":
             if state.state != "UNKNOWN":
                 return state
@@ -146,6 +146,17 @@ class Job:
             time.sleep((polls or poll_interval_s)(waited))
         return state
 
+    def exit_status(self) -> int:
+        """What boot ended with; 1 where it was killed before it could say."""
+        last = self._last_event()
+        return int(last["exit_status"]) if last["event"] == "closed" else 1
+
+    def _last_event(self) -> dict[str, Any]:
+        try:
+            return self.directory.read_events()[-1]
+        except (MpibootError, FileNotFoundError, IndexError):
+            return {"event": ""}
+
     def stop(self, timeout_s: float = 90.0) -> JobState:
         """End the job, and return when its nodes are released."""
         if self.ask().live:
@@ -192,14 +203,10 @@ def submit(**options: Any) -> Job:
 
 def load_config(options: Mapping[str, Any]) -> Config:
     """Options before environment before file before default."""
-    import dask
-
     command = options.get("command") or ()
     given = {name: value for name, value in options.items() if name != "command"}
-    files_layer = dict(dask.config.get("mpiboot", {}) or {})
-    files_layer = {str(name).replace("-", "_"): value for name, value in files_layer.items()}
     merged = configuration.merge(
-        files_layer, configuration.environment_layer(os.environ), given, command=tuple(map(str, command))
+        site_layer(), configuration.environment_layer(os.environ), given, command=tuple(map(str, command))
     )
     prefix = (
         Path(merged.env) if merged.env else environment.active_prefix(os.environ, sys.prefix, sys.base_prefix)
@@ -207,18 +214,101 @@ def load_config(options: Mapping[str, Any]) -> Config:
     return replace(merged, env=str(prefix.expanduser().absolute()))
 
 
+def site_layer() -> dict[str, Any]:
+    """What Dask's configuration says under `mpiboot`.
+
+    Raises
+    ------
+    UsageError
+        An unknown key or a bad value; names the file and lists the valid keys.
+    """
+    import dask
+
+    section = dask.config.get("mpiboot", {}) or {}
+    if not isinstance(section, Mapping):
+        raise UsageError(f"{_source_of(None)}: what `mpiboot:` holds is not a mapping of keys to values")
+    layer = {}
+    for key, value in section.items():
+        name = str(key).replace("-", "_")
+        valid = [option for option in configuration.OPTIONS if option not in configuration.NOT_IN_FILES]
+        if name not in valid:
+            near = difflib.get_close_matches(name, valid, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            why = "belongs on the command line alone" if name in configuration.OPTIONS else "is unknown"
+            raise UsageError(
+                f"{_source_of(key)}: the key {key!r} {why}{hint}; valid keys: {', '.join(valid)}"
+            )
+        try:
+            layer[name] = None if value is None else configuration.parse_value(name, value)
+        except UsageError as error:
+            raise UsageError(f"{_source_of(key)}: {error}") from error
+    return layer
+
+
+def load_site(name: str) -> Any:
+    """One of a site's own settings, such as `ssh_host`."""
+    return {**site_layer(), **configuration.environment_layer(os.environ)}.get(name)
+
+
+def _source_of(key: Any) -> str:
+    """The file that has `mpiboot: KEY:`, or the variable that sets it."""
+    import dask
+
+    variable = f"DASK_MPIBOOT__{str(key).upper().replace('-', '_')}"
+    if variable in os.environ:
+        return variable
+    for path, content in dask.config.collect_yaml(return_paths=True):
+        section = content.get("mpiboot")
+        if section is not None and (not isinstance(section, Mapping) or key in section):
+            return str(path)
+    return "dask.config"
+
+
 def submit_config(config: Config, *, say: Callable[[str], None] = lambda line: None) -> Job:
     """Check, pack the environment if it changed, submit."""
     batch = choose(config.batch_system)
     assert config.env
     environment.check_environment(Path(config.env))
-    variables = environment.asked_variables(config.env_var, os.environ)
     if not config.no_stage:
         config = replace(config, archive=str(pack(Path(config.env), say)))
-    with as_file(script_of(batch.name)) as script:
+    variables = handed_on(config)
+    with script_of(config, batch) as script:
         command = submit_command(config, batch, script)
         job_id = batch.submit(command, submit_environment(os.environ, variables))
     return Job(job_id, batch)
+
+
+def show_submission(config: Config, *, say: Callable[[str], None] = lambda line: None) -> str:
+    """The line that a user can type to submit the same job; nothing is packed or submitted."""
+    from envpack.pack import packed
+
+    batch = choose(config.batch_system)
+    assert config.env
+    environment.check_environment(Path(config.env))
+    if not config.no_stage:
+        archive = packed(config.env)
+        if archive is None:
+            say(
+                f"{config.env} is not packed yet: the job would do so first. Beforehand: envpack pack --prefix …"
+            )
+        config = replace(config, archive=str(archive) if archive else None)
+    # In front of the command: arguments can be read by everybody, variables cannot.
+    assignments = [
+        f"{name}={shlex.quote(value)}"
+        for name, value in handed_on(config).items()
+        if os.environ.get(name) != value
+    ]
+    strange = sorted(name for name in os.environ if environment.of_another_job(name))
+    unset = ["env", *(word for name in strange for word in ("-u", name))] if strange else []
+    with script_of(config, batch) as script:
+        command = submit_command(config, batch, script)
+    return " ".join([*assignments, shlex.join([*unset, *command])])
+
+
+def handed_on(config: Config) -> dict[str, str]:
+    """The variables that the job finds in its environment."""
+    variables = environment.asked_variables(config.env_var, os.environ)
+    return variables | ({SETUP_VARIABLE: "\n".join(config.setup)} if config.setup else {})
 
 
 def submit_command(config: Config, batch: BatchSystem, script: Path) -> list[str]:
@@ -238,7 +328,22 @@ def submit_environment(environ: Mapping[str, str], variables: Mapping[str, str])
     return {**kept, **variables}
 
 
-def script_of(batch_system: str) -> Any:
+@contextlib.contextmanager
+def script_of(config: Config, batch: BatchSystem) -> Iterator[Path]:
+    """The job script to submit: the site's own, or the one that ships with this mpiboot."""
+    if config.job_script:
+        script = Path(config.job_script).expanduser().absolute()
+        if not script.is_file():
+            raise UsageError(
+                f"job_script {script}: there is no such file. Make it: mpiboot jobscript > {script}"
+            )
+        yield script
+    else:
+        with as_file(shipped_script(batch.name)) as script:
+            yield script
+
+
+def shipped_script(batch_system: str) -> Any:
     """The job script that ships with this mpiboot."""
     script = files("mpiboot.jobscripts") / f"{batch_system}.sh"
     if not script.is_file():
@@ -283,14 +388,13 @@ def find_job(wanted: str | Job | None = None) -> Job:
     systems = batch_systems()
     if wanted.isdigit() and "slurm" in systems:
         return Job(wanted, systems["slurm"])
-    return Job(wanted.removeprefix("local-"), _local(wanted, systems["local"]))
-
-
-def _local(wanted: str, local: BatchSystem) -> BatchSystem:
-    from mpiboot.batch.local import parse_job_id
-
-    parse_job_id(wanted)
-    return local
+    try:
+        parse_job_id(wanted)
+    except BatchError as error:
+        raise BatchError(
+            f"{wanted!r} is neither a job id nor the name of a live job. Live ones: mpiboot list"
+        ) from error
+    return Job(wanted.removeprefix("local-"), systems["local"])
 
 
 def live_jobs() -> list[tuple[Job, JobState]]:
@@ -299,12 +403,8 @@ def live_jobs() -> list[tuple[Job, JobState]]:
 
 
 def describe(live: Sequence[tuple[Job, JobState]]) -> str:
+    """A line for each of several jobs."""
     return "\n".join(
         f"  {job.job_id}  {state.name}  {state.state}  {state.nodes or state.reason}".rstrip()
         for job, state in live
     )
-
-
-def show_command(command: Sequence[str]) -> str:
-    """A command line that a user could type."""
-    return shlex.join(command)

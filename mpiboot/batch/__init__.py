@@ -18,6 +18,9 @@ PENDING = frozenset(
 )
 RUNNING = frozenset(("RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "STOPPED"))
 
+# The job script evaluates it before anything else.
+SETUP_VARIABLE = "MPIBOOT_SETUP"
+
 
 @dataclass(frozen=True)
 class JobState:

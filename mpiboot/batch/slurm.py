@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mpiboot.allocation import find_word, slurm_time
-from mpiboot.batch import JobState
+from mpiboot.batch import SETUP_VARIABLE, JobState
 from mpiboot.config import Config
 from mpiboot.errors import BatchError
 
@@ -50,13 +50,17 @@ class Slurm:
             "--mem": f"{config.mem // 1024}K" if config.mem else None,
             "--time": config.time,
             # A notebook's cluster leaves no file where it was submitted; a batch command's output belongs there.
-            "--output": None if config.command else str(log / "slurm-%j.out"),
+            "--output": None if config.command else str(log).replace("%", "%%") + "/slurm-%j.out",
             "--signal": f"B:USR1@{config.warn_before:.0f}" if config.warn_before != 120 else None,
         }
         options = [f"{name}={value}" for name, value in asked.items() if value is not None]
         if config.workers_per_node is None:
             options.append("--exclusive")  # the nodes are taken whole, and the workers sized to fill them
-        return ["sbatch", "--parsable", *options, *config.batch_arg, str(script), *arguments]
+        handed_on = [item.partition("=")[0] for item in config.env_var]
+        exported = export_options(
+            config.batch_arg, os.environ, [*handed_on, *([SETUP_VARIABLE] * bool(config.setup))]
+        )
+        return ["sbatch", "--parsable", *options, *config.batch_arg, *exported, str(script), *arguments]
 
     def submit(self, command: Sequence[str], environ: Mapping[str, str]) -> str:
         output = _run(command, environ)
@@ -113,6 +117,21 @@ class Slurm:
         except BatchError:
             return None
         return Path(found) if found else None
+
+
+def export_options(batch_arg: Sequence[str], environ: Mapping[str, str], names: Sequence[str]) -> list[str]:
+    """What makes `names` reach the job where the user, or the site, keeps sbatch from exporting the environment.
+
+    Their values stay in the environment: a command line is public (sbatch(1), `--export` and SBATCH_EXPORT).
+    """
+    asked = [argument.partition("=")[2] for argument in batch_arg if argument.startswith("--export=")]
+    export = asked[-1] if asked else environ.get("SBATCH_EXPORT", "ALL")
+    words = [word for word in export.split(",") if word not in ("NONE", "NIL")]
+    if not names or "ALL" in words:
+        return []
+    # NONE alone gives the job its login environment; with names, that must be asked for.
+    login = ["--get-user-env"] if export == "NONE" else []
+    return [f"--export={','.join(dict.fromkeys([*words, *names]))}", *login]
 
 
 def parse_squeue(output: str, comment: str | None = None) -> list[JobState]:

@@ -1,0 +1,106 @@
+"""What the command line prints about jobs, in 80 columns; links are never broken."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+import time
+import urllib.parse
+from collections.abc import Sequence
+
+from mpiboot import security, timeline
+from mpiboot.batch import JobState
+from mpiboot.errors import BatchError
+from mpiboot.jobs import Job
+from mpiboot.rendezvous import Endpoint
+from mpiboot.units import show_duration
+
+COLUMNS = 80
+
+
+def ready(job: Job, ssh_host: str | None, *, with_token: bool) -> str:
+    """What a person needs next, once the workers are there."""
+    endpoint = endpoint_of(job)
+    job_id, nodes = job.job_id, endpoint.nodes
+    cores = endpoint.n_workers * endpoint.threads_per_worker
+    head = f"job {job_id} is ready: {endpoint.n_workers} workers, {cores} cores, {len(nodes)} node(s) {', '.join(nodes)}"
+    rows = [
+        ("connect", f'client = mpiboot.connect("{job_id}")'),
+        ("dashboard", link(job, endpoint, with_token=with_token)),
+        ("from home", tunnel(endpoint, ssh_host)),
+        ("", f"then {link(job, endpoint, with_token=with_token, host='localhost')}"),
+        *([] if with_token else [("", f"the link with its token: mpiboot dashboard {job_id}")]),
+        ("ends", ends(endpoint.end_time)),
+        ("stop", f"mpiboot stop {job_id}"),
+    ]
+    return "\n".join([head, *(f"  {name:<11}{text}" for name, text in rows)])
+
+
+def endpoint_of(job: Job) -> Endpoint:
+    """The endpoint of a job that is ready.
+
+    Raises
+    ------
+    BatchError
+        It is not, or not any more.
+    """
+    endpoint = job.endpoint
+    if endpoint is None:
+        raise BatchError(
+            f"job {job.job_id} is {job.ask().show()}, and not ready. Wait for it: mpiboot connect {job.job_id}"
+        )
+    return endpoint
+
+
+def link(job: Job, endpoint: Endpoint, *, with_token: bool, host: str | None = None) -> str:
+    """The dashboard's address; the token in it is the key to the cluster."""
+    url = urllib.parse.urlsplit(endpoint.dashboard)
+    shown = url._replace(netloc=f"{host}:{url.port}") if host else url
+    if with_token and endpoint.address.startswith("tls://"):
+        shown = shown._replace(
+            query=urllib.parse.urlencode({"token": security.read_token(job.directory.path)})
+        )
+    return shown.geturl()
+
+
+def tunnel(endpoint: Endpoint, ssh_host: str | None) -> str:
+    """The ssh line that brings the dashboard home. The local port is the dashboard's own, which is free most likely."""
+    url = urllib.parse.urlsplit(endpoint.dashboard)
+    host = ssh_host or socket.getfqdn()
+    to = host if "@" in host else f"{getpass.getuser()}@{host}"
+    return f"ssh -N -L {url.port}:{url.hostname}:{url.port} {to}"
+
+
+def ends(end_time: float | None) -> str:
+    if end_time is None:
+        return "when it is stopped, or unused for long"
+    left = show_duration(max(0.0, end_time - time.time()))
+    return f"{time.strftime('%a %d %b %H:%M', time.localtime(end_time))}, in {left}"
+
+
+def table(live: Sequence[tuple[Job, JobState]]) -> str:
+    """A line for each live job, under a heading."""
+    rows = [("JOB", "NAME", "STATE", "LEFT", "NODES, OR WHY IT WAITS")]
+    for job, state in live:
+        left = show_duration(state.end - time.time()) if state.running and state.end else ""
+        rows.append((job.job_id, state.name, state.state, left, state.nodes or state.reason))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = ["  ".join([*(f"{row[i]:<{widths[i]}}" for i in range(4)), row[4]]).rstrip() for row in rows]
+    return "\n".join(line if len(line) <= COLUMNS else line[: COLUMNS - 1] + "…" for line in lines)
+
+
+def status(job: Job, state: JobState) -> str:
+    """A job's state, its workers, and its phases with their times."""
+    lines = [f"job {job.job_id}: {state.show()}"]
+    if state.pending and state.start:
+        lines.append(f"may start {time.strftime('%a %d %b %H:%M', time.localtime(state.start))}")
+    events = job.directory.read_events()
+    if state.running:
+        endpoint = job.endpoint
+        counted = [event["n"] for event in events if event["event"] in ("worker", "lost-worker")]
+        promised = endpoint.n_workers if endpoint else job.promised_workers() or "?"
+        lines.append(f"{counted[-1] if counted else 0} of {promised} workers on {state.nodes}")
+        lines.append(f"ends {ends(state.end)}")
+    if events:
+        lines.append(timeline.render_text(timeline.phases(events), COLUMNS))
+    return "\n".join(lines)
