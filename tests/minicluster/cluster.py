@@ -27,6 +27,8 @@ SFTP_SERVERS = ("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-serve
 UP_TIMEOUT_S = 60.0
 KILL_TIMEOUT_S = 20.0
 LOCK_TIMEOUT_S = 90.0
+NOT_IN_SERVICE = ("DOWN", "UNKNOWN", "NOT_RESPONDING", "*")  # in a node's state: scontrol(1)
+ENDED = "ended"  # a file beside a host's logs, once a daemon that it needs is gone
 
 
 class MiniclusterError(Exception):
@@ -173,14 +175,15 @@ class Cluster:
             raise MiniclusterError(f"{host} is already up")
         with self.locked():
             deadline = time.monotonic() + UP_TIMEOUT_S
-            before = self._node_facts(host).get("SlurmdStartTime")
+            before = self._slurmd_start_s(host)
+            # Slurm counts whole seconds: one that is started in the second it was killed in would look the same.
+            wait_until(lambda: time.time() > before + 1, f"{host} has been down for a second", deadline)
             self._spawn_host(self.site, host).wait_ready(deadline)
 
             def registered() -> bool:
-                facts = self._node_facts(host)
-                state = facts.get("State", "UNKNOWN")
-                return facts.get("SlurmdStartTime") != before and not any(
-                    word in state for word in ("DOWN", "UNKNOWN", "*", "NOT_RESPONDING")
+                state = self._node_facts(host).get("State", "DOWN")
+                return self._slurmd_start_s(host) > before and not any(
+                    word in state for word in NOT_IN_SERVICE
                 )
 
             self._wait(deadline, f"{host} has registered", registered)
@@ -207,7 +210,11 @@ class Cluster:
         login = self.process("login")
         command = ["nsenter", f"--target={login.pid}", "--mount", "--net", "--uts", "--ipc", *argv]
         done = subprocess.run(
-            command, env=clean_environment(self.site, "root"), capture_output=True, text=True, timeout=20
+            command,
+            env=clean_environment(self.site, "root") | {"SLURM_TIME_FORMAT": "%s"},
+            capture_output=True,
+            text=True,
+            timeout=20,
         )
         return done.stdout if done.returncode == 0 else ""
 
@@ -217,12 +224,24 @@ class Cluster:
             str(self.site.nodes),
         ]
 
+    def _slurmd_start_s(self, host: str) -> int:
+        """Return when the node's last slurmd that Slurm knows of was started, as seconds since 1970."""
+        started = self._node_facts(host).get("SlurmdStartTime", "")
+        return int(started) if started.isdecimal() else 0
+
     def _node_facts(self, host: str) -> dict[str, str]:
         words = self._slurm(["scontrol", "--oneliner", "show", "node", host]).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def _wait(self, deadline: float, what: str, probe: Callable[[], bool]) -> None:
-        wait_until(probe, what, deadline, interval_s=0.1)
+        """Wait for what Slurm says, but not for a Slurm that has ended."""
+
+        def probe_the_living() -> bool:
+            for ended in self.folder.glob(f"log/*/{ENDED}"):
+                raise MiniclusterError(ended.read_text())
+            return probe()
+
+        wait_until(probe_the_living, what, deadline, interval_s=0.1)
 
     def status(self) -> str:
         site = self.site
@@ -300,24 +319,32 @@ def ip_batch(commands: list[str], prefix: list[str] | None = None, check: bool =
 # ---- inside: these run in an init, in its new namespaces
 
 
-def set_up_switch(site: Site) -> None:
+def set_up_switch(site: Site) -> ns.OnEnd:
     ns.mount("none", "/", flags=ns.MS_REC | ns.MS_PRIVATE)
     ns.mount("proc", "/proc", "proc")
     socket.sethostname("switch")
     bridges = [f"switch{index}" for index in range(len(site.interfaces()))]
     ip_batch([f"link add {name} up type bridge" for name in bridges])
+    return lambda pid, status: None
 
 
-def set_up_host(site: Site, host: str) -> None:
+def set_up_host(site: Site, host: str) -> ns.OnEnd:
     socket.sethostname(host)
     set_up_network(site, host)
     set_up_mounts(site, host)
     if host == "login":
-        start_login_daemons(site)
+        daemons = start_login_daemons(site)
     else:
         if site.shared_fs == "sshfs":
             mount_homes(site)
-        daemon(site, ["slurmd", "-D", "-N", host])
+        daemons = {daemon(site, ["slurmd", "-D", "-N", host]): "slurmd"}
+
+    def on_end(pid: int, status: int) -> None:
+        if pid in daemons:
+            code = os.waitstatus_to_exitcode(status)
+            Path(f"/var/log/{ENDED}").write_text(f"{daemons[pid]} of {host} has ended with status {code}")
+
+    return on_end
 
 
 def set_up_network(site: Site, host: str) -> None:
@@ -357,13 +384,14 @@ def set_up_mounts(site: Site, host: str) -> None:
     ns.mount("none", "/", flags=ns.MS_REMOUNT | ns.MS_BIND | ns.MS_RDONLY)
 
 
-def start_login_daemons(site: Site) -> None:
+def start_login_daemons(site: Site) -> dict[int, str]:
+    """Return the pids of those whose end is the cluster's."""
     deadline = time.monotonic() + UP_TIMEOUT_S
     key = Path("/run/munge.key")
     key.touch(mode=0o600)
     key.write_bytes(os.urandom(128))
     socket_file = Path("/run/munge/munge.socket.2")
-    daemon(
+    munged = daemon(
         site,
         [
             "munged",
@@ -381,7 +409,7 @@ def start_login_daemons(site: Site) -> None:
             daemon(site, ["socat", listen, f"EXEC:{sftp_server()}"], user=user)
             wait_until(lambda port=SFTP_PORT + index: listens(port), f"sftp of {user} answers", deadline)
     wait_until(socket_file.exists, "munged listens", deadline)
-    daemon(site, ["slurmctld", "-D"])
+    return {munged: "munged", daemon(site, ["slurmctld", "-D"]): "slurmctld"}
 
 
 def mount_homes(site: Site) -> None:
@@ -397,12 +425,12 @@ def mount_homes(site: Site) -> None:
             raise MiniclusterError(f"sshfs {home}: {done.stderr.strip()}")
 
 
-def daemon(site: Site, argv: list[str], user: str = "root") -> None:
-    """Start a daemon that lives as long as this init; what it prints goes to the init's log."""
+def daemon(site: Site, argv: list[str], user: str = "root") -> int:
+    """Start a daemon that lives as long as this init; what it prints goes to the init's log. Return its pid."""
     uid = site.uid(user)
-    subprocess.Popen(
+    return subprocess.Popen(
         argv, env=clean_environment(site, user), cwd="/", user=uid, group=uid, extra_groups=[], umask=0o022
-    )
+    ).pid
 
 
 def sftp_server() -> str:

@@ -31,6 +31,8 @@ ALL = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 
+OnEnd = Callable[[int, int], None]
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -151,7 +153,7 @@ class Init:
 
 def spawn(
     name: str,
-    setup: Callable[[], None],
+    setup: Callable[[], OnEnd],
     *,
     parent: Process | None,
     pid_file: Path,
@@ -160,6 +162,8 @@ def spawn(
     flags: int = ALL,
 ) -> Init:
     """Fork an init into new namespaces below `parent`'s and hold it until `Init.release`; then it runs `setup`.
+
+    What `setup` returns is called with (pid, wait status) of every process that ends there.
 
     The pid file is on disk before the init may do anything: an interrupted caller leaves nothing that cannot be found,
     for an init whose caller died at the gate ends by itself.
@@ -183,7 +187,7 @@ def spawn(
 
 
 def _fork_init(
-    name: str, setup: Callable[[], None], parent: Process | None, gate: socket.socket, log: Path, flags: int
+    name: str, setup: Callable[[], OnEnd], parent: Process | None, gate: socket.socket, log: Path, flags: int
 ) -> None:
     """Fork twice: a pid namespace is entered, and made, only by the next child."""
     die_with_parent()
@@ -205,7 +209,7 @@ def _fork_init(
         _exit_with(lambda: _be_init(name, setup, gate, output))
 
 
-def _be_init(name: str, setup: Callable[[], None], gate: socket.socket, output: int) -> None:
+def _be_init(name: str, setup: Callable[[], OnEnd], gate: socket.socket, output: int) -> None:
     os.setsid()
     os.umask(0o022)
     os.chdir("/")
@@ -220,7 +224,7 @@ def _be_init(name: str, setup: Callable[[], None], gate: socket.socket, output: 
     if gate.recv(2) != b"go":
         return
     try:
-        setup()
+        on_end = setup()
     except Exception as error:
         traceback.print_exc()
         gate.sendall(str(error).encode()[:60000])
@@ -229,7 +233,7 @@ def _be_init(name: str, setup: Callable[[], None], gate: socket.socket, output: 
     gate.close()
     while True:
         try:
-            os.wait()
+            on_end(*os.wait())
         except ChildProcessError:
             time.sleep(0.5)
 

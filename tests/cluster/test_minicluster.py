@@ -1,0 +1,370 @@
+"""The minicluster itself: that it is a Slurm of several nodes, breaks as one, and leaves nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from slurmcluster import COMMAND, Minicluster, run, why_no_cluster
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _possible() -> None:
+    reason = why_no_cluster()
+    if reason:
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Minicluster]:
+    """A cluster of this module's own, which needs no environment."""
+    with Minicluster.booted(name=f"mc{os.getpid()}") as booted:
+        yield booted
+
+
+def traces(name: str) -> list[str]:
+    """Return all that there is of a cluster on this machine: its processes, its folder."""
+    found = []
+    mark = f"minicluster-{name}"
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            mounts = (process / "mountinfo").read_text()
+        except OSError:  # it has ended meanwhile
+            continue
+        if name.encode() in words or mark in mounts:
+            found.append(f"process {process.name}: {b' '.join(words).decode()}")
+    return found + [str(path) for path in Path("/var/lib").glob(f"{mark}*")]
+
+
+def outside() -> tuple[str, list[str], list[bytes]]:
+    """Return what a cluster must not touch: this namespace's mounts and interfaces, and the files of /etc and /home."""
+    mounts = Path("/proc/self/mountinfo").read_text()
+    interfaces = sorted(path.name for path in Path("/sys/class/net").iterdir())
+    etc = [Path(path).read_bytes() for path in ("/etc/hosts", "/etc/passwd", "/etc/group")]
+    names = [
+        repr(sorted(Path(path).iterdir())).encode() for path in ("/etc/slurm", "/home", "/run", "/dev/shm")
+    ]
+    return mounts, interfaces, etc + names
+
+
+@contextlib.contextmanager
+def running(argv: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command in the background; it does not outlive the block."""
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+# ---- what it is
+
+
+def test_users(cluster: Minicluster) -> None:
+    assert cluster.login(["id"]).stdout == "uid=61001(alice) gid=61001(alice) groups=61001(alice)\n"
+    assert cluster.node(2, ["id", "-un"], user="second").stdout == "second\n"
+    assert cluster.login(["id", "-u"], user="root").stdout == "0\n"
+    cluster.login(["touch", "mine"])
+    assert cluster.login(["ls", "/home/alice"], user="second", check=False).returncode == 2
+    refused = cluster.login(["id"], user="carol", check=False)
+    assert (refused.returncode, refused.stderr) == (
+        1,
+        "minicluster: no user carol; there are root, alice, second\n",
+    )
+
+
+def test_login_has_a_clean_environment(cluster: Minicluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.delenv("TERM", raising=False)
+    assert sorted(cluster.login(["env"]).stdout.splitlines()) == [
+        "HOME=/home/alice",
+        "LANG=C.UTF-8",
+        "LOGNAME=alice",
+        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "SHELL=/bin/bash",
+        "SLURM_CONF=/etc/slurm/slurm.conf",
+        "USER=alice",
+    ]
+    assert cluster.login(["pwd"]).stdout == "/home/alice\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "out", "err"),
+    [
+        (["bash", "-c", "cat; echo no >&2; exit 7"], 7, "through", "no\n"),
+        (["bash", "-c", "kill -9 $$"], 137, "", ""),
+        (["nosuch"], 127, "", "minicluster: nosuch: No such file or directory\n"),
+    ],
+)
+def test_login_passes_everything_through(
+    cluster: Minicluster, argv: list[str], status: int, out: str, err: str
+) -> None:
+    done = subprocess.run(
+        cluster.login_argv(argv), input="through", capture_output=True, text=True, timeout=30
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (status, out, err)
+
+
+def test_a_killed_login_takes_its_command_along(cluster: Minicluster) -> None:
+    with running(cluster.login_argv(["bash", "-c", "echo $$; exec sleep 300"])) as login:
+        assert login.stdout
+        pid = login.stdout.readline().decode().strip()
+        login.kill()
+    gone = [
+        "bash",
+        "-c",
+        f"for i in {{1..50}}; do kill -0 {pid} 2>/dev/null || exit 0; sleep 0.1; done; exit 1",
+    ]
+    cluster.login(gone, user="alice")
+
+
+def test_each_host_has_its_name_and_interfaces(cluster: Minicluster) -> None:
+    show = ["bash", "-c", "hostname; ip -br -4 addr show up | awk '{print $1, $3}'"]
+    seen = [cluster.login(show).stdout, *(cluster.node(k, show).stdout for k in (1, 2, 3))]
+    assert [re.sub(r"@if\d+", "", text).splitlines() for text in seen] == [
+        [name, "lo 127.0.0.1/8", f"eth0 10.77.0.{number}/24", f"ib0 10.78.0.{number}/24"]
+        for name, number in (("login", 254), ("node1", 1), ("node2", 2), ("node3", 3))
+    ]
+    assert cluster.node(1, ["ls", "/sys/class/net"]).stdout.split() == ["eth0", "ib0", "lo"]
+
+
+def test_tmp_is_private_and_home_is_shared(cluster: Minicluster) -> None:
+    for folder in ("/tmp", "/var/tmp", "/dev/shm"):
+        cluster.node(1, ["touch", f"{folder}/of-node1"])
+        assert cluster.node(2, ["ls", folder]).stdout == ""
+        assert not Path(folder, "of-node1").exists()
+    cluster.node(1, ["touch", "of-node1"])
+    assert cluster.node(2, ["ls", "of-node1"]).stdout == "of-node1\n"
+    assert (cluster.home / "of-node1").exists()
+
+
+def test_nothing_of_the_machine_can_be_changed(cluster: Minicluster) -> None:
+    for path in ("/etc/x", "/usr/x", "/opt/x"):
+        assert "Read-only" in cluster.node(1, ["touch", path], user="root", check=False).stderr
+    assert cluster.node(1, ["ls", "-A", "/root", str(cluster.folder)], user="root").stdout.split() == [
+        "/root:",
+        f"{cluster.folder}:",
+    ]
+
+
+@pytest.mark.parametrize(("partition", "nodes"), [("multiple", 1), ("single", 2)])
+def test_partitions_refuse_in_slurms_words(cluster: Minicluster, partition: str, nodes: int) -> None:
+    argv = ["sbatch", f"--partition={partition}", f"--nodes={nodes}", "--wrap=hostname"]
+    refused = cluster.login(argv, check=False)
+    words = "sbatch: error: Batch job submission failed: Node count specification invalid\n"
+    assert (refused.returncode, refused.stderr) == (1, words)
+
+
+def test_jobs_run_on_all_nodes(cluster: Minicluster) -> None:
+    assert sorted(cluster.login(["srun", "--nodes=3", "hostname"]).stdout.split()) == [
+        "node1",
+        "node2",
+        "node3",
+    ]
+    assert (
+        cluster.login(["srun", "--partition=single", "--ntasks=8", "hostname"]).stdout.split()
+        == ["node1"] * 8
+    )
+    claims = cluster.login(["sinfo", "--noheader", "--partition=single", "--format=%c %D"]).stdout
+    assert claims == "8 3\n"
+
+
+def test_a_batch_job_writes_into_the_home(cluster: Minicluster) -> None:
+    script = "srun bash -c 'echo $(id -un) $(hostname) $SLURM_CLUSTER_NAME'"
+    job = cluster.login(["sbatch", "--parsable", "--wait", "--nodes=2", f"--wrap={script}"]).stdout.strip()
+    output = (cluster.home / f"slurm-{job}.out").read_text()
+    assert sorted(output.splitlines()) == [f"alice node{k} {cluster.name}" for k in (1, 2)]
+
+
+# ---- breaking it
+
+
+def test_kill_ends_a_node_and_start_boots_it(cluster: Minicluster) -> None:
+    cluster.node(2, ["touch", "/tmp/old"])
+    with running(cluster.login_argv(["srun", "--nodes=3", "sleep", "4711"])):
+        _wait_for(lambda: len(_sleepers("4711")) == 3)
+        cluster.kill(2)
+        assert len(_sleepers("4711")) == 2
+        refused = run([str(COMMAND), "--name", cluster.name, "node", "2", "id"], timeout_s=30, check=False)
+        assert refused.stderr.startswith("minicluster: node2 is not up")
+    cluster.start(2)
+    assert cluster.node(2, ["ls", "/tmp"]).stdout == ""
+    _wait_for(lambda: cluster.login(["squeue", "--noheader"]).stdout == "", timeout_s=60)
+    assert sorted(cluster.login(["srun", "--nodes=3", "hostname"]).stdout.split()) == [
+        "node1",
+        "node2",
+        "node3",
+    ]
+
+
+def test_slurm_misses_a_killed_node_and_takes_it_back(cluster: Minicluster) -> None:
+    state = ["sinfo", "--noheader", "--nodes=node3", "--partition=single", "--format=%t"]
+    cluster.kill(3)
+    _wait_for(lambda: cluster.login(state).stdout == "down*\n", timeout_s=60)
+    cluster.start(3)
+    assert cluster.login(state).stdout == "idle\n"
+
+
+def test_cut_and_heal_a_node(cluster: Minicluster) -> None:
+    def reaches(host: str) -> bool:
+        talk = ["timeout", "2", "bash", "-c", f": > /dev/tcp/{host}/6818"]
+        return cluster.login(talk, check=False).returncode == 0
+
+    cluster.cut(1)
+    assert [reaches(host) for host in ("node1", "node1-ib0", "node2")] == [False, False, True]
+    cluster.heal(1)
+    _wait_for(lambda: reaches("node1") and reaches("node1-ib0"))
+
+
+def _sleepers(argument: str) -> list[Path]:
+    """Return the sleeps themselves, not the `srun sleep` of a job."""
+    ends = f"sleep\0{argument}\0".encode()
+    return [path for path in Path("/proc").glob("[0-9]*") if re.fullmatch(rb"[\w/]*" + ends, _cmdline(path))]
+
+
+def _cmdline(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def _wait_for(probe: Callable[[], bool], timeout_s: float = 20) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not probe():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s"
+        time.sleep(0.2)
+
+
+# ---- variants
+
+
+@pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="no /dev/fuse here: `modprobe fuse` enables it")
+def test_sshfs(tmp_path: Path) -> None:
+    name = f"mcs{os.getpid()}"
+    with Minicluster.booted("--shared-fs=sshfs", "--nodes=2", "--interface=hsn0", name=name) as cluster:
+        kind = ["findmnt", "--noheadings", "--output=FSTYPE", "--target=."]
+        assert cluster.node(1, kind).stdout.strip() == "fuse.sshfs"
+        assert cluster.login(kind).stdout.strip() != "fuse.sshfs"
+        cluster.login(["srun", "--nodes=2", "bash", "-c", "echo $(id -un) > $(hostname)"])
+        assert (
+            cluster.login(["stat", "--format=%n %U", "node1", "node2"]).stdout == "node1 alice\nnode2 alice\n"
+        )
+        assert cluster.node(2, ["cat", "node1"]).stdout == "alice\n"
+        assert cluster.node(1, ["ls", "/home/alice"], user="second", check=False).returncode == 2
+        cluster.node(1, ["touch", "mine"], user="second")
+        assert (cluster.home.parent / "second" / "mine").stat().st_uid == 61002
+        assert cluster.node(1, ["ls", "/sys/class/net"]).stdout.split() == ["eth0", "hsn0", "lo"]
+        cluster.kill(1)
+        cluster.start(1)
+        assert cluster.node(1, kind).stdout.strip() == "fuse.sshfs"
+    assert traces(name) == []
+
+
+def test_two_at_once(cluster: Minicluster) -> None:
+    name = f"mct{os.getpid()}"
+    with Minicluster.booted("--nodes=2", name=name) as other:
+        names = [
+            which.login(["srun", "--nodes=2", "bash", "-c", "echo $SLURM_CLUSTER_NAME"]).stdout.split()
+            for which in (cluster, other)
+        ]
+        assert names == [[cluster.name] * 2, [name] * 2]
+    assert traces(name) == []
+    assert cluster.login(["srun", "--nodes=2", "hostname"]).stdout.split()
+
+
+# ---- what it leaves
+
+
+def test_down_leaves_nothing() -> None:
+    name = f"mcd{os.getpid()}"
+    before = outside()
+    with Minicluster.booted(name=name) as cluster:
+        assert outside() == before
+        cluster.login(["sbatch", "--nodes=3", "--wrap=srun sleep 4712"])
+        _wait_for(lambda: len(_sleepers("4712")) == 3)
+        cluster.kill(3)
+        # The inits of switch, login and two nodes, munged, slurmctld and its script runner, two slurmd, the job.
+        assert len(traces(name)) >= 12
+    assert traces(name) == []
+    assert outside() == before
+    run([str(COMMAND), "--name", name, "down"], timeout_s=30, check=True)  # idempotent
+
+
+@pytest.mark.parametrize(
+    "signum", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda signum: signum.name
+)
+@pytest.mark.parametrize("delay_s", [0.15, 0.25, 0.35])
+def test_down_after_an_interrupted_up(signum: signal.Signals, delay_s: float) -> None:
+    name = f"mci{os.getpid()}"
+    before = outside()
+    with running([str(COMMAND), "--name", name, "up"]) as up:
+        time.sleep(delay_s)
+        up.send_signal(signum)
+        status = up.wait(timeout=60)
+    if signum != signal.SIGKILL and status != 0:
+        assert traces(name) == []  # it has cleaned up by itself
+    run([str(COMMAND), "--name", name, "down"], timeout_s=60, check=True)
+    assert traces(name) == []
+    assert outside() == before
+
+
+def test_a_failed_up_says_why_and_leaves_nothing() -> None:
+    name = f"mcf{os.getpid()}"
+    failed = run([str(COMMAND), "--name", name, "up", "--cpus=70000"], timeout_s=60, check=False)
+    assert failed.returncode == 1
+    assert "Parse error in file /etc/slurm/slurm.conf" in failed.stderr
+    assert re.search(
+        r"^minicluster: slurm(ctld|d) of \w+ has ended with status 1$", failed.stderr, re.MULTILINE
+    )
+    assert traces(name) == []
+
+
+# ---- what it refuses
+
+
+def test_refusals(cluster: Minicluster, tmp_path: Path) -> None:
+    def refusal(*argv: str) -> str:
+        done = run([str(COMMAND), *argv], timeout_s=30, check=False)
+        assert done.returncode == 1
+        return done.stderr.removeprefix("minicluster: ").strip()
+
+    name = cluster.name
+    assert refusal("--name", name, "up") == f"{name} is already up in {cluster.folder}"
+    assert refusal("--name", name, "start", "1") == "node1 is already up"
+    assert (
+        refusal("--name", name, "cut", "1", "--interface", "ib7")
+        == "node1 has no interface ib7; it has eth0, ib0"
+    )
+    assert refusal("--name", "nosuch", "login", "id") == (
+        "no cluster is up in /var/lib/minicluster-nosuch; `minicluster --name nosuch up` boots one"
+    )
+    (tmp_path / "precious").touch()
+    assert (
+        refusal("--dir", str(tmp_path), "down") == f"{tmp_path} is no minicluster's folder; it is left alone"
+    )
+    assert refusal("--dir", str(tmp_path), "up") == f"{tmp_path} is no minicluster's folder; it is left alone"
+    assert (tmp_path / "precious").exists()
+
+
+def test_only_root_may() -> None:
+    python = "/usr/bin/python3"  # one that everybody may read
+    argv = ["setpriv", "--reuid=65534", "--clear-groups", python, "-B", "-", "up"]
+    code = (
+        f"import sys; sys.path.insert(0, {str(COMMAND.parent)!r}); from command import main; sys.exit(main())"
+    )
+    done = subprocess.run(argv, input=code, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "minicluster: must be run as root, to make namespaces (try sudo)\n",
+    )
