@@ -70,7 +70,8 @@ class Index:
     modes, mtimes_ns, sizes, offsets : array
         `offsets` are those of a file's content in the uncompressed tar stream.
     digests : bytes
-        16 bytes per member, of the file's content as packed.
+        16 bytes per member, of the file's content as packed; of a file of more than `part_bytes`, of the digests of
+        its parts.
     links : dict[int, bytes]
         Member number -> a symlink's target, or the path a hard link is another name of.
     frame_sizes, frame_raw_sizes : array

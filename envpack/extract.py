@@ -74,6 +74,7 @@ class Extractor:
         self._whole: list[list[int]] = []
         self._parts: list[list[int]] = []
         self._spanning: list[int] = []
+        self._holes: set[bytes] = set()
         self._plan()
 
     def _plan(self) -> None:
@@ -141,8 +142,16 @@ class Extractor:
     ) -> None:
         index = self.index
         raw_size = index.frame_raw_sizes[frame]
-        if digest(packed) != index.frame_digest_of(frame):
+        found = digest(packed)
+        if found != index.frame_digest_of(frame):
             raise corrupt(index, frame, packed)
+        if (
+            found in self._holes
+            and not self._whole[frame]
+            and self._parts[frame][0] not in self.relocation.edits
+        ):
+            self._count(raw_size)
+            return
         try:
             data = memoryview(decompressor.decompress(packed, max_output_size=raw_size))
         except zstandard.ZstdError as exc:
@@ -165,20 +174,27 @@ class Extractor:
                 os.utime(fd, ns=(index.mtimes_ns[i], index.mtimes_ns[i]))
             finally:
                 os.close(fd)
-        for i in self._parts[frame]:
-            self._write_part(i, start, data, hole=len(packed) < _MAYBE_HOLE_BYTES)
+        if self._parts[frame]:
+            # What was made with its final size has holes wherever nothing is written.
+            hole = len(packed) < _MAYBE_HOLE_BYTES and bytes(data).count(0) == raw_size
+            if hole:
+                self._holes.add(found)
+            for i in self._parts[frame]:
+                if not hole or i in edits:
+                    self._write_part(i, start, data)
+        self._count(raw_size)
+
+    def _count(self, raw_size: int) -> None:
         if self.progress is not None:
             self.progress(raw_size)
 
-    def _write_part(self, i: int, frame_start: int, data: memoryview, *, hole: bool) -> None:
+    def _write_part(self, i: int, frame_start: int, data: memoryview) -> None:
         index = self.index
         file_start = index.offsets[i]
         begin = max(file_start, frame_start)
         end = min(file_start + index.sizes[i], frame_start + len(data))
         part = data[begin - frame_start : end - frame_start]
         edits = self.relocation.edits.get(i, [])
-        if hole and not edits and bytes(part).count(0) == len(part):
-            return
         fd = os.open(index.paths[i], _REOPEN, dir_fd=self._root_fd)
         try:
             offset, content = relocate.apply_part(begin - file_start, part, edits)
@@ -243,7 +259,7 @@ def corrupt(index: Index, frame: int, packed: bytes | bytearray | memoryview) ->
         offset = index.offsets[i]
         if kind == FILE and offset < end and offset + index.sizes[i] > start:
             members.append(i)
-    bad = next((i for i in members if not _is_good(index, i, start, data)), None)
+    bad = next((i for i in members if not _is_good(index, i, start, data, end - start)), None)
     if bad is not None:
         where = f"member {show(index.paths[bad])}"
     elif members:
@@ -256,9 +272,10 @@ def corrupt(index: Index, frame: int, packed: bytes | bytearray | memoryview) ->
     )
 
 
-def _is_good(index: Index, i: int, start: int, data: bytes) -> bool:
+def _is_good(index: Index, i: int, start: int, data: bytes, size: int) -> bool:
     offset = index.offsets[i] - start
-    if offset < 0 or offset + index.sizes[i] > len(data):
+    if offset < 0 or offset + index.sizes[i] > size:
+        # It spans frames, so there is nothing else in this one.
         return False
     return digest(data[offset : offset + index.sizes[i]]) == index.digest_of(i)
 

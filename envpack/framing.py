@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from collections import deque
@@ -18,7 +19,7 @@ from envpack.members import Member, header_bytes, padding, tar_header
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from envpack.scan import Scanner
+    from envpack.scan import Data, Scanner
 
 # Two NUL blocks end a tar archive.
 _END_BYTES = 1024
@@ -97,6 +98,7 @@ class FrameWriter:
         self.sizes: list[int] = []
         self.raw_sizes: list[int] = []
         self.digests: list[bytes] = []
+        self._hole: tuple[Frame, bytes] | None = None
 
     def write(self, members: Iterable[Member]) -> None:
         """Write all members, in order, and the tar stream's end."""
@@ -127,6 +129,8 @@ class FrameWriter:
             self._progress(frame.raw_size)
 
     def _make(self, pieces: list[Piece], is_last: bool) -> Frame:
+        if self._is_hole(pieces, is_last):
+            return self._hole_frame(pieces[0])
         parts: list[bytes] = []
         for piece in pieces:
             member = piece.member
@@ -140,67 +144,123 @@ class FrameWriter:
                 member.record = self._scanner.link(member.link) or []
         if is_last:
             parts.append(bytes(_END_BYTES))
-        raw = b"".join(parts)
+        return self._compressed(b"".join(parts))
+
+    def _compressed(self, raw: bytes) -> Frame:
         compressor = zstandard.ZstdCompressor(level=self._level, write_checksum=True, write_content_size=True)
         return Frame(compressor.compress(raw), len(raw))
 
-    def _content(self, piece: Piece) -> bytes:
-        member = piece.member
-        if member.data is not None:
-            if piece.start == 0:
-                self._note(member, member.data)
-            return member.data[piece.start : piece.start + piece.length]
+    def _is_hole(self, pieces: list[Piece], is_last: bool) -> bool:
+        """Tell whether a frame holds nothing but a full part of a sparse file's hole: gigabytes of it cost nothing."""
+        piece = pieces[0]
+        if is_last or piece.length < FRAME_BYTES or piece.start == 0 or piece.member.data is not None:
+            return False
+        if piece.start + piece.length == piece.member.size and padding(piece.member.size):
+            return False
+        fd = _open(piece.member)
         try:
-            fd = os.open(member.source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            return os.lseek(fd, piece.start, os.SEEK_DATA) >= piece.start + piece.length
         except OSError as exc:
-            raise BrokenEnvironmentError(
-                f"cannot read {show(member.source)}: {exc.strerror}; make it readable, or leave it out of the "
-                "environment"
-            ) from exc
-        try:
-            info = os.fstat(fd)
-            if info.st_size != member.size or info.st_mtime_ns != member.mtime_ns:
-                raise _changed(member)
-            if piece.length == member.size:
-                return self._small(fd, member)
-            if piece.start == 0:
-                with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as whole:
-                    self._note(member, whole)
-            return _pread(fd, piece, member)
+            # After the last data there is only a hole; some file systems know of none.
+            return exc.errno == errno.ENXIO
         finally:
             os.close(fd)
 
-    def _small(self, fd: int, member: Member) -> bytes:
-        data = os.read(fd, member.size + 1)
-        while len(data) < member.size:
-            more = os.read(fd, member.size + 1 - len(data))
-            if not more:
-                break
-            data += more
-        if len(data) != member.size:
-            raise _changed(member)
-        self._note(member, data)
+    def _hole_frame(self, piece: Piece) -> Frame:
+        if self._hole is None:
+            zeros = bytes(FRAME_BYTES)
+            self._hole = self._compressed(zeros), digest(zeros)
+        frame, found = self._hole
+        piece.member.parts[piece.start] = found
+        return frame
+
+    def _content(self, piece: Piece) -> bytes:
+        """Return a piece's bytes; note their digest, and what is to be relocated in them."""
+        member = piece.member
+        if member.data is not None:
+            data = member.data[piece.start : piece.start + piece.length]
+        else:
+            fd = _open(member)
+            try:
+                data = _pread(fd, piece)
+            finally:
+                os.close(fd)
+        if piece.length == member.size:
+            member.digest = digest(data)
+            member.record = self._record(member, data)
+        else:
+            member.parts[piece.start] = digest(data)
+            if self._hints(piece, data):
+                member.suspect = True
         return data
 
-    def _note(self, member: Member, data: bytes | mmap.mmap) -> None:
-        """Note a whole file's digest and relocation record."""
-        with memoryview(data) as view:
-            member.digest = digest(view)
-        scanner = self._scanner
+    def _record(self, member: Member, data: Data) -> list[object]:
+        record = None
         if member.relocation == "text":
-            member.record = scanner.text(data, member.placeholder) or []
+            record = self._scanner.text(data, member.placeholder)
         elif member.relocation == "binary":
-            member.record = scanner.binary(data, member.placeholder) or []
-        elif member.relocation == "unknown" and member.size:
-            member.record = scanner.unknown(data, member.path) or []
+            record = self._scanner.binary(data, member.placeholder)
+        elif member.relocation == "unknown":
+            record = self._scanner.unknown(data, member.path)
+        return record or []
+
+    def _hints(self, piece: Piece, data: bytes) -> bool:
+        """Tell whether a part of a large file, or its border with the next, holds what would be relocated."""
+        member = piece.member
+        if member.relocation == "none":
+            return False
+        wanted = self._scanner.placeholders if member.relocation == "unknown" else [member.placeholder]
+        if member.data is None and piece.start:
+            before = max(map(len, wanted))
+            fd = _open(member)
+            try:
+                data = (
+                    _pread(fd, Piece(member, max(0, piece.start - before), min(before, piece.start))) + data
+                )
+            finally:
+                os.close(fd)
+        return member.data is not None or any(value in data for value in wanted)
+
+    def finish(self, members: list[Member]) -> None:
+        """Note digests and records of files that span frames, after all frames have been written."""
+        for member in members:
+            if not member.parts:
+                continue
+            member.digest = digest(b"".join(found for _, found in sorted(member.parts.items())))
+            if not member.suspect:
+                continue
+            if member.data is not None:
+                member.record = self._record(member, member.data)
+                continue
+            fd = _open(member)
+            try:
+                with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as whole:
+                    member.record = self._record(member, whole)
+            finally:
+                os.close(fd)
 
 
-def _pread(fd: int, piece: Piece, member: Member) -> bytes:
+def _open(member: Member) -> int:
+    """Open a member's source, if it still is what was found there."""
+    try:
+        fd = os.open(member.source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as exc:
+        raise BrokenEnvironmentError(
+            f"cannot read {show(member.source)}: {exc.strerror}; make it readable, or take it out of the environment"
+        ) from exc
+    info = os.fstat(fd)
+    if info.st_size != member.size or info.st_mtime_ns != member.mtime_ns:
+        os.close(fd)
+        raise _changed(member)
+    return fd
+
+
+def _pread(fd: int, piece: Piece) -> bytes:
     data = os.pread(fd, piece.length, piece.start)
     while len(data) < piece.length:
         more = os.pread(fd, piece.length - len(data), piece.start + len(data))
         if not more:
-            raise _changed(member)
+            raise _changed(piece.member)
         data += more
     return data
 

@@ -30,6 +30,10 @@ class Member:
         Where its content is; empty where `data` is it.
     relocation : str
         "none"; "text" or "binary", which hold `placeholder`; "unknown", which may hold the source prefix.
+    parts : dict[int, bytes]
+        Of a file that spans frames: where a part starts -> its digest.
+    suspect : bool
+        Of such a file: it may have to be relocated.
     """
 
     path: bytes
@@ -46,6 +50,8 @@ class Member:
     digest: bytes = bytes(16)
     offset: int = 0
     record: list[object] = field(default_factory=list)
+    parts: dict[int, bytes] = field(default_factory=dict)
+    suspect: bool = False
 
 
 def from_stat(

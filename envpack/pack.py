@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from envpack import condaenv, framing, venv
-from envpack.archive import DIRECTORY, FILE, Index, content_id, encode_index, read_index
+from envpack import condaenv, venv
+from envpack.archive import DIRECTORY, FILE, FRAME_BYTES, Index, content_id, encode_index, read_index
 from envpack.compiling import Compiler
 from envpack.errors import ArchiveError, BrokenEnvironmentError, EnvpackError, NotAnEnvironmentError
 from envpack.fingerprint import fingerprint
@@ -286,7 +286,7 @@ class _Writer:
         index.meta = {
             "name": self._name,
             "level": self._level,
-            "part_bytes": framing.FRAME_BYTES,
+            "part_bytes": FRAME_BYTES,
             "placeholders": [os.fsdecode(value) for value in scanner.placeholders],
             "relocations": [[number, *members[number].record] for number in relocated.values()],
             "compile": [

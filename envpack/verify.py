@@ -58,10 +58,40 @@ def verify(path: StrPath) -> VerifyResult:
     return VerifyResult(path, index.pack_id, len(index) - index.kinds.count(DIRECTORY), index.size_bytes)
 
 
+class _Content:
+    """A member's digest, from its bytes as they come: of a large file it is that of its parts' digests."""
+
+    def __init__(self, index: Index, member: int) -> None:
+        self._part_bytes = int(index.meta["part_bytes"])
+        self._is_large = index.sizes[member] > self._part_bytes
+        self._wanted = index.digest_of(member)
+        self._parts = b""
+        self._left = self._part_bytes
+        self._state = hashlib.sha256()
+
+    def update(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        while self._is_large and len(view) >= self._left:
+            self._state.update(view[: self._left])
+            view = view[self._left :]
+            self._parts += self._state.digest()[:DIGEST_BYTES]
+            self._state = hashlib.sha256()
+            self._left = self._part_bytes
+        self._state.update(view)
+        self._left -= len(view)
+
+    def is_good(self) -> bool:
+        if not self._is_large:
+            return self._state.digest()[:DIGEST_BYTES] == self._wanted
+        if self._left < self._part_bytes:
+            self._parts += self._state.digest()[:DIGEST_BYTES]
+        return digest(self._parts) == self._wanted
+
+
 def _verify_archive(path: Path, index: Index) -> None:
-    digests = {i: hashlib.sha256() for i, kind in enumerate(index.kinds) if kind == FILE}
-    files = iter(digests)
+    files = iter([i for i, kind in enumerate(index.kinds) if kind == FILE])
     current = next(files, None)
+    content = _Content(index, current) if current is not None else None
     decompressor = zstandard.ZstdDecompressor()
     at = 0
     with path.open("rb") as archive:
@@ -71,18 +101,19 @@ def _verify_archive(path: Path, index: Index) -> None:
                 raise extract.corrupt(index, frame, packed)
             data = memoryview(decompressor.decompress(packed, max_output_size=index.frame_raw_sizes[frame]))
             end = at + len(data)
-            while current is not None and index.offsets[current] <= end:
+            while current is not None and content is not None and index.offsets[current] <= end:
                 start = index.offsets[current]
                 stop = start + index.sizes[current]
-                digests[current].update(data[max(start, at) - at : min(stop, end) - at])
+                content.update(data[max(start, at) - at : min(stop, end) - at])
                 if stop > end:
                     break
-                if digests[current].digest()[:DIGEST_BYTES] != index.digest_of(current):
+                if not content.is_good():
                     raise CorruptArchiveError(
-                        f"{path}: member {show(index.paths[current])} differs from its checksum"
+                        f"{path}: member {show(index.paths[current])} differs from its checksum; pack the "
+                        "environment again"
                     )
-                digests[current] = hashlib.sha256()
                 current = next(files, None)
+                content = _Content(index, current) if current is not None else None
             at = end
     if current is not None:
         raise CorruptArchiveError(f"{path}: member {show(index.paths[current])} is not in the frames")
@@ -124,7 +155,7 @@ def _verify_staged(prefix: Path, index: Index) -> None:
 def _verify_file(prefix: Path, target: Path, index: Index, i: int, relocation: Relocation) -> None:
     """Compare a file with its packed bytes: where it was relocated, with what stood there before."""
     path = index.paths[i]
-    state = hashlib.sha256()
+    state = _Content(index, i)
     at = 0
     with target.open("rb") as file:
         for start, end, put, was in relocation.edits.get(i, []):
@@ -134,11 +165,11 @@ def _verify_file(prefix: Path, target: Path, index: Index, i: int, relocation: R
             state.update(was)
             at = end
         _update(state, file, None)
-    if state.digest()[:DIGEST_BYTES] != index.digest_of(i):
+    if not state.is_good():
         raise _differs(prefix, path, "has another content")
 
 
-def _update(state: hashlib._Hash, file: BinaryIO, size: int | None) -> None:
+def _update(state: _Content, file: BinaryIO, size: int | None) -> None:
     while size is None or size > 0:
         chunk = file.read(1 << 20 if size is None else min(size, 1 << 20))
         if not chunk:

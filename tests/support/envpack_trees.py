@@ -1,3 +1,4 @@
+# ruff: noqa: PTH115, PTH118, PTH208
 """Real venvs with difficult content, and trees compared byte by byte, for envpack's tests."""
 
 from __future__ import annotations
@@ -32,7 +33,11 @@ def make_venv(prefix: Path) -> Path:
     (package / "data" / "hollow").mkdir()
     (package / "data" / "noise.bin").write_bytes(os.urandom(300_000) + b"\0")
     script = prefix / "bin" / "demo"
-    script.write_text(f"#!{prefix}/bin/python\nimport sys, demo\nprint(sys.prefix, demo.VALUE)\n")
+    line = f"#!{prefix}/bin/python"
+    if " " in line:
+        # As pip writes it: a first line knows no quotes.
+        line = f"#!/bin/sh\n'''exec' \"{prefix}/bin/python\" \"$0\" \"$@\"\n' '''"
+    script.write_text(f"{line}\nimport sys, demo\nprint(sys.prefix, demo.VALUE)\n")
     script.chmod(0o755)
     (prefix / SITE / "demo.pth").write_text(f"{prefix}/share\n")
     (prefix / "share").mkdir()

@@ -112,7 +112,7 @@ def crafted(folder: Path, members: list[tuple[str, bytes, bytes]], **meta: objec
         "relocations": [],
         "python": None,
     }
-    index.meta |= {"compile": [], **meta}
+    index.meta |= {"compile": [], "part_bytes": 1 << 22, **meta}
     index.meta["pack_id"] = content_id(index)
     path = folder / "crafted.tar.zst"
     path.write_bytes(frame + encode_index(index))

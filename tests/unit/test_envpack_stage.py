@@ -18,6 +18,7 @@ from envpack_trees import SITE, make_venv, staged_tree, stages, tree
 
 import envpack.framing
 import envpack.marker
+import envpack.pack
 import envpack.root
 from envpack.archive import read_index
 from envpack.errors import (
@@ -52,7 +53,8 @@ def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def archive(prefix: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         # Many frames, and files that span several of them, in little time.
-        patch.setattr(envpack.framing, "FRAME_BYTES", 1 << 16)
+        for module in (envpack.framing, envpack.pack):
+            patch.setattr(module, "FRAME_BYTES", 1 << 16)
         path = pack(prefix, prefix.parent / "env.tar.zst", level=1).path
     assert len(read_index(path).frame_sizes) > 10
     return path
@@ -183,9 +185,9 @@ def test_two_at_once_make_one(archive: Path, tmp_path: Path) -> None:
 
 def test_one_waits_for_the_other_no_longer_than_it_may(archive: Path, tmp_path: Path) -> None:
     index = read_index(archive)
-    with Stager(index, tmp_path) as at_work:
-        with pytest.raises(StageFailedError, match=r"another stager on .* has held .*lock-env-.* for 0 s"):
-            envpack.root.lock_stager(at_work.prefix.parent, at_work.prefix.name, 0.1)
+    held = r"another stager on .* has held .*lock-env-.* for 0 s"
+    with Stager(index, tmp_path) as at_work, pytest.raises(StageFailedError, match=held):
+        envpack.root.lock_stager(at_work.prefix.parent, at_work.prefix.name, 0.1)
     assert stages(tmp_path) == []
 
 
@@ -407,7 +409,7 @@ def test_a_full_disk(archive: Path, small_disk: Path, monkeypatch: pytest.Monkey
         stage(archive, small_disk)
     # Filled by somebody else meanwhile.
     monkeypatch.setattr(envpack.root, "check_space", lambda *_: None)
-    with pytest.raises(NoSpaceError, match="no space left on .* while writing"):
+    with pytest.raises(NoSpaceError, match=r"no space left on .* while writing"):
         stage(archive, small_disk)
     assert stages(small_disk) == []
 
