@@ -59,6 +59,7 @@ def main(arguments: Sequence[str]) -> int:
 def boot(config: Config) -> int:
     """The steps 3 to 9 of a job, in their order."""
     catch_signals()
+    os.environ.update(environment.login_variables(os.environ))
     allocation = allocations.read(os.environ, local=config.batch_system == "local", walltime=config.time)
     walltime = Walltime(config.warn_before, allocation.end_time)
     variables = environment.asked_variables(config.env_var, os.environ)

@@ -4,6 +4,7 @@ Standard library only.
 """
 
 import os
+import pwd
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -172,6 +173,13 @@ def asked_variables(items: Sequence[str], environ: Mapping[str, str]) -> dict[st
             raise UsageError(f"--env-var {item}: {name or 'the name'} is not set. Write --env-var NAME=VALUE")
         found[name] = value if equals else environ[name]
     return found
+
+
+def login_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """What a login would have set and `sbatch --export=NONE` may leave out: mpirun ends where HOME is not set."""
+    user = pwd.getpwuid(os.getuid())
+    usual = {"HOME": user.pw_dir, "USER": user.pw_name, "LOGNAME": user.pw_name, "PATH": os.defpath}
+    return {name: value for name, value in usual.items() if not environ.get(name)}
 
 
 def carried(environ: Mapping[str, str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -35,7 +36,15 @@ if __name__ == "__main__":
             "scheduler_prefix": client.run_on_scheduler(lambda: __import__("sys").prefix),
             "sum": client.submit(sum, range(10)).result()}))
 """
-NAMES = ("CONDA_PREFIX", "VIRTUAL_ENV", "PYTHONNOUSERSITE", "PYTHONHOME", "PYTHONPATH", "MPIBOOT_FIXTURE_PREFIX", "PATH")
+NAMES = (
+    "CONDA_PREFIX",
+    "VIRTUAL_ENV",
+    "PYTHONNOUSERSITE",
+    "PYTHONHOME",
+    "PYTHONPATH",
+    "MPIBOOT_FIXTURE_PREFIX",
+    "PATH",
+)
 
 
 class User:
@@ -183,7 +192,7 @@ def test_sbatch_by_hand(alice, export):
 
 def test_make_submit(alice):
     makefile = alice.cluster.home / "Makefile"
-    makefile.write_text((pytest_root() / "Makefile").read_text())
+    makefile.write_text((Path(__file__).parents[2] / "Makefile").read_text())
     makefile.chmod(0o644)
     shown = alice.types(
         *(
@@ -199,12 +208,6 @@ def test_make_submit(alice):
     job_id = shown.stdout.strip()
     assert len(alice.probes(job_id)["workers"]) == 2
     alice.types("make", "--no-print-directory", "stop", f"ENV={alice.cluster.env}", f"JOB={job_id}")
-
-
-def pytest_root():
-    from pathlib import Path
-
-    return Path(__file__).parents[2]
 
 
 def test_submit_from_inside_another_job(alice):
@@ -249,9 +252,13 @@ def refused(done, status, *words):
     ids=lambda value: "-".join(value) if isinstance(value, list) else None,
 )
 def test_refused_before_anything_is_submitted(alice, options, status, words):
-    before = alice.types("squeue", "--me", "--noheader").stdout
+    before = jobs_of(alice)
     refused(alice.types(alice.bin / "mpiboot", "submit", *options, check=False), status, *words)
-    assert alice.types("squeue", "--me", "--noheader").stdout == before
+    assert jobs_of(alice) == before
+
+
+def jobs_of(alice):
+    return alice.types("squeue", "--me", "--noheader", "--format=%i").stdout.split()
 
 
 def test_environment_without_dask_mpi(alice):

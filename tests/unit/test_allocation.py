@@ -15,9 +15,7 @@ ENVIRON = {
     "SLURM_TASKS_PER_NODE": "4(x2)",
     "SLURM_NTASKS_PER_NODE": "4",
 }
-JOB = (
-    "JobId=77 JobName=a EndTime=2026-11-22T10:00:00 Nodes=n1 CPU_IDs=0-7 Mem=4096 GRES= Nodes=n2 CPU_IDs=0-5 Mem=2048"
-)
+JOB = "JobId=77 JobName=a EndTime=2026-11-22T10:00:00 Nodes=n1 CPU_IDs=0-7 Mem=4096 GRES= Nodes=n2 CPU_IDs=0-5 Mem=2048"
 
 
 def ask(arguments):

@@ -28,7 +28,9 @@ def test_bad_values_are_named(name, value, message):
 
 
 def test_unknown_option_lists_the_valid_ones():
-    with pytest.raises(UsageError, match=r"unknown option 'node' \(did you mean nodes\?\); valid: batch_system, env"):
+    with pytest.raises(
+        UsageError, match=r"unknown option 'node' \(did you mean nodes\?\); valid: batch_system, env"
+    ):
         config.merge({"node": 2})
 
 
@@ -57,7 +59,11 @@ def test_boot_reads_what_submit_writes():
 
 
 def test_boot_takes_the_command_line_before_the_environment():
-    environ = {"DASK_MPIBOOT__INTERFACE": "eth1", "MPIBOOT_STAGE_ROOT": "/scratch", "DASK_MPIBOOT__MPI": "mpich"}
+    environ = {
+        "DASK_MPIBOOT__INTERFACE": "eth1",
+        "MPIBOOT_STAGE_ROOT": "/scratch",
+        "DASK_MPIBOOT__MPI": "mpich",
+    }
     read = config.parse_boot_arguments(["--interface", "ib0"], environ)
     assert (read.interface, read.stage_root, read.mpi) == ("ib0", "/scratch", "mpich")
 

@@ -59,7 +59,11 @@ def test_what_belongs_to_a_host_or_a_step_is_not_carried():
 
 def test_what_belongs_to_another_job_is_not_submitted():
     names = ("SLURM_JOB_ID", "SLURM_CONF", "PMIX_RANK", "OMPI_COMM_WORLD_SIZE", "HOME", "SBATCH_ACCOUNT")
-    assert [name for name in names if not environment.of_another_job(name)] == ["SLURM_CONF", "HOME", "SBATCH_ACCOUNT"]
+    assert [name for name in names if not environment.of_another_job(name)] == [
+        "SLURM_CONF",
+        "HOME",
+        "SBATCH_ACCOUNT",
+    ]
 
 
 def venv(folder, *packages):
@@ -80,7 +84,9 @@ def test_unfit_environments(tmp_path):
         environment.check_environment(tmp_path / "none")
     with pytest.raises(EnvironmentUnfitError, match="neither a conda environment"):
         environment.check_environment(tmp_path)
-    with pytest.raises(EnvironmentUnfitError, match=r"lacks dask-mpi, mpi4py\. Type: .*pip install dask-mpi mpi4py"):
+    with pytest.raises(
+        EnvironmentUnfitError, match=r"lacks dask-mpi, mpi4py\. Type: .*pip install dask-mpi mpi4py"
+    ):
         environment.check_environment(venv(tmp_path / "e", "mpiboot", "distributed"))
 
 
@@ -89,3 +95,8 @@ def test_active_prefix():
     assert environment.active_prefix({"CONDA_PREFIX": "/c"}, "/usr", "/usr") == Path("/c")
     with pytest.raises(EnvironmentUnfitError, match="no environment is active"):
         environment.active_prefix({}, "/usr", "/usr")
+
+
+def test_what_a_login_would_have_set():
+    assert environment.login_variables({"HOME": "/h", "USER": "u", "LOGNAME": "u", "PATH": "/bin"}) == {}
+    assert set(environment.login_variables({"HOME": ""})) == {"HOME", "USER", "LOGNAME", "PATH"}

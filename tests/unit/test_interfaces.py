@@ -14,7 +14,11 @@ LO = {"lo": interface("127.0.0.1", loopback=True)}
 def nodes(**of_each):
     """Two nodes with the same interfaces, addresses ending in 1 and 2."""
     return {
-        f"n{number}": LO | {name: interface(f"10.0.{at}.{number}", **settings) for at, (name, settings) in enumerate(of_each.items())}
+        f"n{number}": LO
+        | {
+            name: interface(f"10.0.{at}.{number}", **settings)
+            for at, (name, settings) in enumerate(of_each.items())
+        }
         for number in (1, 2)
     }
 

@@ -5,7 +5,16 @@ from mpiboot.units import parse_duration_s, parse_size_bytes, parse_walltime_s, 
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("90", 90), ("90 s", 90), ("30 min", 1800), ("2h", 7200), ("1.5 hours", 5400), ("500ms", 0.5), (7, 7), ("0", 0)],
+    [
+        ("90", 90),
+        ("90 s", 90),
+        ("30 min", 1800),
+        ("2h", 7200),
+        ("1.5 hours", 5400),
+        ("500ms", 0.5),
+        (7, 7),
+        ("0", 0),
+    ],
 )
 def test_duration(text, seconds):
     assert parse_duration_s(text) == seconds
@@ -19,7 +28,14 @@ def test_no_duration(text):
 
 @pytest.mark.parametrize(
     ("text", "size_bytes"),
-    [("64G", 64 << 30), ("64GB", 64 << 30), ("64GiB", 64 << 30), ("512", 512 << 20), ("1.5T", 1536 << 30), ("8k", 8192)],
+    [
+        ("64G", 64 << 30),
+        ("64GB", 64 << 30),
+        ("64GiB", 64 << 30),
+        ("512", 512 << 20),
+        ("1.5T", 1536 << 30),
+        ("8k", 8192),
+    ],
 )
 def test_size(text, size_bytes):
     assert parse_size_bytes(text) == size_bytes
