@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from envpack_trees import ODD_NAMES, SITE, make_venv, staged_tree, tree
 
 import envpack.pack
 import envpack.venv
-from envpack.archive import read_index
+from envpack.archive import FILE, read_index
 from envpack.errors import BrokenEnvironmentError, NotAnEnvironmentError
 from envpack.members import Member, header_bytes, tar_header
 from envpack.pack import pack, safe_name
