@@ -15,6 +15,7 @@ import pytest
 from slurmcluster import COMMAND, Minicluster, run, why_no_cluster
 
 pytestmark = pytest.mark.cluster
+CGROUP_V1 = Path("/sys/fs/cgroup/memory/cgroup.procs")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,7 +33,7 @@ def cluster() -> Iterator[Minicluster]:
 
 
 def traces(name: str) -> list[str]:
-    """Return all that there is of a cluster on this machine: its processes, its folder."""
+    """Return all that there is of a cluster on this machine: its processes, its folder, its cgroups."""
     found = []
     mark = f"minicluster-{name}"
     for process in Path("/proc").glob("[0-9]*"):
@@ -43,7 +44,8 @@ def traces(name: str) -> list[str]:
             continue
         if name.encode() in words or mark in mounts:
             found.append(f"process {process.name}: {b' '.join(words).decode()}")
-    return found + [str(path) for path in Path("/var/lib").glob(f"{mark}*")]
+    folders = [*Path("/var/lib").glob(f"{mark}*"), *Path("/sys/fs/cgroup").glob(f"*/{mark}")]
+    return found + [str(path) for path in folders]
 
 
 def outside() -> tuple[str, list[str], list[bytes]]:
@@ -268,6 +270,18 @@ def test_sshfs(tmp_path: Path) -> None:
         cluster.kill(1)
         cluster.start(1)
         assert cluster.node(1, kind).stdout.strip() == "fuse.sshfs"
+    assert traces(name) == []
+
+
+@pytest.mark.skipif(not CGROUP_V1.exists(), reason="this machine has no cgroup v1 memory controller")
+def test_cgroups_enforce_memory() -> None:
+    name = f"mcg{os.getpid()}"
+    with Minicluster.booted("--cgroup", "--nodes=2", name=name) as cluster:
+        eat = "head -c 300M /dev/zero | tail"
+        cluster.login(["sbatch", "--wait", "--nodes=2", "--mem=100M", f"--wrap={eat}"], check=False)
+        assert "JobState=OUT_OF_MEMORY" in cluster.login(["scontrol", "show", "job", "1"]).stdout
+        cluster.login(["sbatch", "--nodes=2", "--wrap=srun sleep 4713"])
+        _wait_for(lambda: len(_sleepers("4713")) == 2)
     assert traces(name) == []
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import namespaces as ns
-from siteconf import SFTP_PORT, Site, clean_environment, etc_files
+from siteconf import CGROUP_CONTROLLERS, SFTP_PORT, Site, clean_environment, etc_files
 
 SFTP_SERVERS = ("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server")
 UP_TIMEOUT_S = 60.0
@@ -117,6 +117,7 @@ class Cluster:
             switch = ns.Process.read(self.pid_file("switch"))
             if switch is not None:
                 switch.kill(KILL_TIMEOUT_S)
+            remove_cgroups(self.folder.name)
             remove_folder(self.folder)
 
     @contextlib.contextmanager
@@ -156,6 +157,8 @@ class Cluster:
         # The kernel frees a killed node's network namespace, and its cables, a little later than its processes.
         self._switch_ip([f"link del {port}" for port, _ in ports(site, host)], check=False)
         self._switch_ip(plug_commands(site, host, init.process.pid))
+        if site.cgroup and host != "login":
+            join_cgroups(self.folder.name, host, init.process.pid)
         init.release()
         return init
 
@@ -316,6 +319,32 @@ def ip_batch(commands: list[str], prefix: list[str] | None = None, check: bool =
         raise MiniclusterError(f"ip: {done.stderr.strip()}")
 
 
+# ---- the machine's cgroups: the one thing outside that `up --cgroup` makes, and `down` removes
+
+
+def cgroup(controller: str, name: str) -> Path:
+    return Path("/sys/fs/cgroup", controller, name)
+
+
+def join_cgroups(name: str, host: str, pid: int) -> None:
+    """Give a node's init groups of its own: Slurm names a job's group alike on every node."""
+    for controller in CGROUP_CONTROLLERS:
+        group = cgroup(controller, name) / host
+        if not (group.parent.parent / "cgroup.procs").exists():
+            raise MiniclusterError(
+                f"--cgroup needs cgroup v1's {controller} controller at {group.parent.parent}"
+            )
+        group.mkdir(parents=True, exist_ok=True)
+        (group / "cgroup.procs").write_text(str(pid))
+
+
+def remove_cgroups(name: str) -> None:
+    """Remove the groups, which are empty now, innermost first."""
+    for controller in CGROUP_CONTROLLERS:
+        for folder, _, _ in os.walk(cgroup(controller, name), topdown=False):
+            Path(folder).rmdir()
+
+
 # ---- inside: these run in an init, in its new namespaces
 
 
@@ -365,6 +394,11 @@ def set_up_mounts(site: Site, host: str) -> None:
     # empty one keeps it, and all others, off the host's groups.
     ns.mount("sysfs", "/sys", "sysfs")
     ns.tmpfs("/sys/fs/cgroup")
+    if site.cgroup and host != "login":
+        ns.unshare(ns.CLONE_NEWCGROUP)  # the groups it has joined are the root of what it sees
+        for controller in CGROUP_CONTROLLERS:
+            Path("/sys/fs/cgroup", controller).mkdir()
+            ns.mount("cgroup", f"/sys/fs/cgroup/{controller}", "cgroup", data=controller)
     for path in ("hosts", "passwd", "group", "slurm"):
         ns.bind(f"{folder}/etc/{path}", f"/etc/{path}")
     for path in ("/tmp", "/var/tmp", "/dev/shm"):

@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     )
     up.add_argument("--shared-fs", choices=("bind", "sshfs"), default="bind", help="how nodes reach /home")
     up.add_argument("--interface", default="ib0", help="name of the second, fast interface")
+    up.add_argument("--cgroup", action="store_true", help="enforce memory limits (needs cgroup v1)")
     up.add_argument("--user", default="alice", help="name of the ordinary user; another is called `second`")
 
     commands.add_parser("down", help="end the cluster and remove all of it, homes too")
@@ -90,7 +91,7 @@ def site_of(options: argparse.Namespace, folder: Path) -> Site:
         shared_fs=options.shared_fs,
         interface=options.interface,
         users=(options.user, "second"),
-        cgroup=False,
+        cgroup=options.cgroup,
     )
 
 

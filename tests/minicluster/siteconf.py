@@ -15,6 +15,7 @@ NETWORKS = {
 LOGIN_HOST_NUMBER = 254
 SFTP_PORT = 5000  # plus the user's index
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+CGROUP_CONTROLLERS = ("memory", "freezer")  # of cgroup v1: what task/cgroup and proctrack/cgroup use
 SLURM_CONF = "/etc/slurm/slurm.conf"
 
 
@@ -132,8 +133,9 @@ PartitionName=single MaxNodes=1
 
 
 def cgroup_conf(site: Site) -> str:
-    limits = "ConstrainCores=no\nConstrainRAMSpace=yes\nConstrainSwapSpace=yes\nAllowedSwapSpace=0\n"
-    return "CgroupPlugin=cgroup/v1\n" + (limits if site.cgroup else "")
+    """Return cgroup.conf(5). Cores cannot be constrained: nodes claim more than there are."""
+    limits = "ConstrainRAMSpace=yes\nConstrainSwapSpace=yes\nAllowedSwapSpace=0\n" if site.cgroup else ""
+    return f"CgroupPlugin=cgroup/v1\n{limits}"
 
 
 def etc_files(site: Site) -> dict[str, str]:

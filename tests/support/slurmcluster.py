@@ -30,8 +30,14 @@ def why_no_cluster() -> str | None:
     if os.geteuid() != 0:
         reason = "the cluster needs root: run `sudo make test`"
     else:
-        done = subprocess.run([str(COMMAND), "deps"], capture_output=True, text=True, timeout=60)
-        reason = f"{done.stdout.strip()}: run `{ENABLE}`" if done.returncode else None
+        deps = subprocess.run([str(COMMAND), "deps"], capture_output=True, text=True, timeout=60)
+        reason = f"{deps.stdout.strip()}: run `{ENABLE}`" if deps.returncode else None
+    if reason is None:
+        argv = ["unshare", "--mount", "--net", "--uts", "--ipc", "--pid", "--fork", "true"]
+        probe = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+        reason = (
+            f"{probe.stderr.strip()}: run the container with `--privileged`" if probe.returncode else None
+        )
     if reason and os.environ.get("MPIBOOT_REQUIRE_CLUSTER") == "1":
         pytest.fail(f"MPIBOOT_REQUIRE_CLUSTER=1, but {reason}", pytrace=False)
     return reason
