@@ -58,17 +58,25 @@ def _terminate(_signal: int, _frame: Any) -> NoReturn:
     raise SystemExit(128 + signal.SIGTERM)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="envpack",
-        description="One environment, one archive, a verified copy on every node.",
-        allow_abbrev=False,
-    )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        # Left to find the terminal's width, argparse imports shutil and three compressors whatever is asked.
+        columns = os.environ.get("COLUMNS", "")
+        width = int(columns) if columns.isdecimal() else 100
+        super().__init__(
+            **options,
+            allow_abbrev=False,
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, width=width),
+        )
 
-    pack = commands.add_parser(
-        "pack", help="pack an environment; prints the archive's path", allow_abbrev=False
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="envpack", description="One environment, one archive, a verified copy on every node."
     )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+
+    pack = commands.add_parser("pack", help="pack an environment; prints the archive's path")
     pack.add_argument("--prefix", metavar="DIR", help="the environment (default: the active one)")
     pack.add_argument("--output", metavar="FILE", help="the archive (default: below $MPIBOOT_HOME/packs)")
     pack.add_argument("--level", metavar="N", type=_number(1, 19), help="zstd's compression level, 1 to 19")
@@ -78,9 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("--json", action="store_true", help="print all there is to say, as JSON")
     pack.set_defaults(run=_pack)
 
-    stage = commands.add_parser(
-        "stage", help="stage an archive on this node; prints the prefix", allow_abbrev=False
-    )
+    stage = commands.add_parser("stage", help="stage an archive on this node; prints the prefix")
     stage.add_argument("archive", metavar="ARCHIVE")
     stage.add_argument("--root", metavar="DIR", help="staging root (default: $MPIBOOT_STAGE_ROOT, then /tmp)")
     stage.add_argument(
@@ -91,11 +97,11 @@ def _parser() -> argparse.ArgumentParser:
     stage.add_argument("--json", action="store_true", help="print all there is to say, as JSON")
     stage.set_defaults(run=_stage)
 
-    verify = commands.add_parser("verify", help="check an archive, or a staged prefix", allow_abbrev=False)
+    verify = commands.add_parser("verify", help="check an archive, or a staged prefix")
     verify.add_argument("path", metavar="ARCHIVE_OR_STAGED_PREFIX")
     verify.set_defaults(run=_verify)
 
-    gc = commands.add_parser("gc", help="remove staged prefixes that nobody uses", allow_abbrev=False)
+    gc = commands.add_parser("gc", help="remove staged prefixes that nobody uses")
     gc.add_argument("--root", metavar="DIR", help="staging root (default: $MPIBOOT_STAGE_ROOT, then /tmp)")
     gc.add_argument(
         "--older-than", metavar="TIME", type=_seconds, help="not used for so long: 90s, 30m, 12h, 7d"

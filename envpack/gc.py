@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ from envpack import marker, root
 if TYPE_CHECKING:
     from envpack.archive import StrPath
 
+# What else lies in our folder is not ours to judge.
+_STAGE_NAME = re.compile(r"[^.].*-[0-9a-f]{16}")
 # A stage this fresh may be on its way to its first worker, which will hold it.
 FRESH_S = 60.0
 
@@ -67,7 +70,7 @@ def gc(
 def _stages(folder: Path) -> list[tuple[float, Path, int]]:
     found = []
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if not entry.name.startswith(".")]
+        names = [entry.name for entry in entries if _STAGE_NAME.fullmatch(entry.name)]
     for name in names:
         prefix = folder / name
         try:
