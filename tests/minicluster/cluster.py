@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -99,7 +100,7 @@ class Cluster:
         self._spawn_host(site, "login").wait_ready(deadline)
         for node in [self._spawn_host(site, name) for name in site.node_names()]:
             node.wait_ready(deadline)
-        self._wait(deadline, "every node is idle", self._all_idle)
+        self._wait(deadline, "every node is idle", self._all_idle, site.host_names())
 
     def down(self) -> None:
         """End everything and remove the folder. Idempotent, and right for any state an interrupted `up` can leave."""
@@ -146,6 +147,7 @@ class Cluster:
         return self.folder / "log" / host / "init.log"
 
     def _spawn_host(self, site: Site, host: str) -> ns.Init:
+        (self.folder / "log" / host / ENDED).unlink(missing_ok=True)
         init = ns.spawn(
             host,
             lambda: set_up_host(site, host),
@@ -189,7 +191,7 @@ class Cluster:
                     word in state for word in NOT_IN_SERVICE
                 )
 
-            self._wait(deadline, f"{host} has registered", registered)
+            self._wait(deadline, f"{host} has registered", registered, ["login", host])
 
     def set_link(self, host: str, state: str, interface: str | None = None) -> None:
         self.process(host)
@@ -236,12 +238,14 @@ class Cluster:
         words = self._slurm(["scontrol", "--oneliner", "show", "node", host]).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def _wait(self, deadline: float, what: str, probe: Callable[[], bool]) -> None:
+    def _wait(self, deadline: float, what: str, probe: Callable[[], bool], hosts: list[str]) -> None:
         """Wait for what Slurm says, but not for a Slurm that has ended."""
 
         def probe_the_living() -> bool:
-            for ended in self.folder.glob(f"log/*/{ENDED}"):
-                raise MiniclusterError(ended.read_text())
+            for host in hosts:
+                ended = self.folder / "log" / host / ENDED
+                if ended.exists():
+                    raise MiniclusterError(ended.read_text())
             return probe()
 
         wait_until(probe_the_living, what, deadline, interval_s=0.1)
@@ -366,12 +370,13 @@ def set_up_host(site: Site, host: str) -> ns.OnEnd:
     else:
         if site.shared_fs == "sshfs":
             mount_homes(site)
-        daemons = {daemon(site, ["slurmd", "-D", "-N", host]): "slurmd"}
+        daemons = [Daemon(site, ["slurmd", "-D", "-N", host])]
 
     def on_end(pid: int, status: int) -> None:
-        if pid in daemons:
-            code = os.waitstatus_to_exitcode(status)
-            Path(f"/var/log/{ENDED}").write_text(f"{daemons[pid]} of {host} has ended with status {code}")
+        for daemon in daemons:
+            if daemon.pid == pid:
+                code = os.waitstatus_to_exitcode(status)
+                Path(f"/var/log/{ENDED}").write_text(f"{daemon.name} of {host} has ended with status {code}")
 
     return on_end
 
@@ -418,14 +423,13 @@ def set_up_mounts(site: Site, host: str) -> None:
     ns.mount("none", "/", flags=ns.MS_REMOUNT | ns.MS_BIND | ns.MS_RDONLY)
 
 
-def start_login_daemons(site: Site) -> dict[int, str]:
-    """Return the pids of those whose end is the cluster's."""
+def start_login_daemons(site: Site) -> list[Daemon]:
     deadline = time.monotonic() + UP_TIMEOUT_S
     key = Path("/run/munge.key")
     key.touch(mode=0o600)
     key.write_bytes(os.urandom(128))
     socket_file = Path("/run/munge/munge.socket.2")
-    munged = daemon(
+    munged = Daemon(
         site,
         [
             "munged",
@@ -437,13 +441,15 @@ def start_login_daemons(site: Site) -> dict[int, str]:
             "--seed-file=/run/munged.seed",
         ],
     )
+    munged.wait_until(socket_file.exists, deadline)
+    daemons = [munged, Daemon(site, ["slurmctld", "-D"])]
     if site.shared_fs == "sshfs":
         for index, user in enumerate(site.users):
-            listen = f"TCP-LISTEN:{SFTP_PORT + index},fork,reuseaddr"
-            daemon(site, ["socat", listen, f"EXEC:{sftp_server()}"], user=user)
-            wait_until(lambda port=SFTP_PORT + index: listens(port), f"sftp of {user} answers", deadline)
-    wait_until(socket_file.exists, "munged listens", deadline)
-    return {munged: "munged", daemon(site, ["slurmctld", "-D"]): "slurmctld"}
+            port = SFTP_PORT + index
+            server = ["socat", f"TCP-LISTEN:{port},fork,reuseaddr", f"EXEC:{sftp_server()}"]
+            daemons.append(Daemon(site, server, user=user))
+            daemons[-1].wait_until(partial(listens, port), deadline)
+    return daemons
 
 
 def mount_homes(site: Site) -> None:
@@ -459,12 +465,30 @@ def mount_homes(site: Site) -> None:
             raise MiniclusterError(f"sshfs {home}: {done.stderr.strip()}")
 
 
-def daemon(site: Site, argv: list[str], user: str = "root") -> int:
-    """Start a daemon that lives as long as this init; what it prints goes to the init's log. Return its pid."""
-    uid = site.uid(user)
-    return subprocess.Popen(
-        argv, env=clean_environment(site, user), cwd="/", user=uid, group=uid, extra_groups=[], umask=0o022
-    ).pid
+class Daemon:
+    """A daemon that lives as long as this init; what it prints goes to the init's log."""
+
+    def __init__(self, site: Site, argv: list[str], user: str = "root") -> None:
+        uid = site.uid(user)
+        self.name = argv[0]
+        self._process = subprocess.Popen(
+            argv,
+            env=clean_environment(site, user),
+            cwd="/",
+            user=uid,
+            group=uid,
+            extra_groups=[],
+            umask=0o022,
+        )
+        self.pid = self._process.pid
+
+    def wait_until(self, ready: Callable[[], bool], deadline: float) -> None:
+        def probe() -> bool:
+            if self._process.poll() is not None:
+                raise MiniclusterError(f"{self.name} has ended with status {self._process.returncode}")
+            return ready()
+
+        wait_until(probe, f"{self.name} was ready", deadline)
 
 
 def sftp_server() -> str:

@@ -103,16 +103,20 @@ def require(packages: list[str]) -> None:
         )
 
 
-def run(options: argparse.Namespace) -> int:
-    if options.command == "deps" and not options.install:
+def check_dependencies(and_install: bool) -> int:
+    missing = missing_packages()
+    if missing and and_install:
+        install(missing)
         missing = missing_packages()
-        print(f"missing: {' '.join(missing)}" if missing else "nothing is missing")
-        return 1 if missing else 0
+    print(f"missing: {' '.join(missing)}" if missing else "nothing is missing")
+    return 1 if missing else 0
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.command == "deps":
+        return check_dependencies(options.install)
     if os.geteuid() != 0:
         raise MiniclusterError("must be run as root, to make namespaces (try sudo)")
-    if options.command == "deps":
-        install(missing_packages())
-        return 0
     folder = (options.dir or Path(f"/var/lib/minicluster-{options.name}")).absolute()
     cluster = Cluster(folder)
     if options.command == "up":
@@ -153,6 +157,7 @@ def main() -> int:
     signal.signal(
         signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
     )  # so that an interrupted `up` cleans up
+    os.umask(0o022)  # the users must be able to read what root makes here
     try:
         return run(parser().parse_args())
     except (MiniclusterError, OSError, RuntimeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -36,11 +37,10 @@ def missing_packages(with_sshfs: bool = True) -> list[str]:
 
 def install(packages: list[str]) -> None:
     """Install with apt-get. The cluster starts its own daemons, so the packages' services are kept from starting."""
-    if not packages:
-        print("nothing to do: every package is there")
-        return
     if shutil.which("apt-get") is None:
         raise MiniclusterError(f"no apt-get here; install what Debian calls {' '.join(packages)}")
+    if os.geteuid() != 0:
+        raise MiniclusterError(f"must be run as root, to install {' '.join(packages)} (try sudo)")
     print(f"installing {' '.join(packages)}", flush=True)
     ours = not POLICY.exists()
     if ours:

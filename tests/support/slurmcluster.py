@@ -27,6 +27,7 @@ TAIL_LINES = 40
 
 def why_no_cluster() -> str | None:
     """Return why no cluster can be booted here, and what would enable it; None if it can. An error where it must."""
+    reason: str | None = None
     if os.geteuid() != 0:
         reason = "the cluster needs root: run `sudo make test`"
     else:
@@ -57,6 +58,7 @@ class Minicluster:
     @contextlib.contextmanager
     def booted(cls, *options: str, name: str | None = None) -> Iterator[Minicluster]:
         """Boot one, and end it whatever happens."""
+        sweep()
         name = name or f"test{os.getpid()}"
         cluster = cls(name, Path("/var/lib", f"minicluster-{name}"))
         try:
@@ -117,6 +119,14 @@ class Minicluster:
     def log(self, daemon: str, host: str = "login") -> str:
         """Return a daemon's log: slurmctld's, or slurmd's of some node."""
         return (self.folder / "log" / host / f"{daemon}.log").read_text(errors="replace")
+
+
+def sweep() -> None:
+    """End the clusters of test runs that were killed before they could do so."""
+    for folder in Path("/var/lib").glob("minicluster-test*"):
+        pid = folder.name.removeprefix("minicluster-test")
+        if pid.isdecimal() and not Path("/proc", pid).exists():
+            run([str(COMMAND), "--name", f"test{pid}", "down"], timeout_s=120, check=True)
 
 
 def run(argv: Sequence[str], *, timeout_s: float, check: bool) -> subprocess.CompletedProcess[str]:
