@@ -6,27 +6,27 @@ what it starts runs from the staged prefix.
 
 import logging
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from envpack.errors import EnvpackError
 from mpiboot import allocation as allocations
 from mpiboot import environment, nodes, security
 from mpiboot.allocation import Sizing
 from mpiboot.config import Config, home, parse_boot_arguments
-from mpiboot.errors import EnvironmentUnfitError, MpibootError
+from mpiboot.errors import MpibootError
 from mpiboot.interfaces import choose
 from mpiboot.launch import launch
 from mpiboot.node import job_folder
 from mpiboot.processes import end, end_descendants
 from mpiboot.rendezvous import Endpoint, EventLog, JobDirectory, new_nonce, write_atomic
 from mpiboot.signals import JobStop, Walltime, catch_signals, ignore_signals
+from mpiboot.staging import archive_of, orders, stage
 from mpiboot.state import Job
 from mpiboot.supervise import POLL_S, STATUS_OF_REASON, messages, supervise, wait_for_workers
-from mpiboot.units import show_duration, show_size
 
 logger = logging.getLogger(__name__)
 
@@ -78,9 +78,11 @@ def boot(config: Config) -> int:
     try:
         try:
             record(job)
-            answers = stage(job)
+            archive = None if config.no_stage else archive_of(job)
+            answers = prepare(job, archive)
             interface = common_interface(job, answers)
-            sizing = size(job, answers)
+            staged = stage(job, archive, answers, interface) if archive else {}
+            sizing = size(job, answers, staged)
             launch(job, interface, sizing, variables)
             wait_for_workers(job, sizing)
             publish(job, interface, sizing)
@@ -90,8 +92,8 @@ def boot(config: Config) -> int:
     except JobStop as stop:
         status, reason = STATUS_OF_REASON[stop.reason], stop.reason
         logger.info("asked to end: %s", reason)
-    except MpibootError as error:
-        status, reason = error.exit_status, str(error)
+    except (MpibootError, EnvpackError) as error:
+        status, reason = getattr(error, "exit_status", 1), str(error)
         logger.error("mpiboot: %s", error)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
@@ -146,57 +148,11 @@ def record(job: Job) -> None:
     security.make_job_secrets(job.directory.path, valid_for_s=max(remaining, 60.0))
 
 
-def stage(job: Job) -> nodes.Answers:
-    """Steps 4: the environment on every node, or an error that names every node that failed."""
-    config = job.config
-    archive = None if config.no_stage else archive_of(job)
-    orders = {
-        "node": job.allocation.nodes[0] if job.allocation.batch_system == "local" else None,
-        "first_node": job.allocation.nodes[0],
-        "job_directory": str(job.directory.path),
-        "root": config.stage_root,
-        "job_key": job.allocation.job_key,
-        "archive": str(archive) if archive else None,
-        "pack_id": pack_id(archive) if archive else None,
-        "jobs": job.allocation.cpus_per_node,
-    }
-    job.agents = nodes.Agents(job.allocation, orders)
-    answers = job.agents.answers(NODE_TIMEOUT_S)
-    for node, answer in answers.items():
-        if staged := answer["stage"]:
-            job.staged = Path(staged["prefix"])
-            job.events.write("staged", **{**staged, "host": node})
-            logger.info(
-                "%s: %s %s in %s",
-                node,
-                "reused" if staged["reused"] else "staged",
-                show_size(staged["size_bytes"]),
-                show_duration(staged["seconds"]),
-            )
-    return answers
-
-
-def archive_of(job: Job) -> Path:
-    """The archive that submit made, else the environment is packed now, by a Python of its own: it imports conda-pack."""
-    if job.config.archive:
-        return Path(job.config.archive)
-    logger.info("packing %s (submit does so beforehand)", job.prefix)
-    pack = subprocess.run(
-        [str(job.prefix / "bin/python"), "-m", "envpack", "pack", "--prefix", str(job.prefix)],
-        env={**os.environ, "MPIBOOT_HOME": str(job.directory.path.parent.parent)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
-    if pack.returncode:
-        raise EnvironmentUnfitError(f"{job.prefix} could not be packed: {pack.stderr.strip()[-2000:]}")
-    return Path(pack.stdout.strip())
-
-
-def pack_id(archive: Path) -> str:
-    from envpack.archive import read_index
-
-    return str(read_index(archive).pack_id)
+def prepare(job: Job, archive: Path | None) -> nodes.Answers:
+    """One agent on every node, and what each says of its node."""
+    job.orders = orders(job, archive)
+    job.agents = nodes.Agents(job.allocation, job.orders)
+    return job.agents.answers(NODE_TIMEOUT_S)
 
 
 def common_interface(job: Job, answers: nodes.Answers) -> str:
@@ -209,7 +165,7 @@ def common_interface(job: Job, answers: nodes.Answers) -> str:
     return interface
 
 
-def size(job: Job, answers: nodes.Answers) -> Sizing:
+def size(job: Job, answers: nodes.Answers, staged: nodes.Answers) -> Sizing:
     """Workers and their limits, from the allocation and what the nodes say of their memory."""
     config, allocation = job.config, job.allocation
     memory = (
@@ -221,11 +177,7 @@ def size(job: Job, answers: nodes.Answers) -> Sizing:
             int(answer["memory_bytes"] * min(1.0, allocation.cpus_per_node / answer["cpus"]))
             for answer in answers.values()
         )
-    in_memory = [
-        answer["stage"]["size_bytes"]
-        for answer in answers.values()
-        if answer["stage"] and answer["root_is_memory"]
-    ]
+    in_memory = [result["size_bytes"] for node, result in staged.items() if answers[node]["root_is_memory"]]
     return allocations.size_workers(
         allocation, memory - max(in_memory, default=0), config.workers_per_node, config.cpus_per_worker
     )

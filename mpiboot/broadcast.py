@@ -87,7 +87,8 @@ def stage(comm: Any, orders: Mapping[str, Any]) -> dict[str, Any]:
                 if stager:
                     stager.feed(chunk)
             except Exception as error:
-                answer, stager = {"error": str(error)}, close(stager)
+                close(stager)
+                answer, stager = {"error": str(error)}, None
     try:
         if stager:
             answer = {"stage": {**stager.finish().asdict(), "start": start, "end": time.time()}}

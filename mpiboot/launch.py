@@ -29,7 +29,7 @@ def launch(job: Job, interface: str, sizing: Sizing, variables: Mapping[str, str
     place = launchers.placement(job.allocation.nodes, sizing.workers_per_node)
     write_rank_environment(job, prefix, activated, rank_command(job, prefix, interface, sizing))
     job.control = Control(job.local_folder)
-    mpi, command = launcher_command(job, prefix, activated, place, interface)
+    mpi, command = launcher_command(job, prefix, activated, place, interface, first_step(job, prefix))
     logger.info("%s", " ".join(command))
     job.directory.host_file.write_text(launchers.host_file(mpi, place))
     keep_orphans()
@@ -106,14 +106,20 @@ def rank_command(job: Job, prefix: Path, interface: str, sizing: Sizing) -> list
     ]
 
 
+def first_step(job: Job, prefix: Path) -> list[str]:
+    """What each rank of the cluster runs first."""
+    return [str(prefix / "bin/python"), "-I", "-S", str(rank_script(prefix)), str(job.directory.path)]
+
+
 def launcher_command(
-    job: Job, prefix: Path, variables: Mapping[str, str], place: Placement, interface: str
+    job: Job,
+    prefix: Path,
+    variables: Mapping[str, str],
+    place: Placement,
+    interface: str,
+    rank: Sequence[str],
 ) -> tuple[str, list[str]]:
-    """Which MPI starts the ranks, and how."""
-    rank = [
-        *(str(prefix / "bin/python"), "-I", "-S"),
-        *(str(rank_script(prefix)), str(job.directory.path)),
-    ]
+    """Which MPI starts ranks that run `rank`, and how."""
     if job.config.mpi == "srun":
         return "srun", launchers.srun(place, "pmi2", rank)
     mpirun = find_mpirun(prefix, variables)

@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -73,35 +73,44 @@ def memory_bytes() -> int:
 
 
 def prepare(orders: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the job's folder on this node, stage the environment, and say what this node has.
+    """Make the job's folder on this node, and say what this node has.
 
     Parameters
     ----------
     orders
-        `node` (its name, where there is only one), `root` (staging root), `job_key`, `archive` (None: nothing to
-        stage), `pack_id`, `jobs` (writers).
+        `node` (its name, where there is only one), `root` (staging root), `job_key`, `prefix` (where the environment is
+        to be staged; None: nowhere).
 
     Returns
     -------
     dict
-        `interfaces`, `memory_bytes`, `cpus`, `root_is_memory`, and `stage`: what envpack says of it, or None.
+        `interfaces`, `memory_bytes`, `cpus`, `root_is_memory`, and `has_stage`: the prefix was staged here before.
     """
-    root = Path(orders["root"])
-    folder = make_job_folder(root, orders["job_key"])
-    answer: dict[str, Any] = {
+    folder = make_job_folder(Path(orders["root"]), orders["job_key"])
+    return {
         "interfaces": interfaces(),
         "memory_bytes": memory_bytes(),
         "cpus": os.cpu_count(),
         "root_is_memory": file_system(folder) in MEMORY_FILE_SYSTEMS,
-        "stage": None,
+        "has_stage": bool(orders["prefix"]) and Path(orders["prefix"]).is_dir(),
     }
-    if orders["archive"]:
-        from envpack.stage import stage
 
-        start = time.time()
-        result = stage(orders["archive"], root, jobs=orders["jobs"], expected_pack_id=orders["pack_id"])
-        answer["stage"] = {**result.asdict(), "start": start, "end": time.time()}
-    return answer
+
+def stage(orders: Mapping[str, Any], archive: str, transport: str) -> dict[str, Any]:
+    """Stage the environment on this node, and say how that went."""
+    from envpack.stage import stage as stage_archive
+
+    start = time.time()
+    result = stage_archive(
+        archive,
+        orders["root"],
+        jobs=orders["jobs"],
+        expected_pack_id=orders["pack_id"],
+        transport=transport,
+    )
+    if transport == "sbcast":
+        Path(archive).unlink()  # this node's own copy
+    return {"stage": {**result.asdict(), "start": start, "end": time.time()}}
 
 
 def make_job_folder(root: Path, job_key: str) -> Path:
@@ -220,18 +229,13 @@ def main() -> int:
     # The terminal's and the walltime's signals are boot's to act on.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    answer: dict[str, Any] = {}
-    cancelled = False
+    cancelled = failed = False
     try:
-        answer = prepare(orders)
-    except JobOver:
-        answer, cancelled = {"error": "the job ended while this node was being prepared"}, True
-    except Exception as error:  # the one boundary of this process: boot reports it with the node's name
-        answer = {"error": str(error) or type(error).__name__}
-    try:
-        print(json.dumps({"node": node_name(orders), **answer}), flush=True)
-        if "error" not in answer:
-            sys.stdin.buffer.read()
+        failed = not answer(orders, lambda: prepare(orders))
+        # Boot's further orders, one per line; their end is boot's.
+        for line in () if failed else sys.stdin.buffer:
+            asked = json.loads(line)
+            answer(orders, lambda asked=asked: stage(orders, **asked))  # type: ignore[misc]
     except JobOver:
         cancelled = True
     except BrokenPipeError:
@@ -242,7 +246,17 @@ def main() -> int:
     if cancelled or node_name(orders) == orders["first_node"]:
         # Boot does so too, unless it was killed. An agent elsewhere that only lost its connection must not.
         JobDirectory(Path(orders["job_directory"])).clear()
-    return 1 if "error" in answer else 0
+    return int(failed)
+
+
+def answer(orders: Mapping[str, Any], act: Callable[[], dict[str, Any]]) -> bool:
+    """Tell boot, in one line, what came of an order; the one boundary of this process."""
+    try:
+        said = act()
+    except Exception as error:
+        said = {"error": str(error) or type(error).__name__}
+    print(json.dumps({"node": node_name(orders), **said}), flush=True)
+    return "error" not in said
 
 
 def over(_number: int, _frame: object) -> NoReturn:

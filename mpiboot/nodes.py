@@ -51,6 +51,16 @@ class Agents:
             start_new_session=True,  # a Ctrl-C in the terminal of a local job is boot's to act on
         )
 
+    def ask(self, order: Mapping[str, Any]) -> None:
+        """Give all agents an order; their `answers` are then those to it."""
+        assert self.process.stdin
+        self.output = self.complaints = b""
+        try:
+            self.process.stdin.write(json.dumps(order).encode() + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError as error:
+            raise StageError("the agents on the nodes have ended; was the job cancelled?") from error
+
     def answers(self, timeout_s: float) -> Answers:
         """What each node answered, in the order of the allocation.
 

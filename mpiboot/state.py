@@ -42,6 +42,7 @@ class Job:
     local_folder: Path  # on each node, 0700, gone with the job
     staged: Path | None = None  # the staged prefix
     cluster: Cluster = field(default_factory=Cluster)
+    orders: dict[str, Any] = field(default_factory=dict)  # what the agents were told
     node_of_ip: dict[str, str] = field(default_factory=dict)
     agents: Agents | None = None
     control: Control | None = None
