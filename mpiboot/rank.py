@@ -33,6 +33,10 @@ def main() -> None:
         lock = os.open(orders["lock"], os.O_RDONLY | os.O_NOFOLLOW)
         fcntl.flock(lock, fcntl.LOCK_SH)
         os.set_inheritable(lock, True)
+    # Rank 0 (PMI_RANK: of MPICH and srun) becomes the scheduler; boot sees its end even before the two have spoken.
+    if os.environ.get("PMIX_RANK", os.environ.get("PMI_RANK")) == "0":
+        with open(os.path.join(orders["set"]["MPIBOOT_CONTROL_FOLDER"], "scheduler.pid"), "w") as file:  # noqa: PTH118, PTH123
+            file.write(str(os.getpid()))
     os.execve(orders["command"][0], orders["command"], environment)
 
 

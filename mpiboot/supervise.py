@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mpiboot import allocation as allocations
-from mpiboot.allocation import Sizing
+from mpiboot.allocation import Sizing, process_start
 from mpiboot.errors import AllocationError, ClusterLostError, DeadlineError, LaunchError
 from mpiboot.launch import launch_failure, start_command, tail
 from mpiboot.signals import CLOSE_BEFORE_END_S, Walltime
@@ -97,7 +97,7 @@ def wait_for_workers(job: Job, sizing: Sizing) -> None:
     while len(job.cluster.workers) < expected:
         for _ in messages(job, POLL_S):
             pass
-        if job.cluster.gone or job.ranks.poll() is not None:
+        if job.cluster.gone or job.ranks.poll() is not None or scheduler_died(job):
             raise LaunchError(launch_failure(job, expected))
         if time.monotonic() > deadline:
             here = [worker.host for worker in job.cluster.workers.values()]
@@ -108,6 +108,15 @@ def wait_for_workers(job: Job, sizing: Sizing) -> None:
                 f"missing: {each}.\nThe end of {job.directory.ranks_log}:\n{tail(job.directory.ranks_log)}"
             )
     logger.info("%d of %d workers", len(job.cluster.workers), expected)
+
+
+def scheduler_died(job: Job) -> bool:
+    """Whether rank 0 ended before it spoke to boot: the launcher lets the others wait for it for ever."""
+    try:
+        pid = (job.local_folder / "scheduler.pid").read_text()
+    except FileNotFoundError:
+        return False
+    return job.cluster.scheduler is None and bool(pid) and process_start(int(pid)) is None
 
 
 def supervise(job: Job, walltime: Walltime) -> tuple[int, str]:
