@@ -42,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return 2
     except (click.Abort, KeyboardInterrupt) as error:
-        say(f"mpiboot: {error}" if str(error) else "mpiboot: interrupted")
+        say(
+            f"mpiboot: {str(error.__cause__ or error) or 'interrupted'}"
+        )  # click wraps a Ctrl-C into its Abort
         return 130
 
 

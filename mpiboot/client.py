@@ -34,9 +34,9 @@ logger = logging.getLogger(__name__)
 
 # How often the job directory is looked at while the job runs; it is a read of two small files.
 FILE_POLL_S = 0.25
-ATTEMPT_S = 5.0
+ATTEMPT_S = 4.0
 # A published address where nobody, or somebody else, answers for this long is given up.
-SETTLE_S = 10.0
+SETTLE_S = 8.0
 # All workers were there when the endpoint was published: those that a nanny replaces are back by then.
 REPLACED_S = 15.0
 # The batch system itself may be away for a while, for a restart say.
