@@ -59,10 +59,9 @@ class Job:
             known = self.directory.path.is_dir()
             unknown = "ended, reason unknown" if known else "no job of this id is known here"
             return replace(state, reason=state.reason or unknown)
+        reason = str(last["reason"]).partition("\n")[0]  # what follows is the end of a log
         word = {0: "COMPLETED", 124: "TIMEOUT"}.get(last["exit_status"], "FAILED")
-        return replace(
-            state, state=word if state.state == "UNKNOWN" else state.state, reason=str(last["reason"])
-        )
+        return replace(state, state=word if state.state == "UNKNOWN" else state.state, reason=reason)
 
     @property
     def state(self) -> str:

@@ -1,0 +1,275 @@
+"""`connect` never hangs: each way in which a job goes wrong, made on a real Slurm, ends it soon with an error."""
+
+import json
+import re
+import subprocess
+import time
+
+import pytest
+
+pytestmark = pytest.mark.cluster
+
+KNOWN_S = 15  # from when Slurm knows to the end of connect
+SMALL = (
+    "--no-stage",
+    "--nodes",
+    "2",
+    "--workers-per-node",
+    "1",
+    "--cpus-per-worker",
+    "1",
+    "--interface",
+    "ib0",
+)
+HELD = ("--batch-arg=--hold",)
+
+
+class User:
+    def __init__(self, cluster):
+        self.cluster = cluster
+
+    def types(self, *command, check=True, timeout_s=90, user=None):
+        path = f"PATH={self.cluster.env}/bin:/usr/bin:/bin"
+        return self.cluster.login(["env", path, *command], check=check, timeout_s=timeout_s, user=user)
+
+    def submits(self, *options):
+        return self.types("mpiboot", "submit", *options).stdout.strip()
+
+    def python(self, code, check=True):
+        return self.types("python", "-c", code, check=check)
+
+    def begins_to_connect(self, job_id, *options):
+        return Wait(
+            self.cluster.login_argv([str(self.cluster.env / "bin/mpiboot"), "connect", job_id, *options])
+        )
+
+
+class Wait:
+    """A `mpiboot connect` under way."""
+
+    def __init__(self, argv):
+        self.process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.said = ""
+
+    def until_it_says(self, pattern):
+        for line in self.process.stderr:
+            self.said += line
+            if re.search(pattern, line):
+                return
+        raise AssertionError(f"it never said {pattern!r}:\n{self.said}")
+
+    def ends(self, within_s=KNOWN_S):
+        try:
+            _, rest = self.process.communicate(timeout=within_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.communicate()
+            raise
+        return self.process.returncode, self.said + rest
+
+
+@pytest.fixture(scope="module")
+def alice(minicluster):
+    user = User(minicluster)
+    yield user
+    user.types("scancel", "--me")
+
+
+@pytest.fixture(scope="module")
+def job(alice):
+    job_id = alice.submits(*SMALL)
+    yield job_id
+    alice.types("mpiboot", "stop", job_id)
+
+
+def test_cancelled_while_pending(alice):
+    job_id = alice.submits(*SMALL, *HELD)
+    wait = alice.begins_to_connect(job_id)
+    wait.until_it_says(rf"job {job_id} is PENDING \(JobHeldUser\)")
+    alice.types("scancel", job_id)
+    status, said = wait.ends()
+    assert (status, f"job {job_id} has ended: CANCELLED" in said, "It left no log." in said) == (
+        1,
+        True,
+        True,
+    )
+
+
+def test_cancelled_while_staging(alice):
+    job_id = alice.submits(*SMALL)
+    wait = alice.begins_to_connect(job_id)
+    wait.until_it_says("starting|staging|launching")
+    alice.types("scancel", job_id)
+    status, said = wait.ends(KNOWN_S + 10)  # what Slurm waits for the end of the nodes' processes
+    assert (status, f"job {job_id} has ended: CANCELLED" in said) == (1, True)
+    assert re.search(r"The end of .*(boot\.log|slurm-\d+\.out):\n  \S|It left no log", said)
+
+
+def test_no_such_partition(alice):
+    done = alice.types("mpiboot", "submit", *SMALL, "--partition", "nope", check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "mpiboot: sbatch: error: invalid partition specified: nope" in done.stderr
+
+
+def test_more_nodes_than_there_are(alice):
+    done = alice.types("mpiboot", "submit", "--no-stage", "--nodes", "64", check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.search(
+        "mpiboot: sbatch: error: .*(Node count|node configuration|More processors requested)", done.stderr
+    )
+
+
+@pytest.fixture
+def hopeless(alice):
+    """A job that waits for the success of one that has failed."""
+    failed = alice.types("sbatch", "--parsable", "--hold", "--wrap=false").stdout.strip()
+    job_id = alice.submits(*SMALL, f"--batch-arg=--dependency=afterok:{failed}")
+    alice.types("scancel", failed)
+    yield job_id
+    alice.types("scancel", job_id)
+
+
+def test_a_job_that_can_never_start(alice, hopeless):
+    status, said = alice.begins_to_connect(hopeless).ends()
+    assert (status, f"job {hopeless} cannot start: PENDING (DependencyNeverSatisfied)" in said) == (1, True)
+
+
+def test_a_job_that_can_never_start_is_waited_for_as_long_as_asked(alice, hopeless):
+    status, said = alice.begins_to_connect(hopeless, "--queue-timeout", "5").ends()
+    assert status == 124
+    assert re.search(rf"job {hopeless} is still PENDING \(DependencyNeverSatisfied\) after [5-7]\.\d s", said)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason", "log"),
+    [
+        # hydra's options, which Open MPI's mpirun does not know
+        (["--mpi", "mpich"], "mpirun ended with status", "disable-auto-cleanup"),
+        (
+            ["--env-var", "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL=nonsense"],
+            *("the scheduler ended with 0 of 2 workers there", "Invalid time unit: nonsense"),
+        ),
+    ],
+    ids=["mpirun-fails", "scheduler-dies-at-once"],
+)
+def test_a_start_that_fails(alice, options, reason, log):
+    job_id = alice.submits(*SMALL, *options)
+    status, said = alice.begins_to_connect(job_id).ends(60)
+    assert status == 1
+    assert re.search(rf"job {job_id} has ended: FAILED \({reason}", said)
+    assert re.search(rf"The end of .*boot\.log:\n(  .*\n)*.*{log}", said)
+    # It had ended before this one was called.
+    status, again = alice.begins_to_connect(job_id).ends()
+    assert (status, f"job {job_id} has ended: FAILED ({reason}" in again) == (1, True)
+
+
+def starts(alice, what, *options):
+    """A job that is starting workers, and whose rank 0 got the signal `what`."""
+    job_id = alice.submits(*SMALL, *options)
+    wait = alice.begins_to_connect(job_id)
+    # Slurm gives the first node to the first job
+    folder = f"/tmp/mpiboot-{alice.cluster.uid}/.jobs/slurm-{alice.cluster.name}-{job_id}/scheduler.pid"
+    found = f"for i in $(seq 300); do [ -s {folder} ] && exec kill -{what} $(cat {folder}); sleep 0.1; done; exit 1"
+    alice.cluster.node(1, ["sh", "-c", found], user="root")
+    return job_id, wait
+
+
+def test_the_scheduler_is_killed_during_the_start(alice):
+    job_id, wait = starts(alice, "KILL")
+    status, said = wait.ends()
+    assert (status, f"job {job_id} has ended: FAILED (the scheduler ended" in said) == (1, True)
+
+
+def test_the_walltime_ends_during_the_start(alice):
+    job_id, wait = starts(alice, "STOP")
+    wait.until_it_says("starting workers")
+    alice.cluster.login(["scontrol", "update", f"job={job_id}", "EndTime=now+5"], user="root")
+    status, said = wait.ends(KNOWN_S + 30)
+    assert (status, f"job {job_id} has ended: TIMEOUT (" in said) == (1, True)
+
+
+def test_ctrl_c_leaves_the_job_alone(alice):
+    job_id = alice.submits(*SMALL, *HELD)
+    done = alice.types("timeout", "-s", "INT", "3", "mpiboot", "connect", job_id, check=False)
+    assert (
+        f"job {job_id} goes on. Come back: mpiboot connect {job_id}; end it: mpiboot stop {job_id}"
+        in done.stderr
+    )
+    assert alice.types("squeue", "--noheader", "--job", job_id, "--format=%T").stdout == "PENDING\n"
+    alice.types("mpiboot", "stop", job_id)
+
+
+def test_a_timeout_says_how_far_it_got(alice, job):
+    code = f"import mpiboot; mpiboot.connect({job!r}, timeout=5, n_workers=9)"
+    done = alice.python(f"try:\n  {code}\nexcept TimeoutError as error: print(error)")
+    assert re.search(rf"job {job} is not ready 5\.0 s after its start: .*\. It goes on", done.stdout)
+
+
+MEDDLE = """
+import json, mpiboot, time
+from mpiboot.jobs import find_job
+path = find_job({job!r}).directory.endpoint
+mpiboot.connect({job!r}, timeout="2 min").close()
+before = path.read_text()
+path.write_text(json.dumps(json.loads(before) | {change!r}))
+start = time.monotonic()
+try:
+    mpiboot.connect({job!r})
+except Exception as error:
+    print(json.dumps([type(error).__name__, str(error), time.monotonic() - start]))
+finally:
+    path.write_text(before)
+mpiboot.connect({job!r}, timeout="2 min").close()
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"address": "tls://10.78.0.1:9"}, "no Dask scheduler answers at tls://10.78.0.1:9"),
+        ({"scheduler_id": "Scheduler-of-an-earlier-run"}, "not as Scheduler-of-an-earlier-run"),
+    ],
+    ids=["nobody-listens", "another-scheduler"],
+)
+def test_an_endpoint_that_is_not_the_jobs(alice, job, change, message):
+    done = alice.python(MEDDLE.format(job=job, change=change))
+    name, said, seconds = json.loads(done.stdout)
+    assert (name, f"job {job} is RUNNING, but " in said, message in said) == ("RendezvousError", True, True)
+    assert "The end of " in said and seconds < KNOWN_S
+
+
+def test_what_a_job_published_before_its_requeue(alice):
+    """The old endpoint comes back after boot has removed it, as if boot had been killed."""
+    job_id = alice.submits(*SMALL, "--batch-arg=--requeue")
+    alice.python(f"import mpiboot; mpiboot.connect({job_id!r}, timeout='2 min').close()")
+    [endpoint] = alice.cluster.home.glob(f".mpiboot/jobs/slurm-*-{job_id}/endpoint.json")
+    before = endpoint.read_text()
+    alice.types("scontrol", "requeue", job_id)
+    deadline = time.monotonic() + 30
+    while endpoint.exists():
+        assert time.monotonic() < deadline, "boot has not removed its endpoint"
+        time.sleep(0.1)
+    path = f".mpiboot/jobs/{endpoint.parent.name}/endpoint.json"
+    alice.python(f"import os; os.umask(0o077); open({path!r}, 'w').write({before!r})")
+    status, said = alice.begins_to_connect(job_id, "--queue-timeout", "3").ends()
+    assert (status, f"job {job_id} is still PENDING" in said) == (124, True)
+    alice.types("mpiboot", "stop", job_id)
+
+
+def test_another_users_scheduler_file(alice):
+    content = '{"id": "Scheduler-1", "address": "tls://10.78.0.1:1"}'
+    alice.types("sh", "-c", f"echo '{content}' > /tmp/theirs.json", user="second")
+    done = alice.python("import mpiboot; mpiboot.connect(scheduler_file='/tmp/theirs.json')", check=False)
+    assert done.returncode == 1
+    assert "SecurityError: /tmp/theirs.json cannot be trusted: it belongs to second " in done.stderr
+
+
+def test_by_the_scheduler_file_of_a_job(alice, job):
+    code = f"""
+import mpiboot
+from mpiboot.jobs import find_job
+mpiboot.connect({job!r}, timeout="2 min").close()
+with mpiboot.connect(scheduler_file=find_job({job!r}).directory.scheduler_file, n_workers=2) as client:
+    print(client.submit(sum, [1, 2]).result())
+"""
+    assert alice.python(code).stdout == "3\n"
