@@ -236,7 +236,7 @@ def close(job: Job, status: int, reason: str) -> None:
     if job.control:
         job.control.close()
     if job.agents:
-        job.agents.close(AGENTS_CLOSE_S)
+        job.agents.close(AGENTS_CLOSE_S, lost=job.cluster.lost_nodes)
     job.directory.clear()
     job.events.write("closed", reason=reason, exit_status=status)
     logger.info("closed: %s (status %d)", reason.splitlines()[0], status)

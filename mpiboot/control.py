@@ -14,9 +14,9 @@ from typing import Any
 SOCKET_NAME = "boot.sock"
 
 
-def socket_address(folder: int) -> str:
+def socket_address(folder: int, name: str = SOCKET_NAME) -> str:
     """A path to the socket in the open folder, short enough for an address (108 bytes, unix(7))."""
-    return f"/proc/self/fd/{folder}/{SOCKET_NAME}"
+    return f"/proc/self/fd/{folder}/{name}"
 
 
 class Control:

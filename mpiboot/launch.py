@@ -85,6 +85,7 @@ def write_rank_environment(
             "unset": [*environment.PYTHON_NAMES, "SLURM_EXPORT_ENV"],
             "required_files": tls,
             "lock": str(job.staged) if job.staged else None,
+            "agent_folder": str(job.local_folder),
             "command": list(command),
         },
     )

@@ -11,14 +11,17 @@ import fcntl
 import json
 import os
 import re
+import selectors
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from mpiboot.adopt import Ranks
 from mpiboot.interfaces import interfaces
 from mpiboot.rendezvous import JobDirectory
 from mpiboot.security import check_trusted
@@ -26,6 +29,9 @@ from mpiboot.security import check_trusted
 MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
 JOB_KEY_VARIABLE = "MPIBOOT_JOB_KEY"
 LOCK_NAME = "agent.lock"
+# Boot writes an empty line so often; its node is lost when none came for so long.
+HEARTBEAT_S = 5.0
+SILENCE_S = 45.0
 # Less than KillWait's least (slurm.conf(5)) in all: what a cancelled job's agents have left to do then, is not done.
 LEFTOVERS_GRACE_S = 2.5
 TERM_GRACE_S = 0.5
@@ -155,10 +161,10 @@ def sweep(root: Path) -> None:
                 os.close(descriptor)
 
 
-def clean(folder: Path, grace_s: float) -> None:
+def clean(folder: Path, grace_s: float, reap: Callable[[], None] | None = None) -> None:
     """Leave nothing of a job on this node: processes, shared memory, its folder."""
     began = (folder / LOCK_NAME).stat().st_mtime
-    end_leftovers(folder.name, grace_s)
+    end_leftovers(folder.name, grace_s, reap)
     remove_shared_memory(began)
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -206,7 +212,7 @@ def leftovers(job_key: str) -> set[int]:
     return found - {os.getpid()}
 
 
-def end_leftovers(job_key: str, grace_s: float) -> None:
+def end_leftovers(job_key: str, grace_s: float, reap: Callable[[], None] | None = None) -> None:
     """Wait until the job's processes have ended by themselves, then end the rest: SIGTERM, then SIGKILL."""
     for number, wait_s in ((None, grace_s), (signal.SIGTERM, TERM_GRACE_S), (signal.SIGKILL, KILL_GRACE_S)):
         left = leftovers(job_key)
@@ -217,6 +223,8 @@ def end_leftovers(job_key: str, grace_s: float) -> None:
         deadline = time.monotonic() + wait_s
         while left and time.monotonic() < deadline:
             time.sleep(0.05)
+            if reap:
+                reap()
             left = leftovers(job_key)
         if not left:
             return
@@ -229,24 +237,65 @@ def main() -> int:
     # The terminal's and the walltime's signals are boot's to act on.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    cancelled = failed = False
+    failed = cancelled = False
+    ranks = None
     try:
         failed = not answer(orders, lambda: prepare(orders))
-        # Boot's further orders, one per line; their end is boot's.
-        for line in () if failed else sys.stdin.buffer:
-            asked = json.loads(line)
-            answer(orders, lambda asked=asked: stage(orders, **asked))  # type: ignore[misc]
+        if not failed:
+            ranks = Ranks(folder)
+            cancelled = not serve(orders, ranks)
     except JobOver:
         cancelled = True
     except BrokenPipeError:
         pass
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if folder.is_dir():
-        clean(folder, LEFTOVERS_GRACE_S)
+        clean(folder, LEFTOVERS_GRACE_S, ranks.reap if ranks else None)
     if cancelled or node_name(orders) == orders["first_node"]:
         # Boot does so too, unless it was killed. An agent elsewhere that only lost its connection must not.
         JobDirectory(Path(orders["job_directory"])).clear()
+    with contextlib.suppress(BrokenPipeError):
+        print(json.dumps({"node": node_name(orders), "clean": True}), flush=True)
     return int(failed)
+
+
+def serve(orders: Mapping[str, Any], ranks: Ranks) -> bool:
+    """Follow boot's orders, one per line, and keep this node's ranks, until boot is gone.
+
+    Returns
+    -------
+    bool
+        Whether boot's stdin ended. False: nothing was heard of boot for SILENCE_S, its node is lost; the job is
+        cancelled then, for with `--no-kill` Slurm would let it run on without its first node.
+    """
+    partial, silent_s = b"", 0.0
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(writer)
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # its byte in the pipe wakes us
+    with selectors.DefaultSelector() as selector:
+        for end in (0, reader, ranks.listener):
+            selector.register(end, selectors.EVENT_READ)
+        while silent_s < SILENCE_S:
+            began = time.monotonic()
+            ready = {key.fileobj for key, _ in selector.select(HEARTBEAT_S)}
+            # A job that was suspended has not been silent meanwhile.
+            silent_s += min(time.monotonic() - began, 2 * HEARTBEAT_S)
+            if 0 in ready:
+                if not (data := os.read(0, 1 << 16)):
+                    return True
+                silent_s = 0.0
+                *lines, partial = (partial + data).split(b"\n")
+                for asked in (json.loads(line) for line in lines if line):
+                    answer(orders, lambda asked=asked: stage(orders, **asked))  # type: ignore[misc]
+            if ranks.listener in ready:
+                ranks.adopt()
+            if reader in ready:
+                os.read(reader, 1 << 16)
+                ranks.reap()
+    if job_id := os.environ.get("SLURM_JOB_ID"):
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(["scancel", job_id], stdin=subprocess.DEVNULL, timeout=30)
+    return False
 
 
 def answer(orders: Mapping[str, Any], act: Callable[[], dict[str, Any]]) -> bool:

@@ -6,13 +6,17 @@ import os
 import selectors
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from mpiboot.allocation import Allocation
 from mpiboot.errors import StageError
 from mpiboot.launchers import SRUN
+from mpiboot.node import HEARTBEAT_S
+from mpiboot.rendezvous import JobDirectory
 from mpiboot.units import show_duration
 
 Answers = dict[str, dict[str, Any]]
@@ -26,7 +30,9 @@ def command(allocation: Allocation, python: str, orders: Mapping[str, Any]) -> l
     count = str(len(allocation.nodes))
     return [
         *SRUN,
-        *("--nodes", count, "--ntasks", count, "--ntasks-per-node", "1", "--cpus-per-task", "1"),
+        *("--nodes", count, "--ntasks", count, "--ntasks-per-node", "1"),
+        # Stagers and ranks run in this step: where Slurm confines steps, it must have all the CPUs.
+        *("--cpus-per-task", str(allocation.cpus_per_node)),
         # One node's failure must neither end the others' agents nor hide their answers.
         *("--cpu-bind=none", "--kill-on-bad-exit=0", "--wait=0", "--no-kill"),
         *mine,
@@ -41,20 +47,33 @@ class Agents:
     ) -> None:
         self.allocation = allocation
         self.output = b""
-        self.complaints = b""
-        self.process = subprocess.Popen(
-            command(allocation, python, orders),
-            env={name: value for name, value in os.environ.items() if name != "SLURM_EXPORT_ENV"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,  # a Ctrl-C in the terminal of a local job is boot's to act on
-        )
+        self.log = JobDirectory(Path(orders["job_directory"])).ranks_log
+        self.log_start = self.log.stat().st_size if self.log.exists() else 0
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command(allocation, python, orders),
+                env={name: value for name, value in os.environ.items() if name != "SLURM_EXPORT_ENV"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,  # a Ctrl-C in the terminal of a local job is boot's to act on
+            )
+        # Not even a shared file system that hangs may silence boot.
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def _beat(self) -> None:
+        """Let the agents know that boot's node is there."""
+        assert self.process.stdin
+        with contextlib.suppress(OSError, ValueError):  # it was closed
+            while True:
+                time.sleep(HEARTBEAT_S)
+                os.write(self.process.stdin.fileno(), b"\n")
 
     def ask(self, order: Mapping[str, Any]) -> None:
         """Give all agents an order; their `answers` are then those to it."""
         assert self.process.stdin
-        self.output = self.complaints = b""
+        self.output = b""
+        self.log_start = self.log.stat().st_size
         try:
             self.process.stdin.write(json.dumps(order).encode() + b"\n")
             self.process.stdin.flush()
@@ -74,36 +93,46 @@ class Agents:
         while len(found := parse_answers(self.output)) < len(nodes) and time.monotonic() < deadline:
             if not self._read(deadline - time.monotonic()):
                 break
-        complaints = self.complaints.decode(errors="replace").strip()[-2000:]
+        complaints = self._complaints()
         if time.monotonic() >= deadline:
             complaints += f" (waited {show_duration(timeout_s)})"
         if len(found) < len(nodes) or any("error" in answer for answer in found.values()):
             fail(nodes, found, complaints)
         return {node: found[node] for node in nodes}
 
+    def _complaints(self) -> str:
+        """What srun and the agents wrote since the last order."""
+        with self.log.open("rb") as log:
+            log.seek(self.log_start)
+            return log.read().decode(errors="replace").strip()[-2000:]
+
     def _read(self, timeout_s: float) -> bool:
-        """Take in what came; False when both pipes have ended."""
-        assert self.process.stdout and self.process.stderr
+        """Take in what came; False at the end of it."""
+        assert self.process.stdout
         with selectors.DefaultSelector() as selector:
-            for pipe in (self.process.stdout, self.process.stderr):
-                selector.register(pipe, selectors.EVENT_READ)
-            ended = 0
+            selector.register(self.process.stdout, selectors.EVENT_READ)
             for key, _ in selector.select(max(0.0, timeout_s)):
                 data = os.read(key.fd, 1 << 16)
-                ended += not data
-                if key.fileobj is self.process.stdout:
-                    self.output += data
-                else:
-                    self.complaints += data
-        return not (ended and self.process.poll() is not None)
+                self.output += data
+                return bool(data)
+        return True
 
-    def close(self, timeout_s: float) -> None:
-        """Let each agent clean its node, and wait for that."""
+    def close(self, timeout_s: float, lost: Collection[str] = ()) -> None:
+        """Let each agent clean its node, and wait for those of all nodes that are not `lost`."""
+        assert self.process.stdin and self.process.stdout
+        wanted = set(self.allocation.nodes) - set(lost)
+        deadline = time.monotonic() + timeout_s
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        while (left_s := deadline - time.monotonic()) > 0 and not wanted <= cleaned(self.output):
+            if not self._read(left_s):
+                break
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.communicate(timeout=timeout_s)
+            self.process.wait(0 if lost else max(0.1, deadline - time.monotonic()))
         if self.process.poll() is None:
-            self.process.kill()
-            self.process.communicate()
+            self.process.kill()  # srun would wait for the lost node's agent
+            self.process.wait()
+        self.process.stdout.close()
 
 
 def fail(nodes: tuple[str, ...], found: Answers, complaints: str) -> Answers:
@@ -115,13 +144,21 @@ def fail(nodes: tuple[str, ...], found: Answers, complaints: str) -> Answers:
 
 
 def parse_answers(output: bytes) -> Answers:
-    """The JSON lines of `mpiboot.node`, by node; other lines (a site's banners) are passed over."""
-    answers: Answers = {}
-    for line in output.splitlines(keepends=True):
+    """What each node answered."""
+    return {line.pop("node"): line for line in json_lines(output) if "clean" not in line}
+
+
+def cleaned(output: bytes) -> set[str]:
+    """The nodes whose agents have cleaned up."""
+    return {line["node"] for line in json_lines(output) if "clean" in line}
+
+
+def json_lines(output: bytes) -> Iterator[dict[str, Any]]:
+    """The JSON lines of `mpiboot.node`; other lines (a site's banners) are passed over."""
+    for line in output.splitlines():
         try:
-            answer = json.loads(line)
+            found = json.loads(line)
         except ValueError:
             continue
-        if isinstance(answer, dict) and "node" in answer:
-            answers[answer.pop("node")] = answer
-    return answers
+        if isinstance(found, dict) and "node" in found:
+            yield found

@@ -1,18 +1,18 @@
-"""What each rank runs first: `python -I -S rank.py JOB_DIRECTORY`. Then it becomes dask-mpi.
+"""What each rank runs first: `python -I -S rank.py JOB_DIRECTORY`. It has this node's agent start dask-mpi (adopt.py).
 
 Started by whatever launcher there is, on every node, with whatever environment that launcher hands on; so the
 environment, which may hold secrets, comes from a file that only the user can read, and the command line is empty of
 both. Standard library only, and few modules of it: every rank of a job runs this at once.
 """
 
-import fcntl
+import array
 import json
 import os
-import resource
+import socket
 import sys
 
 
-def main() -> None:
+def main() -> int:
     directory = sys.argv[1]
     with open(os.path.join(directory, "rank-environment.json")) as file:  # noqa: PTH118, PTH123
         orders = json.load(file)
@@ -25,20 +25,37 @@ def main() -> None:
     environment = {**os.environ, **orders["set"]}
     for name in orders["unset"]:
         environment.pop(name, None)
-    # A scheduler of hundreds of workers needs thousands of descriptors; dask-mpi leaves the soft limit as it is.
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if orders["lock"]:
-        # Held by this process and its children: while it is, `envpack gc` spares the stage.
-        lock = os.open(orders["lock"], os.O_RDONLY | os.O_NOFOLLOW)
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        os.set_inheritable(lock, True)
-    # Rank 0 (PMI_RANK: of MPICH and srun) becomes the scheduler; boot sees its end even before the two have spoken.
-    if os.environ.get("PMIX_RANK", os.environ.get("PMI_RANK")) == "0":
-        with open(os.path.join(orders["set"]["MPIBOOT_CONTROL_FOLDER"], "scheduler.pid"), "w") as file:  # noqa: PTH118, PTH123
-            file.write(str(os.getpid()))
-    os.execve(orders["command"][0], orders["command"], environment)
+    # The connection to MPI's process manager that hydra and Slurm's pmi2 leave open (PMI-1 and PMI-2, PMI_FD).
+    descriptors = [int(environment["PMI_FD"])] if environment.get("PMI_FD", "").isdigit() else []
+    return hand_over(
+        orders["agent_folder"],
+        {
+            "command": orders["command"],
+            "environment": environment,
+            "folder": os.getcwd(),  # noqa: PTH109
+            "lock": orders["lock"],
+            "descriptors": descriptors,
+        },
+    )
+
+
+def hand_over(folder: str, rank: "dict[str, object]") -> int:
+    """Let the agent start the rank, and end as it ends."""
+    agent = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # By descriptor: the path of a socket may have 108 bytes (unix(7)).
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        agent.connect(f"/proc/self/fd/{handle}/agent.sock")
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", rank["descriptors"]))]  # type: ignore[call-overload]
+        agent.sendmsg([b"."], rights if rank["descriptors"] else [])
+        agent.sendall(json.dumps(rank).encode())
+        agent.shutdown(socket.SHUT_WR)
+        status = agent.recv(16).decode()
+    except OSError as error:
+        print(f"mpiboot: the agent in {folder} on {os.uname().nodename}: {error}", file=sys.stderr)
+        return 1
+    return 1 if not status else int(status) if int(status) >= 0 else 128 - int(status)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -28,6 +28,8 @@ class Cluster:
     workers: dict[str, Worker] = field(default_factory=dict)  # by address
     close_reason: str | None = None
     gone: bool = False
+    lost_nodes: set[str] = field(default_factory=set)  # no worker is left there
+    launcher_ended: bool = False
 
 
 @dataclass

@@ -43,6 +43,7 @@ def note(job: Job, message: dict[str, Any]) -> None:
             rank = message["name"].rpartition("-")[2]
             worker = Worker(job.node_of_ip.get(message["ip"], "?"), int(rank) if rank.isdigit() else None)
             cluster.workers[message["address"]] = worker
+            cluster.lost_nodes.discard(worker.host)
             job.events.write(**message, host=worker.host, rank=worker.rank)
         case "lost-worker":
             lost_worker(job, message)
@@ -131,7 +132,7 @@ def supervise(job: Job, walltime: Walltime) -> tuple[int, str]:
     job.command = start_command(job)
     few = FewWorkers(job)
     warning = WalltimeWarning(job, walltime)
-    while not job.cluster.gone and job.ranks.poll() is None:
+    while not job.cluster.gone and not launcher_died(job):
         for _ in messages(job, POLL_S):
             pass
         if job.command and (status := job.command.poll()) is not None:
@@ -143,6 +144,21 @@ def supervise(job: Job, walltime: Walltime) -> tuple[int, str]:
     if job.cluster.close_reason is None:
         raise ClusterLostError(cluster_lost(job))
     return STATUS_OF_REASON.get(job.cluster.close_reason, 1), job.cluster.close_reason
+
+
+def launcher_died(job: Job) -> bool:
+    """Whether someone killed mpirun. One that gives up by itself, over a lost node say, is needed no more (adopt.py)."""
+    assert job.ranks
+    status = job.ranks.poll()
+    if status is None or job.cluster.launcher_ended:
+        return False
+    if status < 0 or status > 128:
+        return True
+    job.cluster.launcher_ended = True
+    if job.cluster.close_reason is None:
+        job.events.write("launcher-ended", status=status, done="the ranks go on without it")
+        logger.warning("mpirun ended with status %d; the ranks go on without it", status)
+    return False
 
 
 def cluster_lost(job: Job) -> str:
