@@ -69,14 +69,13 @@ class Cluster:
     def up(self, site: Site) -> None:
         if self.is_up():
             raise MiniclusterError(f"{site.name} is already up in {self.folder}")
-        self.down()  # what a killed `up`, or a reboot, has left
+        self.down(only_remains=True)  # what a killed `up`, or a reboot, has left
         try:
             self.folder.mkdir(mode=0o755)
-        except OSError as error:
-            raise MiniclusterError(f"cannot make {self.folder}: {error.strerror}") from error
-        try:
             with self.locked():
                 self._boot(site)
+        except FileExistsError:
+            raise MiniclusterError(f"another `up` has just made {self.folder}") from None
         except BaseException as error:
             if isinstance(error, Exception):
                 print_logs(self.folder)
@@ -93,7 +92,6 @@ class Cluster:
             pid_file=self.pid_file("switch"),
             log=self._log_file("switch"),
             timeout_s=UP_TIMEOUT_S,
-            flags=ns.ALL,
         )
         switch.release()
         switch.wait_ready(deadline)
@@ -102,7 +100,7 @@ class Cluster:
             node.wait_ready(deadline)
         self._wait(deadline, "every node is idle", self._all_idle, site.host_names())
 
-    def down(self) -> None:
+    def down(self, only_remains: bool = False) -> None:
         """End everything and remove the folder. Idempotent, and right for any state an interrupted `up` can leave."""
         if not self.folder.exists():
             return
@@ -114,16 +112,23 @@ class Cluster:
                     f"{self.folder} is no minicluster's folder; it is left alone"
                 ) from None
             return
-        with self.locked():
+        with self.locked() as is_there:
             switch = ns.Process.read(self.pid_file("switch"))
+            if not is_there:
+                return
             if switch is not None:
+                if only_remains:
+                    raise MiniclusterError(f"another `up` has just booted {self.folder}")
                 switch.kill(KILL_TIMEOUT_S)
             remove_cgroups(self.folder.name)
             remove_folder(self.folder)
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """One command at a time changes the cluster; a killed one's lock is free at once."""
+    def locked(self) -> Iterator[bool]:
+        """One command at a time changes the cluster; a killed one's lock is free at once.
+
+        Yields whether the folder is still the one that was waited for: another `down` may have removed it.
+        """
         deadline = time.monotonic() + LOCK_TIMEOUT_S
         descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -137,7 +142,7 @@ class Cluster:
                             f"another minicluster command has held {self.folder} for {LOCK_TIMEOUT_S:g} s"
                         ) from None
                     time.sleep(0.05)
-            yield
+            yield self.folder.exists() and os.path.samestat(self.folder.stat(), os.fstat(descriptor))
         finally:
             os.close(descriptor)
 
@@ -457,7 +462,8 @@ def mount_homes(site: Site) -> None:
     for index, user in enumerate(site.users):
         home = Path(site.home(user))
         home.mkdir()
-        options = f"directport={SFTP_PORT + index},allow_other,default_permissions"
+        # By default it refuses absolute links and such with `..`: venvs and conda environments have both.
+        options = f"directport={SFTP_PORT + index},allow_other,default_permissions,no_contain_symlinks"
         done = subprocess.run(
             ["sshfs", "-o", options, f"login:{home}", str(home)], capture_output=True, text=True, timeout=30
         )
