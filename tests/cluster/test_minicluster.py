@@ -344,6 +344,19 @@ def test_a_failed_up_says_why_and_leaves_nothing() -> None:
     assert traces(name) == []
 
 
+def test_of_many_at_once_one_comes_up() -> None:
+    name = f"mcm{os.getpid()}"
+    command = [str(COMMAND), "--name", name]
+    with contextlib.ExitStack() as stack:
+        ups = [stack.enter_context(running([*command, "up"])) for _ in range(3)]
+        assert sorted(up.wait(timeout=60) for up in ups) == [0, 1, 1]
+    run([*command, "login", "srun", "--nodes=3", "hostname"], timeout_s=30, check=True)
+    with contextlib.ExitStack() as stack:
+        downs = [stack.enter_context(running([*command, "down"])) for _ in range(3)]
+        assert [down.wait(timeout=60) for down in downs] == [0, 0, 0]
+    assert traces(name) == []
+
+
 # ---- what it refuses
 
 

@@ -112,16 +112,20 @@ class Cluster:
                     f"{self.folder} is no minicluster's folder; it is left alone"
                 ) from None
             return
-        with self.locked() as is_there:
-            switch = ns.Process.read(self.pid_file("switch"))
-            if not is_there:
-                return
-            if switch is not None:
-                if only_remains:
-                    raise MiniclusterError(f"another `up` has just booted {self.folder}")
-                switch.kill(KILL_TIMEOUT_S)
-            remove_cgroups(self.folder.name)
-            remove_folder(self.folder)
+        try:
+            with self.locked() as is_there:
+                switch = ns.Process.read(self.pid_file("switch"))
+                if not is_there:
+                    return
+                if switch is not None:
+                    if only_remains:
+                        raise MiniclusterError(f"another `up` has just booted {self.folder}")
+                    switch.kill(KILL_TIMEOUT_S)
+                remove_cgroups(self.folder.name)
+                remove_folder(self.folder)
+        except FileNotFoundError:
+            if self.folder.exists():
+                raise
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[bool]:
