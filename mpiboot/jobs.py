@@ -80,7 +80,9 @@ class Job:
 
     def log_files(self) -> list[Path]:
         """The job's logs that exist: boot's, the ranks', and the job's own output."""
-        output = self.batch.output(self.job_id) or self._submitted_log
+        output = self.batch.output(self.job_id)
+        if output is None or not output.is_file():  # forgotten, or Slurm shows the pattern and not the name
+            output = self._submitted_log
         candidates = [output, self.directory.boot_log, self.directory.ranks_log]
         return [path for path in candidates if path.is_file()]
 
@@ -256,7 +258,7 @@ def _source_of(key: Any) -> str:
     variable = f"DASK_MPIBOOT__{str(key).upper().replace('-', '_')}"
     if variable in os.environ:
         return variable
-    for path, content in dask.config.collect_yaml(return_paths=True):
+    for path, content in dask.config.collect_yaml(dask.config.paths, return_paths=True):
         section = content.get("mpiboot")
         if section is not None and (not isinstance(section, Mapping) or key in section):
             return str(path)

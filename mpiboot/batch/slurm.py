@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -113,10 +114,11 @@ class Slurm:
 
     def output(self, job_id: str) -> Path | None:
         try:
-            found = find_word(_run(["scontrol", "show", "job", job_id]), "StdOut")
+            shown = _run(["scontrol", "show", "job", job_id])
         except BatchError:
             return None
-        return Path(found) if found else None
+        found = re.search(r"^\s*StdOut=(.*)$", shown, re.MULTILINE)  # a path may hold spaces
+        return Path(found[1]) if found and found[1] else None
 
 
 def export_options(batch_arg: Sequence[str], environ: Mapping[str, str], names: Sequence[str]) -> list[str]:

@@ -1,0 +1,196 @@
+"""What people do with a cluster on a real Slurm: from the shell, in batch, from a notebook."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.cluster
+
+REPO = Path(__file__).resolve().parents[2]
+SMALL = (
+    "--no-stage",
+    "--nodes",
+    "2",
+    "--workers-per-node",
+    "1",
+    "--cpus-per-worker",
+    "1",
+    "--interface",
+    "ib0",
+)
+HOSTILE_HOME = '/home/alice/it\'s a "home" 100%'
+
+
+class User:
+    def __init__(self, cluster):
+        self.cluster = cluster
+
+    def types(self, *command, check=True, timeout_s=120, **variables):
+        path = f"PATH={self.cluster.env}/bin:/usr/bin:/bin"
+        return self.cluster.login(
+            ["env", path, *(f"{name}={value}" for name, value in variables.items()), *command],
+            check=check,
+            timeout_s=timeout_s,
+        )
+
+    def writes(self, name, text):
+        self.types("sh", "-c", 'mkdir -p "$(dirname "$0")"; printf %s "$1" > "$0"', name, text)
+        return name
+
+    def runs_in_batch(self, *command, options=(), **variables):
+        """Exit status of `submit --wait`, the job's id and output."""
+        done = self.types(
+            *("mpiboot", "submit", *SMALL, "--wait", *options, "--", *command), check=False, **variables
+        )
+        job_id = done.stdout.strip()
+        return done.returncode, job_id, self.types("cat", f"slurm-{job_id}.out").stdout
+
+
+@pytest.fixture(scope="module")
+def alice(minicluster):
+    user = User(minicluster)
+    yield user
+    user.types("scancel", "--me")
+
+
+def test_from_the_shell(alice):
+    started = alice.types("mpiboot", "submit", *SMALL, "--job-name", "flights", "--wait")
+    job_id = started.stdout.strip()
+    job = rf"job {job_id} is ready: 2 workers, 2 cores, 2 node\(s\) node1, node2\n"
+    expected = (
+        rf'{job}  connect    client = mpiboot\.connect\("{job_id}"\)\n'
+        r"  dashboard  http://10\.78\.0\.1:(?P<port>\d+)/status\n"
+        r"  from home  ssh -N -L (?P=port):10\.78\.0\.1:(?P=port) alice@login\n"
+        r"             then http://localhost:(?P=port)/status\n"
+        rf"             the link with its token: mpiboot dashboard {job_id}\n"
+        rf"  ends       .* in 2\d min.*\n  stop       mpiboot stop {job_id}\n$"
+    )
+    assert re.search(expected, started.stderr), started.stderr
+    assert all(len(line) <= 80 for line in started.stderr.splitlines())
+
+    listed = alice.types("mpiboot", "list").stdout.splitlines()
+    assert re.fullmatch(rf"{job_id} +flights +RUNNING +2\d min \d+ s +node\[1-2\]", listed[1])
+    [row] = json.loads(alice.types("mpiboot", "list", "--json").stdout)
+    assert (row["job_id"], row["state"], row["nodes"]) == (job_id, "RUNNING", "node[1-2]")
+
+    shown = alice.types("mpiboot", "status").stdout
+    assert re.match(rf"job {job_id}: RUNNING\n2 of 2 workers on node\[1-2\]\nends ", shown)
+    assert [line.split()[0] for line in shown.splitlines()[4:8]] == ["stage", "launch", "workers", "ready"]
+
+    link = alice.types("mpiboot", "dashboard").stdout.strip()
+    reached = alice.types("curl", "-sL", "-c", "/dev/null", "-o", "/dev/null", "-w", "%{http_code}", link)
+    assert reached.stdout == "200"
+
+    code = "import mpiboot; print(mpiboot.connect(JOB).submit(sum, [1, 2]).result())"
+    for job in (repr(job_id), "'flights'", "None"):
+        assert alice.types("python", "-c", code.replace("JOB", job)).stdout == "3\n"
+
+    follow = subprocess.Popen(
+        alice.cluster.login_argv([str(alice.cluster.env / "bin/mpiboot"), "logs", job_id, "-f"]),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    stopped = alice.types("mpiboot", "stop", job_id)
+    assert f"job {job_id}: COMPLETED (stopped)" in stopped.stderr
+    assert alice.types("squeue", "--noheader", "--me").stdout == ""
+    followed, _ = follow.communicate(timeout=30)
+    assert "closed: stopped (status 0)" in followed
+    assert f"job {job_id}: COMPLETED (stopped)" in alice.types("mpiboot", "status", job_id).stdout
+
+
+SCRIPT = """
+import os, sys
+from distributed import Client
+
+if __name__ == "__main__":
+    with Client() as client:
+        seen = client.run(os.getenv, "SECRET")
+        print(client.submit(sum, [1, 2]).result(), sorted(seen.values()), os.getenv("SECRET"), sys.argv[1:])
+        print(os.environ["DASK_SCHEDULER_ADDRESS"] == client.scheduler.address, os.environ["MPIBOOT_SCHEDULER_FILE"])
+    sys.exit(int(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize(
+    "export", [(), ("--batch-arg=--export=NONE",)], ids=["environment", "no-environment"]
+)
+def test_batch(alice, export):
+    """An unchanged Dask script; its status becomes the job's; secrets travel in the environment alone."""
+    script = alice.writes("a script.py", SCRIPT)
+    options = (*export, "--env-var", "SECRET=it's; $(a) secret")
+    status, job_id, output = alice.runs_in_batch("python", script, "7", "a b", options=options)
+    assert (status, output.count("it's; $(a) secret")) == (7, 3), output
+    assert "3 [\"it's; $(a) secret\", \"it's; $(a) secret\"] it's; $(a) secret ['7', 'a b']" in output
+    assert re.search(r"True /home/alice/\.mpiboot/jobs/.*/scheduler\.json", output)
+    shown = alice.types("scontrol", "show", "job", job_id).stdout
+    assert "ExitCode=7:0" in shown and "secret" not in shown
+
+
+def test_the_line_of_a_dry_run_does_the_same(alice):
+    line = alice.types(
+        "mpiboot", "submit", *SMALL, "--dry-run", "--env-var", "A=b 'c'", "--", "printenv", "A"
+    ).stdout
+    job_id = alice.types("sh", "-c", line).stdout.strip()
+    code = f"from mpiboot.jobs import find_job; print(find_job({job_id!r}).wait(90).state)"
+    assert alice.types("python", "-c", code).stdout == "COMPLETED\n"
+    assert "\nb 'c'\n" in alice.types("cat", f"slurm-{job_id}.out").stdout
+
+
+def test_site_settings_and_a_home_with_quotes(alice):
+    config = alice.writes(
+        ".config/dask/mpiboot.yaml",
+        "mpiboot:\n  partition: multiple\n  interface: ib0\n  ssh-host: me@login.example.org\n"
+        '  setup:\n    - export FROM_SETUP="it\'s set"\n',
+    )
+    try:
+        options = ("--no-stage", "--nodes", "2", "--workers-per-node", "1", "--cpus-per-worker", "1")
+        variables = {"MPIBOOT_HOME": HOSTILE_HOME}
+        job_id = alice.types("mpiboot", "submit", *options, "--wait", **variables).stdout.strip()
+        code = "import mpiboot, os; print(set(mpiboot.connect().run(os.getenv, 'FROM_SETUP').values()))"
+        assert alice.types("python", "-c", code, **variables).stdout == '{"it\'s set"}\n'
+        said = alice.types("mpiboot", "dashboard", job_id, **variables).stderr
+        assert re.search(r"ssh -N -L (\d+):10\.78\.0\.1:\1 me@login\.example\.org", said)
+        logs = alice.types("mpiboot", "logs", job_id, **variables).stdout
+        assert f"==> {HOSTILE_HOME}/logs/slurm-{job_id}.out <==" in logs
+        alice.types("mpiboot", "stop", job_id, **variables)
+
+        alice.writes(config, "mpiboot:\n  partitoin: multiple\n")
+        done = alice.types("mpiboot", "submit", check=False)
+        assert done.returncode == 2
+        expected = (
+            f"/home/alice/{config}: the key 'partitoin' is unknown (did you mean partition?); valid keys: "
+        )
+        assert expected + "batch_system, env, " in done.stderr
+    finally:
+        alice.types("rm", config)
+
+
+def test_doctor_examines_the_nodes(alice):
+    shown = alice.types("mpiboot", "doctor", "--interface", "ib0", "--job-test").stdout
+    assert re.search(r"^ok    batch system: slurm.* 22\.", shown, re.M)
+    assert re.search(r"^ok    mpirun: .*/env/bin/mpirun \(openmpi\)", shown, re.M)
+    for node in ("node1", "node2"):
+        assert re.search(rf"^ok    {node}: interfaces: .*ib0 10\.78\.0\.", shown, re.M)
+    assert "FAIL" not in shown
+
+
+def test_the_notebook(alice):
+    if alice.types("python", "-c", "import ipykernel, nbclient", check=False).returncode:
+        pytest.skip("the environment has no ipykernel and nbclient (extra `notebook`)")
+    alice.writes("tour.ipynb", (REPO / "mpiboot/notebooks/tour.ipynb").read_text())
+    code = """
+import nbclient, nbformat
+notebook = nbformat.read("tour.ipynb", 4)
+nbclient.NotebookClient(notebook, timeout=150).execute()
+nbformat.write(notebook, "done.ipynb")
+"""
+    alice.types("python", "-c", code, timeout_s=200, TOUR_NO_STAGE="1")
+    done = json.loads(alice.types("cat", "done.ipynb").stdout)
+    outputs = [json.dumps(cell["outputs"]) for cell in done["cells"] if cell["cell_type"] == "code"]
+    assert "is ready: 2 workers" in outputs[1] and "MPICluster" in outputs[1]
+    assert "one job's size is fixed" in outputs[8]
+    assert "COMPLETED" in outputs[-1]
+    assert "token=" not in json.dumps(done)
