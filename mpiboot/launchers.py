@@ -1,16 +1,19 @@
 """The command that starts the ranks, for each MPI. Pure functions that return `list[str]`.
 
-| MPI | one lost rank must not take the others | more ranks than slots |
-|---|---|---|
-| Open MPI 5 | `--runtime-options recoverable,continuous` (prterun(1)) | `:OVERSUBSCRIBE` |
-| MPICH, Intel MPI (hydra) | `-disable-auto-cleanup` (mpiexec.hydra -help) | hydra never refuses |
-| srun | `--no-kill --kill-on-bad-exit=0` (srun(1)) | `--overcommit` |
+| MPI | one lost rank must not take the others | more ranks than slots | tried |
+|---|---|---|---|
+| Open MPI 5 | `--runtime-options recoverable,continuous` (prterun(1)) | `:OVERSUBSCRIBE` | 5.0.11 |
+| Open MPI 4 | `--enable-recovery --continuous` (mpirun(1) of 4.1) | `:OVERSUBSCRIBE` | no |
+| MPICH | `-disable-auto-cleanup` (mpiexec.hydra -help) | hydra never refuses | 5.0.2 |
+| Intel MPI | `I_MPI_FAULT_CONTINUE=on` (Reference Manual, Fault Tolerance) | hydra never refuses | no |
+| srun | `--no-kill --kill-on-bad-exit=0` (srun(1)) | `--overcommit` | 22.05, pmi2, MPICH |
 
-`MPI4PY_RC_FINALIZE=0` goes with each of them: a rank that survives must not wait in MPI_Finalize for a dead one.
+A lost node ends mpirun all the same; adopt.py says why the ranks survive that. `MPI4PY_RC_FINALIZE=0` goes with each of
+them: a rank that survives must not wait in MPI_Finalize for a dead one.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +60,36 @@ def flavour(version: str) -> str:
     )
 
 
+Builder = Callable[[str, "Placement", Path, "str | None", Sequence[str]], list[str]]
+
+
+def builder(mpi: str, version: str) -> Builder:
+    """What builds the command of `mpi`, whose `mpirun --version` says `version`."""
+    if mpi == "openmpi":
+        found = re.search(r"(\d+)\.\d+", version)
+        return openmpi4 if found and int(found[1]) < 5 else openmpi
+    return intelmpi if mpi == "intelmpi" else hydra
+
+
+def openmpi4(
+    mpirun: str, place: Placement, host_file: Path, interface: str | None, rank: Sequence[str]
+) -> list[str]:
+    """Open MPI 4."""
+    kept_to = (
+        ["--mca", "btl_tcp_if_include", interface, "--mca", "oob_tcp_if_include", interface]
+        if interface
+        else []
+    )
+    return [
+        mpirun,
+        *("-n", str(place.world_size), "--hostfile", str(host_file)),
+        *("--map-by", "slot:OVERSUBSCRIBE", "--bind-to", "none"),
+        *("--enable-recovery", "--continuous"),
+        *kept_to,
+        *rank,
+    ]
+
+
 def openmpi(
     mpirun: str, place: Placement, host_file: Path, interface: str | None, rank: Sequence[str]
 ) -> list[str]:
@@ -79,12 +112,24 @@ def openmpi(
 def hydra(
     mpirun: str, place: Placement, host_file: Path, interface: str | None, rank: Sequence[str]
 ) -> list[str]:
-    """MPICH and Intel MPI. The environment travels in a file, so no `-genv` is needed."""
+    """MPICH. The environment travels in a file, so no `-genv` is needed."""
     kept_to = ["-iface", interface] if interface else []
     return [
         *(mpirun, "-n", str(place.world_size), "-f", str(host_file)),
         *("-disable-auto-cleanup", "-bind-to", "none"),
         *kept_to,
+        *rank,
+    ]
+
+
+def intelmpi(
+    mpirun: str, place: Placement, host_file: Path, interface: str | None, rank: Sequence[str]
+) -> list[str]:
+    """Intel MPI: its hydra reads counts per host from a machine file alone, and pins unless told."""
+    return [
+        *(mpirun, "-n", str(place.world_size), "-machinefile", str(host_file)),
+        *("-genv", "I_MPI_FAULT_CONTINUE", "on", "-genv", "I_MPI_PIN", "off"),
+        *(["-iface", interface] if interface else []),
         *rank,
     ]
 

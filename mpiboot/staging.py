@@ -26,6 +26,8 @@ from mpiboot.units import show_duration, show_size
 logger = logging.getLogger(__name__)
 
 STAGE_TIMEOUT_S = 1800.0
+# What a shared file system of 1 GB/s delivers while mpirun and mpi4py start from it: below, `direct` is done sooner.
+AUTO_DIRECT_BYTES = 4 * 1024**3
 
 
 def stage(job: Job, archive: Path, answers: nodes.Answers, interface: str) -> nodes.Answers:
@@ -47,7 +49,9 @@ def stage(job: Job, archive: Path, answers: nodes.Answers, interface: str) -> no
         Some nodes failed: all of them are named, each with its reason.
     """
     lacking = [node for node, answer in answers.items() if not answer["has_stage"]]
-    transport = choose(job.config.transport, job.allocation.batch_system, len(answers), len(lacking))
+    transport = choose(
+        job.config.transport, job.allocation.batch_system, len(answers), len(lacking), archive.stat().st_size
+    )
     logger.info("staging %s: %d of %d nodes lack it; %s", archive, len(lacking), len(answers), transport)
     found = {"direct": direct, "sbcast": sbcast, "mpi": mpi}[transport](job, archive, interface)
     staged = {node: answer["stage"] for node, answer in found.items()}
@@ -64,10 +68,12 @@ def stage(job: Job, archive: Path, answers: nodes.Answers, interface: str) -> no
     return staged
 
 
-def choose(asked: str, batch_system: str, n_nodes: int, n_lacking: int) -> str:
-    """The transport: as asked, and `auto` by how many nodes would read the archive at once.
+def choose(asked: str, batch_system: str, n_nodes: int, n_lacking: int, size_bytes: int) -> str:
+    """The transport: as asked; `auto` is `direct` until all reads together come to 4 GiB, then `mpi`.
 
     A node that has the stage reads next to nothing, so where all have it `direct` is used, whatever was asked for.
+    Measured on three nodes: a broadcast costs 4 to 7 s for the start of mpirun from the shared file system, and
+    reading three times 144 MB less than that, from a disk and through sshfs.
     """
     if asked == "sbcast" and batch_system != "slurm":
         raise UsageError(
@@ -77,7 +83,7 @@ def choose(asked: str, batch_system: str, n_nodes: int, n_lacking: int) -> str:
         return "direct"
     if asked != "auto":
         return asked
-    return "direct" if n_lacking <= 2 else "mpi"
+    return "direct" if n_lacking * size_bytes <= AUTO_DIRECT_BYTES else "mpi"
 
 
 def direct(job: Job, archive: Path, interface: str) -> nodes.Answers:
@@ -109,7 +115,7 @@ def mpi(job: Job, archive: Path, interface: str) -> nodes.Answers:
     }
     name, command = launcher_command(job, job.prefix, variables, place, interface, rank)
     job.directory.host_file.write_text(launchers.host_file(name, place))
-    output, complaints = run(command, launcher_environment(job, variables), check=False)
+    output, complaints = run(command, launcher_environment(job, variables, name), check=False)
     found = nodes.parse_answers(output)
     if len(found) < len(job.allocation.nodes) or any("error" in answer for answer in found.values()):
         nodes.fail(job.allocation.nodes, found, complaints.decode(errors="replace").strip()[-2000:])

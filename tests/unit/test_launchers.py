@@ -24,6 +24,36 @@ def test_openmpi():
     ]
 
 
+def test_openmpi_4():
+    assert launchers.openmpi4("/m/mpirun", PLACE, HOSTS, "ib0", RANK) == [
+        *("/m/mpirun", "-n", "9", "--hostfile", "/j/hosts"),
+        *("--map-by", "slot:OVERSUBSCRIBE", "--bind-to", "none", "--enable-recovery", "--continuous"),
+        *("--mca", "btl_tcp_if_include", "ib0", "--mca", "oob_tcp_if_include", "ib0"),
+        *RANK,
+    ]
+
+
+def test_intelmpi():
+    assert launchers.intelmpi("mpirun", PLACE, HOSTS, None, RANK) == [
+        *("mpirun", "-n", "9", "-machinefile", "/j/hosts"),
+        *("-genv", "I_MPI_FAULT_CONTINUE", "on", "-genv", "I_MPI_PIN", "off"),
+        *RANK,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mpi", "version", "expected"),
+    [
+        ("openmpi", "mpirun (Open MPI) 5.0.11", launchers.openmpi),
+        ("openmpi", "mpirun (Open MPI) 4.1.6", launchers.openmpi4),
+        ("mpich", "HYDRA build details:\n    Version:   3.4.1", launchers.hydra),
+        ("intelmpi", "Intel(R) MPI Library for Linux* OS, Version 2021.9", launchers.intelmpi),
+    ],
+)
+def test_builder(mpi, version, expected):
+    assert launchers.builder(mpi, version) is expected
+
+
 def test_hydra():
     assert launchers.hydra("mpiexec", PLACE, HOSTS, "ib0", RANK) == [
         *("mpiexec", "-n", "9", "-f", "/j/hosts", "-disable-auto-cleanup", "-bind-to", "none"),
