@@ -25,7 +25,7 @@ def minicluster(request: pytest.FixtureRequest) -> Iterator[Minicluster]:
     if reason:
         pytest.skip(reason)
     with Minicluster.booted() as cluster:
-        cluster.add_env("env", ["openmpi", "demo"])
+        cluster.add_env("env", ["openmpi", "demo", "notebook"])
         request.config.stash[UP] = cluster
         yield cluster
         del request.config.stash[UP]
