@@ -38,6 +38,8 @@ COMMAND_GRACE_AT_WALLTIME_S = 10.0
 SCHEDULER_CLOSE_S = 3.0
 RANKS_CLOSE_S = 4.0
 AGENTS_CLOSE_S = 10.0
+# srun is slow to reach anyone while it waits for a lost node; Slurm tells the agents when boot ends.
+AGENTS_CLOSE_WITH_LOST_S = 3.0
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -219,7 +221,7 @@ def publish(job: Job, interface: str, sizing: Sizing) -> None:
 
 def close(job: Job, status: int, reason: str) -> None:
     """Close what is open, in an order that leaves nothing: command, clients, ranks, files on the nodes, secrets."""
-    job.events.phase("closing", reason=reason)
+    job.events.phase("closing", reason=reason.partition("\n")[0])
     job.directory.endpoint.unlink(missing_ok=True)
     if job.command and job.command.poll() is None:
         job.command.terminate()  # while the cluster is still there for its last words
@@ -236,7 +238,9 @@ def close(job: Job, status: int, reason: str) -> None:
     if job.control:
         job.control.close()
     if job.agents:
-        job.agents.close(AGENTS_CLOSE_S, lost=job.cluster.lost_nodes)
+        lost = job.cluster.lost_nodes
+        job.agents.close(AGENTS_CLOSE_WITH_LOST_S if lost else AGENTS_CLOSE_S, lost)
     job.directory.clear()
-    job.events.write("closed", reason=reason, exit_status=status)
-    logger.info("closed: %s (status %d)", reason.splitlines()[0], status)
+    short, _, detail = reason.partition("\n")
+    job.events.write("closed", reason=short, detail=detail, exit_status=status)
+    logger.info("closed: %s (status %d)", short, status)
