@@ -69,6 +69,7 @@ def lost_worker(job: Job, message: dict[str, Any]) -> None:
         message["n"],
     )
     if worker.host != "?" and all(other.host != worker.host for other in cluster.workers.values()):
+        cluster.lost_nodes.add(worker.host)
         job.events.write(
             "lost-node", host=worker.host, n=message["n"], done="its tasks run on the other nodes"
         )
