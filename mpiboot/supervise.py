@@ -93,8 +93,8 @@ def worker_exit(job: Job, message: dict[str, Any]) -> None:
 def wait_for_workers(job: Job, sizing: Sizing) -> None:
     """Step 6: until every worker has answered."""
     assert job.ranks
-    job.events.phase("workers")
     expected = len(job.allocation.nodes) * sizing.workers_per_node
+    job.events.phase("workers", n_workers=expected)
     deadline = time.monotonic() + job.config.start_timeout
     while len(job.cluster.workers) < expected:
         for _ in messages(job, POLL_S):
