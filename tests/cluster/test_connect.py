@@ -27,6 +27,7 @@ HELD = ("--batch-arg=--hold",)
 class User:
     def __init__(self, cluster):
         self.cluster = cluster
+        self.waits = []
 
     def types(self, *command, check=True, timeout_s=90, user=None):
         path = f"PATH={self.cluster.env}/bin:/usr/bin:/bin"
@@ -39,9 +40,12 @@ class User:
         return self.types("python", "-c", code, check=check)
 
     def begins_to_connect(self, job_id, *options):
-        return Wait(
-            self.cluster.login_argv([str(self.cluster.env / "bin/mpiboot"), "connect", job_id, *options])
+        self.waits.append(
+            Wait(
+                self.cluster.login_argv([str(self.cluster.env / "bin/mpiboot"), "connect", job_id, *options])
+            )
         )
+        return self.waits[-1]
 
 
 class Wait:
@@ -59,12 +63,7 @@ class Wait:
         raise AssertionError(f"it never said {pattern!r}:\n{self.said}")
 
     def ends(self, within_s=KNOWN_S):
-        try:
-            _, rest = self.process.communicate(timeout=within_s)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.communicate()
-            raise
+        _, rest = self.process.communicate(timeout=within_s)
         return self.process.returncode, self.said + rest
 
 
@@ -73,6 +72,9 @@ def alice(minicluster):
     user = User(minicluster)
     yield user
     user.types("scancel", "--me")
+    for wait in user.waits:
+        with wait.process:
+            wait.process.kill()
 
 
 @pytest.fixture(scope="module")

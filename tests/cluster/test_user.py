@@ -178,8 +178,6 @@ def test_doctor_examines_the_nodes(alice):
 
 
 def test_the_notebook(alice):
-    if alice.types("python", "-c", "import ipykernel, nbclient", check=False).returncode:
-        pytest.skip("the environment has no ipykernel and nbclient (extra `notebook`)")
     alice.writes("tour.ipynb", (REPO / "mpiboot/notebooks/tour.ipynb").read_text())
     code = """
 import nbclient, nbformat

@@ -9,10 +9,9 @@ def run(capsys, *arguments):
     return status, *capsys.readouterr()
 
 
-@pytest.mark.parametrize("name", [None, *sorted(cli.command_line.commands)])
+# The job script alone calls boot.
+@pytest.mark.parametrize("name", [None, *sorted(cli.command_line.commands.keys() - {"boot"})])
 def test_help_has_an_example_and_fits_80_columns(capsys, name):
-    if name == "boot":
-        pytest.skip("the job script alone calls it")
     status, out, err = run(capsys, *([name] if name else []), "--help")
     assert (status, err) == (0, "")
     assert [line for line in out.splitlines() if len(line) > 80] == []
