@@ -21,8 +21,9 @@ from mpiboot.batch import SETUP_VARIABLE, BatchSystem, JobState, batch_systems, 
 from mpiboot.batch.answers import answers_of
 from mpiboot.batch.local import parse_job_id
 from mpiboot.config import Config
-from mpiboot.errors import BatchError, DeadlineError, MpibootError, UsageError
+from mpiboot.errors import BatchError, DeadlineError, MpibootError, SecurityError, UsageError
 from mpiboot.rendezvous import Endpoint, JobDirectory
+from mpiboot.security import check_trusted
 from mpiboot.units import show_duration
 
 if TYPE_CHECKING:
@@ -83,8 +84,15 @@ class Job:
         output = self.batch.output(self.job_id)
         if output is None or not output.is_file():  # forgotten, or Slurm shows the pattern and not the name
             output = self._submitted_log
-        candidates = [output, self.directory.boot_log, self.directory.ranks_log]
-        return [path for path in candidates if path.is_file()]
+        return [path for path in (output, *self._own_logs()) if path.is_file()]
+
+    def _own_logs(self) -> list[Path]:
+        """Boot's log and the ranks'; none of a job directory that others could have made."""
+        try:
+            check_trusted(self.directory.path, "directory")
+        except (SecurityError, FileNotFoundError):
+            return []
+        return [self.directory.boot_log, self.directory.ranks_log]
 
     def logs(self) -> str:
         """All of the job's logs, each under its name."""
@@ -92,7 +100,7 @@ class Job:
 
     def log_tail(self, lines: int = 20) -> str:
         """The end of what explains the job's state best: boot's log, else the job's output."""
-        for path in (self.directory.boot_log, *self.log_files()):
+        for path in (*self._own_logs()[:1], *self.log_files()):
             if path.is_file() and (text := path.read_text(errors="replace").strip()):
                 return f"The end of {path}:\n" + "\n".join("  " + line for line in text.splitlines()[-lines:])
         return "It left no log."

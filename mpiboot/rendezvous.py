@@ -3,6 +3,7 @@
 Boot alone writes; what others read is JSON, bounded, and trusted only if it is the user's own (`security`).
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -79,6 +80,8 @@ class JobDirectory:
         directory = cls(path)
         for stale in (directory.endpoint, directory.scheduler_file, directory.rank_environment):
             stale.unlink(missing_ok=True)
+        for shared in (directory.ranks_log, directory.host_file):
+            shared.touch(mode=0o600)  # those who write it later leave the mode as it is
         return directory
 
     def clear(self) -> None:
@@ -88,6 +91,8 @@ class JobDirectory:
         remove_job_secrets(self.path)
 
     def publish(self, endpoint: Endpoint) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.scheduler_file.chmod(0o600)  # Dask's own, written with the user's umask
         write_atomic(self.endpoint, asdict(endpoint))
 
     def read_endpoint(self) -> Endpoint | None:
@@ -95,10 +100,11 @@ class JobDirectory:
 
         Raises
         ------
-        RendezvousError
+        RendezvousError, SecurityError
             It is there and not to be trusted, or not what its schema says.
         """
         try:
+            check_trusted(self.path, "directory")
             data = open_trusted(self.endpoint, MAX_ENDPOINT_BYTES)
         except FileNotFoundError:
             return None
@@ -107,6 +113,7 @@ class JobDirectory:
     def read_events(self) -> list[dict[str, Any]]:
         """The job's events so far; a half-written last line waits for the next read."""
         try:
+            check_trusted(self.path, "directory")
             data = open_trusted(self.events, MAX_EVENTS_BYTES)
         except FileNotFoundError:
             return []
@@ -161,7 +168,7 @@ def parse_events(data: bytes) -> Iterator[dict[str, Any]]:
     for line in data.splitlines():
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(event, dict) and "event" in event:
             yield event

@@ -35,7 +35,8 @@ def test_what_is_published_is_read(directory):
     assert directory.read_endpoint() is None
     directory.publish(ENDPOINT)
     assert directory.read_endpoint() == ENDPOINT
-    assert [path.name for path in directory.path.iterdir()] == ["endpoint.json"]
+    modes = {path.name: path.stat().st_mode & 0o777 for path in directory.path.iterdir()}
+    assert modes == dict.fromkeys(("endpoint.json", "hosts", "ranks.log"), 0o600)
     assert directory.endpoint.stat().st_mode & 0o777 == 0o600
 
 
