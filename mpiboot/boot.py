@@ -147,7 +147,9 @@ def record(job: Job) -> None:
         return
     security.remove_job_secrets(job.directory.path)  # those of the same job before its requeue
     remaining = allocation.end_time - time.time() if allocation.end_time else VALID_WITHOUT_WALLTIME_S
-    security.make_job_secrets(job.directory.path, valid_for_s=max(remaining, 60.0))
+    security.make_job_secrets(
+        job.directory.path, valid_for_s=max(remaining, 60.0), host_names=allocation.nodes
+    )
 
 
 def prepare(job: Job, archive: Path | None) -> nodes.Answers:
@@ -193,6 +195,7 @@ def publish(job: Job, interface: str, sizing: Sizing) -> None:
     scheduler, allocation = job.cluster.scheduler, job.allocation
     assert scheduler
     host = scheduler["address"].rpartition("://")[2].rpartition(":")[0]
+    scheme = "https" if job.config.dashboard_tls and not job.config.insecure else "http"
     endpoint = Endpoint(
         job_id=allocation.job_id,
         job_key=allocation.job_key,
@@ -200,7 +203,7 @@ def publish(job: Job, interface: str, sizing: Sizing) -> None:
         restart_count=allocation.restart_count,
         scheduler_id=scheduler["id"],
         address=scheduler["address"],
-        dashboard=f"http://{host}:{scheduler['dashboard_port']}/status",
+        dashboard=f"{scheme}://{host}:{scheduler['dashboard_port']}/status",
         n_workers=len(job.cluster.workers),
         threads_per_worker=sizing.threads_per_worker,
         memory_limit_bytes=sizing.memory_limit_bytes,

@@ -117,7 +117,7 @@ def submit(dry_run: bool, wait: bool, command: tuple[str, ...], **options: Any) 
     given = {name: value or None for name, value in options.items()}
     config = jobs.load_config({**given, "command": command})
     if config.insecure:
-        click.secho("--insecure: anyone who reaches the job's nodes can run code as you", fg="red", err=True)
+        warn_insecure()
     if dry_run:
         click.echo(jobs.show_submission(config, say=say))
         return 0
@@ -126,8 +126,12 @@ def submit(dry_run: bool, wait: bool, command: tuple[str, ...], **options: Any) 
     if wait and command:
         return _wait_until_ended(job)
     if wait:
-        _wait_until_ready(job, timeout="10 min", queue_timeout=None)
+        _wait_until_ready(job, timeout="10 min", queue_timeout=None, insecure=config.insecure)
     return 0
+
+
+def warn_insecure() -> None:
+    click.secho("--insecure: anyone who reaches the job's nodes can run code as you", fg="red", err=True)
 
 
 def _wait_until_ended(job: Job) -> int:
@@ -142,13 +146,13 @@ def _wait_until_ended(job: Job) -> int:
     return job.exit_status()
 
 
-def _wait_until_ready(job: Job, timeout: str, queue_timeout: str | None) -> None:
+def _wait_until_ready(job: Job, timeout: str, queue_timeout: str | None, insecure: bool) -> None:
     from mpiboot import show
     from mpiboot.client import connect
     from mpiboot.jobs import load_site
 
     display = None if sys.stderr.isatty() else say
-    connect(job, timeout=timeout, queue_timeout=queue_timeout, progress=display).close()
+    connect(job, timeout=timeout, queue_timeout=queue_timeout, insecure=insecure, progress=display).close()
     say(show.ready(job, load_site("ssh_host"), with_token=sys.stderr.isatty()))
 
 
@@ -156,11 +160,14 @@ def _wait_until_ready(job: Job, timeout: str, queue_timeout: str | None) -> None
 @job_argument
 @click.option("--timeout", default="10 min", metavar="T", show_default=True, help="from the job's start")
 @click.option("--queue-timeout", metavar="T", help="from now, while it is pending")
-def connect(job: str | None, timeout: str, queue_timeout: str | None) -> None:
+@click.option("--insecure", is_flag=True, help="accept a job that was submitted with --insecure")
+def connect(job: str | None, timeout: str, queue_timeout: str | None, insecure: bool) -> None:
     """Wait for a job's workers and say how it went, as a notebook would."""
     from mpiboot.jobs import find_job
 
-    _wait_until_ready(find_job(job), timeout, queue_timeout)
+    if insecure:
+        warn_insecure()
+    _wait_until_ready(find_job(job), timeout, queue_timeout, insecure)
 
 
 @command_line.command(cls=Lines, epilog="mpiboot dashboard 1234 --open")
@@ -285,12 +292,14 @@ def demo(**options: Any) -> int:
     config = load_config(
         {"batch_system": "local", "workers_per_node": 2, **{k: v for k, v in given.items() if v}}
     )
+    if config.insecure:
+        warn_insecure()
     job = submit_config(config, say=say)
     say(f"job {job.job_id}")
     try:
         from mpiboot.client import connect
 
-        with connect(job, progress=say) as client:
+        with connect(job, insecure=config.insecure, progress=say) as client:
             main_job(client, events=job.directory.read_events())
     finally:
         state = job.stop()

@@ -366,7 +366,7 @@ def refuse_plain(address: str, insecure: bool) -> None:
     if not insecure:
         raise MpibootError(
             f"{address} is not encrypted: anyone on its network can use and change what you compute there. "
-            "If that is what you want, pass insecure=True"
+            "If that is what you want, pass insecure=True (mpiboot connect --insecure)"
         )
 
 

@@ -107,6 +107,7 @@ class Config:
         str, "passed on to the batch system; repeatable", (), metavar="ARG", where="submit"
     )
     insecure: bool = _option(flag, "no TLS and no token: for closed test networks only", False)
+    dashboard_tls: bool = _option(flag, "the dashboard speaks https, with the job's own certificate", False)
     stage_root: str = _option(
         str, "node-local folder for staged environments", "/tmp", metavar="DIR", where="boot"
     )

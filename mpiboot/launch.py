@@ -77,6 +77,8 @@ def rank_variables(job: Job, prefix: Path, variables: Mapping[str, str], interfa
     if not job.config.insecure:
         settings |= security.dask_tls_environment(job.directory.path)
         settings |= security.guard_environment(job.directory.path)
+        if job.config.dashboard_tls:
+            settings |= security.dashboard_tls_environment(job.directory.path)
         for role in ("SCHEDULER", "NANNY"):
             settings[f"DASK_DISTRIBUTED__{role}__PRELOAD"] = str(
                 [security.GUARD_PRELOAD, f"mpiboot.preloads.{role.lower()}"]
