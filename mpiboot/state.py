@@ -28,7 +28,9 @@ class Cluster:
     workers: dict[str, Worker] = field(default_factory=dict)  # by address
     close_reason: str | None = None
     gone: bool = False
-    lost_nodes: set[str] = field(default_factory=set)  # no worker is left there
+    # Where no worker is left: since when, or None once that was said.
+    lost_nodes: dict[str, float | None] = field(default_factory=dict)
+    newest_client: float = 0.0
     launcher_ended: bool = False
 
 

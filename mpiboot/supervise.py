@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 POLL_S = 0.2
 # A nanny starts a lost worker anew: the only worker of a job may be away for this long.
 MIN_WORKERS_GRACE_S = 30.0
+NODE_GRACE_S = 10.0
+# A client that has just connected may not listen yet.
+NEW_CLIENT_S = 2.0
 # In the last minutes the batch system is asked this often whether the end has moved.
 ASK_END_S = 30.0
 # Reasons for a close, and the status that the job then ends with (design: never the launcher's own).
@@ -43,12 +46,15 @@ def note(job: Job, message: dict[str, Any]) -> None:
             rank = message["name"].rpartition("-")[2]
             worker = Worker(job.node_of_ip.get(message["ip"], "?"), int(rank) if rank.isdigit() else None)
             cluster.workers[message["address"]] = worker
-            cluster.lost_nodes.discard(worker.host)
+            cluster.lost_nodes.pop(worker.host, None)
             job.events.write(**message, host=worker.host, rank=worker.rank)
         case "lost-worker":
             lost_worker(job, message)
         case "worker-exit":
             worker_exit(job, message)
+        case "client":
+            cluster.newest_client = time.monotonic()
+            job.events.write(**message)
         case "closed":
             cluster.close_reason = message["reason"]
         case "disconnected":
@@ -69,11 +75,18 @@ def lost_worker(job: Job, message: dict[str, Any]) -> None:
         message["n"],
     )
     if worker.host != "?" and all(other.host != worker.host for other in cluster.workers.values()):
-        cluster.lost_nodes.add(worker.host)
-        job.events.write(
-            "lost-node", host=worker.host, n=message["n"], done="its tasks run on the other nodes"
-        )
-        logger.warning("no worker is left on %s; %d elsewhere", worker.host, message["n"])
+        cluster.lost_nodes[worker.host] = time.monotonic()
+
+
+def note_lost_nodes(job: Job) -> None:
+    """A node is lost when no worker has come back there for longer than a nanny needs to start one."""
+    cluster = job.cluster
+    for host, since in cluster.lost_nodes.items():
+        if since is not None and time.monotonic() - since > NODE_GRACE_S:
+            cluster.lost_nodes[host] = None  # said
+            left = len(cluster.workers)
+            job.events.write("lost-node", host=host, n=left, done="its tasks run on the other nodes")
+            logger.warning("no worker is left on %s; %d elsewhere", host, left)
 
 
 def worker_exit(job: Job, message: dict[str, Any]) -> None:
@@ -138,6 +151,7 @@ def supervise(job: Job, walltime: Walltime) -> tuple[int, str]:
             pass
         if job.command and (status := job.command.poll()) is not None:
             return (status if status >= 0 else 128 - status), f"command ended with status {status}"
+        note_lost_nodes(job)
         few.check()
         warning.check()
     for _ in messages(job, POLL_S):
@@ -211,8 +225,14 @@ class WalltimeWarning:
         self.walltime = walltime
         self.next_question = 0.0
         self.told_end: float | None = None
+        self.told = 0.0
 
     def check(self) -> None:
+        if (
+            self.told_end is not None
+            and self.told < self.job.cluster.newest_client < time.monotonic() - NEW_CLIENT_S
+        ):
+            self.tell(self.told_end)
         if not self.walltime.nears or time.monotonic() < self.next_question:
             return
         self.next_question = time.monotonic() + ASK_END_S
@@ -225,7 +245,7 @@ class WalltimeWarning:
             self.tell(end)
 
     def tell(self, end: float) -> None:
-        self.told_end = end
+        self.told_end, self.told = end, time.monotonic()
         left_s = end - time.time()
         text = (
             f"the walltime of job {self.job.allocation.job_id} ends in {show_duration(left_s)}; "

@@ -8,7 +8,7 @@ from mpiboot.config import Config
 from mpiboot.errors import ClusterLostError
 from mpiboot.rendezvous import EventLog
 from mpiboot.state import Cluster
-from mpiboot.supervise import FewWorkers, launcher_died, note
+from mpiboot.supervise import FewWorkers, launcher_died, note, note_lost_nodes
 
 
 @pytest.fixture
@@ -46,9 +46,24 @@ def test_a_loss_has_its_host_and_rank_and_what_was_done(job):
         **{"time": 0, "host": "n2", "rank": 2, "done": "its tasks run on the other workers"},
     }
     assert not job.cluster.lost_nodes
-    note(job, lost(3, "10.0.0.2", 1))
-    assert (written(job)[-1]["event"], written(job)[-1]["host"]) == ("lost-node", "n2")
-    assert job.cluster.lost_nodes == {"n2"}
+
+
+def test_a_node_is_lost_when_no_worker_comes_back(job, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(supervise.time, "monotonic", lambda: clock.now)
+    for message in (
+        worker(1, "10.0.0.1"),
+        worker(2, "10.0.0.2"),
+        lost(1, "10.0.0.1", 1),
+        lost(2, "10.0.0.2", 0),
+    ):
+        note(job, message)
+    assert set(job.cluster.lost_nodes) == {"n1", "n2"}
+    note(job, worker(1, "10.0.0.1"))
+    for clock.now in (5.0, 11.0, 12.0):
+        note_lost_nodes(job)
+    said = [event for event in written(job) if event["event"] == "lost-node"]
+    assert [event["host"] for event in said] == ["n2"]
 
 
 @pytest.mark.parametrize(
