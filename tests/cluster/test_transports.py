@@ -13,7 +13,8 @@ def events(minicluster, job_id):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-@pytest.mark.parametrize("transport", ["direct", "sbcast", "mpi"])
+# Ids of their own: pytest-mpi would take a test whose id is "mpi" for one of its own.
+@pytest.mark.parametrize("transport", ["direct", "sbcast", "mpi"], ids="by-{}".format)
 def test_cold_stage_of_three_nodes(minicluster, transport):
     stages = f"/tmp/mpiboot-{minicluster.uid}"
     for node in (1, 2, 3):
