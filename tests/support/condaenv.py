@@ -161,20 +161,26 @@ def cached_env(packages: Sequence[str] = (), extras: Sequence[str] | None = None
 
 
 def copy_user_env(
-    home: Path, name: str, extras: Sequence[str], user: str = "alice", uid: int = 61001
+    home: Path,
+    name: str,
+    extras: Sequence[str],
+    user: str = "alice",
+    uid: int = 61001,
+    packages: Sequence[str] = (),
 ) -> Path:
     """Give a user of a minicluster an environment with mpiboot; return its prefix as the cluster sees it.
 
     Built once per machine, where it will be used: in a mount namespace in which a cached folder is /home/USER. That
     folder's content (the environment, and conda's package cache) is then copied into `home`. Needs root.
     """
-    folder = _cached("homes", name, extras, user, str(uid))
+    folder = _cached("homes", name, extras, user, str(uid), *packages)
     prefix = Path("/home", user, name)
 
     def at_home(*options: str) -> None:
         (folder / user).mkdir(parents=True, exist_ok=True)
         unshare = ["unshare", "--mount", "--propagation", "private"]
-        script = [sys.executable, str(Path(__file__).resolve()), str(prefix), "--extras", ",".join(extras)]
+        asked = [str(prefix), *packages, "--extras", ",".join(extras)]
+        script = [sys.executable, str(Path(__file__).resolve()), *asked]
         run([*unshare, *script, "--home", str(folder / user), *options])
         run(["chown", "-R", f"{uid}:{uid}", str(folder / user)])
 
@@ -253,7 +259,8 @@ def main() -> None:
     prefix = options.prefix.absolute()
     extras = None if options.extras is None else [word for word in options.extras.split(",") if word]
     if options.into:
-        copy_user_env(options.into, prefix.name, extras or (), prefix.parent.name, options.into.stat().st_uid)
+        uid = options.into.stat().st_uid
+        copy_user_env(options.into, prefix.name, extras or (), prefix.parent.name, uid, options.packages)
         return
     if options.home:
         mount_home(options.home, prefix.parent)

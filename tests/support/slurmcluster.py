@@ -77,8 +77,8 @@ class Minicluster:
         """The host's path of the user's home."""
         return self.folder / "home" / self.user
 
-    def add_env(self, name: str, extras: Sequence[str]) -> Path:
-        return copy_user_env(self.home, name, extras, self.user, self.uid)
+    def add_env(self, name: str, extras: Sequence[str], packages: Sequence[str] = ()) -> Path:
+        return copy_user_env(self.home, name, extras, self.user, self.uid, packages)
 
     def login(
         self, argv: Sequence[str], *, user: str | None = None, check: bool = True, timeout_s: float = 60
