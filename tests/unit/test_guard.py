@@ -16,12 +16,10 @@ import urllib.request
 import dask
 import pytest
 import tornado.httpclient
-import tornado.web
 import tornado.websocket
 from distributed import Client, Scheduler, Security, Worker
-from distributed.http.routing import RoutingApplication
 from distributed.node import ServerNode
-from tornado.routing import PathMatches, Router
+from routes import all_routes
 
 from mpiboot import security
 from mpiboot.errors import SecurityError
@@ -169,38 +167,6 @@ def cluster(tmp_path_factory):
 
 
 # ---- every route ------------------------------------------------------------------------------------------
-
-
-def sample(pattern):
-    """Give a path that a route's pattern matches."""
-    path = re.sub(r"\(\\d\+\)", "1", pattern.rstrip("$"))
-    path = re.sub(r"\((\?P<\w+>|\?:)?[^()]*\)\??", "x", path).replace("/?", "").replace("\\", "") or "/"
-    assert re.match(pattern, path), f"teach sample() the pattern {pattern!r}, which {path!r} does not match"
-    return path
-
-
-def routes(router: Router, seen=None):
-    """Give a path for each route that this router knows, its own, nested and added applications'."""
-    seen = set() if seen is None else seen
-    if id(router) in seen:
-        return set()
-    seen.add(id(router))
-    found = set()
-    if isinstance(router, tornado.web.Application):
-        added = router.applications if isinstance(router, RoutingApplication) else []
-        for part in (router.default_router, router.wildcard_router, *added):
-            found |= routes(part, seen)
-        return found
-    for rule in router.rules:
-        if isinstance(rule.matcher, PathMatches):
-            found.add(sample(rule.matcher.regex.pattern))
-        if isinstance(rule.target, Router):
-            found |= routes(rule.target, seen)
-    return found
-
-
-def all_routes(server):
-    return sorted(routes(server.http_application) | {"/", "/nowhere", "//", "/proxy/22/127.0.0.1/"})
 
 
 KNOWN_SCHEDULER = {
