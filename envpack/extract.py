@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import zstandard
 
 from envpack import relocate, root
-from envpack.archive import DIRECTORY, FILE, HARDLINK, SYMLINK, Index, digest, show
+from envpack.archive import DIRECTORY, FILE, HARDLINK, SYMLINK, Index, digest, frame_check, show
 from envpack.errors import CorruptArchiveError, EnvpackError
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ _MAYBE_HOLE_BYTES = 2048
 class Frames(Protocol):
     """Where frames come from; called by several threads at once."""
 
-    def next(self) -> tuple[int, bytes | bytearray | memoryview] | None:
-        """Return a frame's number and its compressed bytes, None after the last one."""
+    def next(self, buffer: memoryview) -> tuple[int, bytearray | memoryview] | None:
+        """Return a frame's number and its compressed bytes, perhaps in `buffer`; None after the last one."""
 
     def stop(self) -> None:
         """Make `next` return None from now on."""
@@ -122,13 +122,15 @@ class Extractor:
             thread.start()
 
     def _work(self, frames: Frames) -> None:
-        decompressor = zstandard.ZstdDecompressor()
+        # Used again for every frame: new memory costs more than what is written to it.
+        packed = memoryview(bytearray(max(self.index.frame_sizes, default=0)))
+        raw = bytearray(max(self.index.frame_raw_sizes, default=0))
         try:
             while self._error is None:
-                item = frames.next()
+                item = frames.next(packed)
                 if item is None:
                     return
-                self._write_frame(decompressor, *item)
+                self._write_frame(raw, *item)
         except OSError as exc:
             self._error = root.write_failed(self.target, exc)
             self._error.__cause__ = exc
@@ -137,52 +139,58 @@ class Extractor:
             self._error = exc
             frames.stop()
 
-    def _write_frame(
-        self, decompressor: zstandard.ZstdDecompressor, frame: int, packed: bytes | bytearray | memoryview
-    ) -> None:
+    def _write_frame(self, buffer: bytearray, frame: int, packed: bytearray | memoryview) -> None:
         index = self.index
-        raw_size = index.frame_raw_sizes[frame]
-        found = digest(packed)
-        if found != index.frame_digest_of(frame):
-            raise corrupt(index, frame, packed)
-        if (
-            found in self._holes
-            and not self._whole[frame]
-            and self._parts[frame][0] not in self.relocation.edits
-        ):
-            self._count(raw_size)
+        if self._is_known_hole(frame, packed):
+            self._count(index.frame_raw_sizes[frame])
             return
-        try:
-            data = memoryview(decompressor.decompress(packed, max_output_size=raw_size))
-        except zstandard.ZstdError as exc:
-            raise corrupt(index, frame, packed) from exc
-        if len(data) != raw_size:
-            raise corrupt(index, frame, packed)
+        data = decoded(index, frame, packed, buffer)
         start = self._starts[frame]
-        edits = self.relocation.edits
-        for i in self._whole[frame]:
-            offset = index.offsets[i] - start
-            content: memoryview | bytes = data[offset : offset + index.sizes[i]]
+        self._write_files(self._whole[frame], start, data)
+        parts = self._parts[frame]
+        if parts:
+            # A file that was made with its final size has holes wherever nothing is written.
+            hole = len(packed) < _MAYBE_HOLE_BYTES and bytes(data).count(0) == len(data)
+            if hole and not self._whole[frame]:
+                self._holes.add(bytes(packed))
+            for i in parts:
+                if not hole or i in self.relocation.edits:
+                    self._write_part(i, start, data)
+        self._count(len(data))
+
+    def _is_known_hole(self, frame: int, packed: bytearray | memoryview) -> bool:
+        if len(packed) >= _MAYBE_HOLE_BYTES or self._whole[frame] or bytes(packed) not in self._holes:
+            return False
+        return not any(i in self.relocation.edits for i in self._parts[frame])
+
+    def _write_files(self, members: list[int], start: int, data: memoryview) -> None:
+        """Write whole files. Run once per file: what can be looked up before, is."""
+        index = self.index
+        paths, modes, times, sizes, offsets = (
+            index.paths,
+            index.modes,
+            index.mtimes_ns,
+            index.sizes,
+            index.offsets,
+        )
+        edits, umask, root_fd = self.relocation.edits, self._umask, self._root_fd
+        open_, write, utime, close = os.open, os.write, os.utime, os.close
+        for i in members:
+            offset = offsets[i] - start
+            content: memoryview | bytes = data[offset : offset + sizes[i]]
             if i in edits:
                 content = relocate.apply(content, edits[i])
-            fd = os.open(index.paths[i], _CREATE, index.modes[i], dir_fd=self._root_fd)
+            mode = modes[i]
+            fd = open_(paths[i], _CREATE, mode, dir_fd=root_fd)
             try:
-                if len(content) and os.write(fd, content) != len(content):
-                    _write_all(fd, content)
-                if index.modes[i] & self._umask:
-                    os.chmod(fd, index.modes[i])  # noqa: PTH101
-                os.utime(fd, ns=(index.mtimes_ns[i], index.mtimes_ns[i]))
+                if content and write(fd, content) != len(content):
+                    # A short write, as before a full disk: once more, to get the error.
+                    _pwrite_all(fd, content, 0)
+                if mode & umask:
+                    os.fchmod(fd, mode)
+                utime(fd, ns=(times[i], times[i]))
             finally:
-                os.close(fd)
-        if self._parts[frame]:
-            # What was made with its final size has holes wherever nothing is written.
-            hole = len(packed) < _MAYBE_HOLE_BYTES and bytes(data).count(0) == raw_size
-            if hole:
-                self._holes.add(found)
-            for i in self._parts[frame]:
-                if not hole or i in edits:
-                    self._write_part(i, start, data)
-        self._count(raw_size)
+                close(fd)
 
     def _count(self, raw_size: int) -> None:
         if self.progress is not None:
@@ -249,6 +257,24 @@ class Extractor:
             self._root_fd = -1
 
 
+def decoded(
+    index: Index, frame: int, packed: bytes | bytearray | memoryview, buffer: bytearray
+) -> memoryview:
+    """Return a frame's content, checked, in `buffer`."""
+    size = index.frame_raw_sizes[frame]
+    data = memoryview(buffer)[:size]
+    if frame_check(packed) != index.frame_checks[frame]:
+        raise corrupt(index, frame, packed)
+    try:
+        # Into a buffer that has room for all of it, zstd decodes in one go.
+        done = zstandard.ZstdDecompressor().stream_reader(packed).readinto(data) if size else 0
+    except zstandard.ZstdError as exc:
+        raise corrupt(index, frame, packed) from exc
+    if done != size:
+        raise corrupt(index, frame, packed)
+    return data
+
+
 def corrupt(index: Index, frame: int, packed: bytes | bytearray | memoryview) -> CorruptArchiveError:
     """Return the error for a damaged frame; it names the first member whose content is not what was packed."""
     start = sum(index.frame_raw_sizes[:frame])
@@ -292,11 +318,6 @@ def _decode_what_can_be(packed: bytes | bytearray | memoryview, size: int) -> by
     except zstandard.ZstdError:
         pass
     return bytes(decoded)
-
-
-def _write_all(fd: int, content: memoryview | bytes) -> None:
-    """Write after a short write: from the start again, as the file's offset is known only to the kernel."""
-    _pwrite_all(fd, content, 0)
 
 
 def _pwrite_all(fd: int, content: memoryview | bytes, offset: int) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import zstandard
 
-from envpack.archive import FILE, FRAME_BYTES, SYMLINK, digest, show
+from envpack.archive import FILE, FRAME_BYTES, SYMLINK, digest, frame_check, show
 from envpack.errors import BrokenEnvironmentError
 from envpack.members import Member, header_bytes, padding, tar_header
 
@@ -49,21 +49,18 @@ def cut(members: Iterable[Member]) -> Iterator[list[Piece]]:
     at = 0
     for member in members:
         size = member.size if member.kind == FILE else 0
-        at += header_bytes(member)
-        member.offset = at
-        at += size + len(padding(size))
+        blocks = header_bytes(member) + size + len(padding(size))
+        member.offset = at + header_bytes(member)
+        at += blocks
+        if pieces and filled + blocks > FRAME_BYTES:
+            yield pieces
+            pieces, filled = [], 0
         if size <= FRAME_BYTES:
             pieces.append(Piece(member, 0, size))
-            filled += header_bytes(member) + size + len(padding(size))
-            if filled >= FRAME_BYTES:
-                yield pieces
-                pieces, filled = [], 0
+            filled += blocks
             continue
-        if pieces:
-            yield pieces
         for start in range(0, size, FRAME_BYTES):
             yield [Piece(member, start, min(FRAME_BYTES, size - start))]
-        pieces, filled = [], 0
     yield pieces
 
 
@@ -97,7 +94,7 @@ class FrameWriter:
         self._progress = progress
         self.sizes: list[int] = []
         self.raw_sizes: list[int] = []
-        self.digests: list[bytes] = []
+        self.checks: list[int] = []
         self._hole: tuple[Frame, bytes] | None = None
 
     def write(self, members: Iterable[Member]) -> None:
@@ -124,7 +121,7 @@ class FrameWriter:
         self._file.write(frame.packed)
         self.sizes.append(len(frame.packed))
         self.raw_sizes.append(frame.raw_size)
-        self.digests.append(digest(frame.packed))
+        self.checks.append(frame_check(frame.packed))
         if self._progress is not None:
             self._progress(frame.raw_size)
 

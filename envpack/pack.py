@@ -281,7 +281,7 @@ class _Writer:
         index.links = {number: member.link for number, member in enumerate(members) if member.link}
         index.frame_sizes = array("I", frames.sizes)
         index.frame_raw_sizes = array("I", frames.raw_sizes)
-        index.frame_digests = b"".join(frames.digests)
+        index.frame_checks = array("I", frames.checks)
         relocated = {member.path: number for number, member in enumerate(members) if member.record}
         index.meta = {
             "name": self._name,

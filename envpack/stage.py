@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from envpack.archive import StrPath
 
 LOCK_TIMEOUT_S = 900.0
+# Each has two frames in memory; together they stay below 200 MB.
+MAX_JOBS = 16
 
 
 class StageResult(NamedTuple):
@@ -77,8 +79,8 @@ def staged_prefix(root_folder: StrPath | None, pack_id: str, name: str) -> Path:
 
 
 def default_jobs() -> int:
-    """Return the number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Return the number of CPUs that this process may use, as far as more of them help."""
+    return min(MAX_JOBS, len(os.sched_getaffinity(0)))
 
 
 class Stager:
@@ -94,7 +96,7 @@ class Stager:
     root_folder : str or os.PathLike, optional
         The staging root (default MPIBOOT_STAGE_ROOT, then /tmp).
     jobs : int, optional
-        Threads that write (default: the CPUs this process may use).
+        Threads that decode and write, 16 at most (default: the CPUs this process may use).
     expected_pack_id : str, optional
         Refuse any other archive.
     progress : callable, optional
@@ -134,7 +136,7 @@ class Stager:
         if jobs is not None and jobs < 1:
             raise ValueError(f"jobs must be at least 1, not {jobs}")
         self.index = index
-        self.jobs = jobs or default_jobs()
+        self.jobs = min(MAX_JOBS, jobs or default_jobs())
         self.transport = transport
         self.bytes_read = 0
         self.prefix = staged_prefix(root_folder, index.pack_id, index.name)
@@ -306,7 +308,7 @@ def stage(
     root_folder : str or os.PathLike, optional
         The staging root (default MPIBOOT_STAGE_ROOT, then /tmp).
     jobs : int, optional
-        Threads that decode and write (default: the CPUs this process may use).
+        Threads that decode and write, 16 at most (default: the CPUs this process may use).
     expected_pack_id : str, optional
         Refuse any other archive.
     progress : callable, optional
@@ -414,22 +416,23 @@ class _FrameFile:
         self._next = 0
         self._lock = threading.Lock()
 
-    def next(self) -> tuple[int, bytes] | None:
+    def next(self, buffer: memoryview) -> tuple[int, memoryview] | None:
         with self._lock:
             frame = self._next
             self._next += 1
         if frame >= len(self._index.frame_sizes):
             return None
         size = self._index.frame_sizes[frame]
+        data = buffer[:size]
+        done = 0
         try:
-            data = os.pread(self._fd, size, self._starts[frame])
-            while len(data) < size:
-                more = os.pread(self._fd, size - len(data), self._starts[frame] + len(data))
+            while done < size:
+                more = os.preadv(self._fd, [data[done:]], self._starts[frame] + done)
                 if not more:
                     raise CorruptArchiveError(
                         f"{self._index.path} was cut short while it was read, in frame {frame}"
                     )
-                data += more
+                done += more
         except OSError as exc:
             raise StageFailedError(f"cannot read {self._index.path}: {exc.strerror}") from exc
         return frame, data
@@ -463,7 +466,7 @@ class _FrameQueue:
                 except queue.Full:
                     continue
 
-    def next(self) -> tuple[int, bytearray] | None:
+    def next(self, buffer: memoryview) -> tuple[int, bytearray] | None:
         while not self._stopped:
             try:
                 return self._queue.get(timeout=0.1)

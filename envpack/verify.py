@@ -8,8 +8,6 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-import zstandard
-
 from envpack import extract, marker
 from envpack.archive import (
     DIGEST_BYTES,
@@ -92,14 +90,11 @@ def _verify_archive(path: Path, index: Index) -> None:
     files = iter([i for i, kind in enumerate(index.kinds) if kind == FILE])
     current = next(files, None)
     content = _Content(index, current) if current is not None else None
-    decompressor = zstandard.ZstdDecompressor()
+    buffer = bytearray(max(index.frame_raw_sizes, default=0))
     at = 0
     with path.open("rb") as archive:
         for frame, size in enumerate(index.frame_sizes):
-            packed = archive.read(size)
-            if digest(packed) != index.frame_digest_of(frame):
-                raise extract.corrupt(index, frame, packed)
-            data = memoryview(decompressor.decompress(packed, max_output_size=index.frame_raw_sizes[frame]))
+            data = extract.decoded(index, frame, archive.read(size), buffer)
             end = at + len(data)
             while current is not None and content is not None and index.offsets[current] <= end:
                 start = index.offsets[current]

@@ -103,7 +103,7 @@ def crafted(folder: Path, members: list[tuple[str, bytes, bytes]], **meta: objec
     index.links = {i: content for i, (kind, _, content) in enumerate(members) if kind in "lh"}
     index.frame_sizes = array("I", [len(frame)])
     index.frame_raw_sizes = array("I", [len(stream)])
-    index.frame_digests = format_.digest(frame)
+    index.frame_checks = array("I", [format_.frame_check(frame)])
     index.meta = {
         "name": "env",
         "kind": "venv",

@@ -20,7 +20,7 @@ import envpack.venv
 from envpack.archive import FILE, read_index
 from envpack.errors import BrokenEnvironmentError, NotAnEnvironmentError
 from envpack.members import Member, header_bytes, tar_header
-from envpack.pack import pack, safe_name
+from envpack.pack import pack, packed, safe_name
 from envpack.stage import stage
 from envpack.verify import verify
 
@@ -48,6 +48,14 @@ def test_what_has_not_changed_is_not_packed_again(prefix: Path, home: Path) -> N
     assert (first.reused, second.reused) == (False, True)
     assert second == first.__class__(**{**vars(first), "reused": True, "seconds": second.seconds})
     assert second.path.stat().st_ino == inode
+
+
+def test_what_would_be_used_again(prefix: Path, home: Path) -> None:
+    assert packed(prefix) is None and not home.exists()
+    result = pack(prefix)
+    assert packed(prefix) == result.path
+    (prefix / "share" / "new").touch()
+    assert packed(prefix) is None
 
 
 def test_imports_from_the_environment_are_no_change(prefix: Path) -> None:
