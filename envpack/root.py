@@ -123,7 +123,8 @@ def check_space(folder: Path, index: Index) -> None:
     if need > limits.f_bavail:
         raise NoSpaceError(
             f"no space below {folder} on {host()}: the copy takes {need * block / 1e6:.0f} MB, "
-            f"{limits.f_bavail * block / 1e6:.0f} MB are free; run envpack gc there, or choose another staging root (--root, MPIBOOT_STAGE_ROOT)"
+            f"{limits.f_bavail * block / 1e6:.0f} MB are free; "
+            "run envpack gc there, or choose another staging root (--root, MPIBOOT_STAGE_ROOT)"
         )
     # Some file systems count no inodes, and say 0 of 0.
     if limits.f_files and len(index) > limits.f_favail:
