@@ -95,4 +95,8 @@ def become(orders: dict[str, Any], descriptors: list[int]) -> None:
         lock = os.open(orders["lock"], os.O_RDONLY | os.O_NOFOLLOW)
         fcntl.flock(lock, fcntl.LOCK_SH)
         os.set_inheritable(lock, True)
-    os.execve(orders["command"][0], orders["command"], orders["environment"])
+    # Rank 0 (PMI_RANK: of MPICH and srun) becomes the scheduler; boot sees its end even before the two have spoken.
+    environment = orders["environment"]
+    if environment.get("PMIX_RANK", environment.get("PMI_RANK")) == "0":
+        Path(environment["MPIBOOT_CONTROL_FOLDER"], "scheduler.pid").write_text(str(os.getpid()))
+    os.execve(orders["command"][0], orders["command"], environment)
