@@ -156,7 +156,7 @@ def test_a_job_that_can_never_start_is_waited_for_as_long_as_asked(alice, hopele
 )
 def test_a_start_that_fails(alice, options, reason, log):
     job_id = alice.submits(*SMALL, *options)
-    status, said = alice.begins_to_connect(job_id).ends(60)
+    status, said = alice.begins_to_connect(job_id).ends(120)
     assert status == 1
     assert re.search(rf"job {job_id} has ended: FAILED \({reason}", said)
     assert re.search(rf"The end of .*boot\.log:\n(  .*\n)*.*{log}", said)
@@ -172,7 +172,7 @@ def starts(alice, what, *options):
     # Slurm gives the first node to the first job
     folder = f"/tmp/mpiboot-{alice.cluster.uid}/.jobs/slurm-{alice.cluster.name}-{job_id}/scheduler.pid"
     found = f"for i in $(seq 300); do [ -s {folder} ] && exec kill -{what} $(cat {folder}); sleep 0.1; done; exit 1"
-    alice.cluster.node(1, ["sh", "-c", found], user="root")
+    alice.cluster.node(1, ["sh", "-c", found], user="root", timeout_s=60)
     return job_id, wait
 
 
@@ -186,7 +186,7 @@ def test_the_walltime_ends_during_the_start(alice):
     job_id, wait = starts(alice, "STOP")
     wait.until_it_says("starting workers")
     alice.cluster.login(["scontrol", "update", f"job={job_id}", "EndTime=now+5"], user="root")
-    status, said = wait.ends(KNOWN_S + 30)
+    status, said = wait.ends(KNOWN_S + 45)
     assert (status, f"job {job_id} has ended: TIMEOUT (" in said) == (1, True)
 
 
