@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 import zstandard
 
-from envpack.errors import ArchiveVersionError, CorruptArchiveError, HostileArchiveError, NotAnArchiveError
+from envpack.checks import DIRECTORY, FILE, HARDLINK, OWN_FOLDER, SYMLINK, check_members, show
+from envpack.errors import ArchiveVersionError, CorruptArchiveError, NotAnArchiveError
 
 if TYPE_CHECKING:
     StrPath = str | os.PathLike[str]
@@ -34,8 +35,6 @@ VERSION = 1
 MAGIC = b"envpack-idx\n"
 SKIPPABLE_MAGIC = 0x184D2A5E
 FRAME_BYTES = 4 << 20
-# What a stager has in memory of a frame, at most: an index may come from anybody.
-MAX_FRAME_BYTES = 1 << 24
 DIGEST_BYTES = 16
 
 _SKIPPABLE = struct.Struct("<II")
@@ -46,11 +45,6 @@ FOOTER_BYTES = 32 + _NUMBERS.size + _TAIL.size
 _TAIL_READ_BYTES = 1 << 20
 # An index says how large it is before it can be checked; a crafted one must not take all memory.
 _MAX_INDEX_BYTES = 1 << 28
-
-# The stager's own folder in a staged prefix: its marker and a copy of the index.
-OWN_FOLDER = b".envpack"
-
-FILE, DIRECTORY, SYMLINK, HARDLINK = b"f"[0], b"d"[0], b"l"[0], b"h"[0]
 
 
 def digest(data: bytes | bytearray | memoryview) -> bytes:
@@ -153,12 +147,6 @@ class Index:
         for size in self.frame_sizes:
             starts.append(starts[-1] + size)
         return starts
-
-
-def show(path: bytes) -> str:
-    """Return a member's path for a message: readable, on one line, whatever its bytes."""
-    text = os.fsdecode(path)
-    return text if text.isprintable() else ascii(text)
 
 
 def content_id(index: Index) -> str:
@@ -311,8 +299,7 @@ def decode_index(frame: bytes, path: Path, *, file_size: int | None = None) -> I
         raise CorruptArchiveError(f"{path}: the index contradicts its own pack id")
     index.path = path
     index.raw = frame
-    directories = _validate(index, path)
-    _validate_compiled(index, path, directories)
+    check_members(index, path)
     return index
 
 
@@ -355,71 +342,15 @@ def _parse(raw: bytes, size: int) -> Index:
     return index
 
 
-def _validate(index: Index, path: Path) -> set[bytes]:
-    """Return the folders; refuse what would write outside of the staged prefix: an index may come from anybody."""
-    name = index.name
-    if not name or name.startswith(".") or "/" in name or "\0" in name or name != name.strip():
-        raise HostileArchiveError(f"{path}: {name!r} cannot name an environment")
-    if max((*index.frame_sizes, *index.frame_raw_sizes), default=0) > MAX_FRAME_BYTES:
-        raise HostileArchiveError(f"{path}: a frame has more than {MAX_FRAME_BYTES} bytes: refused")
-    if max(index.modes, default=0) > 0o777:
-        raise HostileArchiveError(f"{path}: a member would be set-uid, set-gid or sticky: refused")
-    directories = {b""}
-    files: set[bytes] = set()
-    others: set[bytes] = set()
-    end = 0
-    total = sum(index.frame_raw_sizes)
-    for i, member in enumerate(index.paths):
-        parent, _, last = member.rpartition(b"/")
-        if last in (b"", b".", b"..") or member == OWN_FOLDER or parent not in directories:
-            raise HostileArchiveError(
-                f"{path}: member {show(member)} is absolute, climbs with '..', "
-                "or lies in something that is no folder of the archive"
-            )
-        if member in directories or member in files or member in others:
-            raise HostileArchiveError(f"{path}: member {show(member)} occurs twice")
-        kind = index.kinds[i]
-        if kind == FILE:
-            if index.offsets[i] < end or index.offsets[i] + index.sizes[i] > total:
-                raise CorruptArchiveError(f"{path}: member {show(member)} lies outside of the frames")
-            end = index.offsets[i] + index.sizes[i]
-            files.add(member)
-        elif kind == DIRECTORY:
-            directories.add(member)
-        elif kind == SYMLINK:
-            if not index.links[i]:
-                raise HostileArchiveError(f"{path}: the symlink {show(member)} names nothing")
-            others.add(member)
-        elif kind == HARDLINK:
-            if index.links[i] not in files:
-                raise HostileArchiveError(
-                    f"{path}: the hard link {show(member)} names no file of the archive before it"
-                )
-            others.add(member)
-        else:
-            raise HostileArchiveError(f"{path}: member {show(member)} is of kind {chr(kind)!r}: refused")
-    return directories
-
-
-def _validate_compiled(index: Index, path: Path, directories: set[bytes]) -> None:
-    """Refuse `.pyc` files, to be made while staging, anywhere but in the archive's own folders."""
-    try:
-        wanted = [(index.kinds[member], os.fsencode(pyc)) for member, pyc in index.meta["compile"]]
-        if wanted:
-            bytes.fromhex(index.meta["python"]["magic"])
-    except (IndexError, KeyError, TypeError, ValueError) as exc:
-        raise CorruptArchiveError(f"{path}: the index cannot be read: {exc!r}") from exc
-    for kind, pyc in wanted:
-        folder, _, name = pyc.rpartition(b"/")
-        if kind != FILE or folder not in directories or not name.endswith(b".pyc") or b"\0" in name:
-            raise HostileArchiveError(
-                f"{path}: {show(pyc)} would be compiled outside of the archive's folders"
-            )
-
-
 def _little(numbers: array[int]) -> array[int]:
     if sys.byteorder == "little":
         return numbers
     swapped = array(numbers.typecode, numbers)
     swapped.byteswap()
     return swapped
+
+
+__all__ = [
+    "DIGEST_BYTES", "DIRECTORY", "FILE", "FRAME_BYTES", "HARDLINK", "OWN_FOLDER", "SYMLINK", "VERSION", "Index",
+    "content_id", "decode_index", "digest", "encode_index", "frame_check", "read_index", "read_index_fd", "show",
+]  # fmt: skip

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from envpack.archive import StrPath
 
-DEFAULT_LEVEL = 6
+DEFAULT_LEVEL = 5
 KEPT_ARCHIVES = 3
 KEPT_S = 14 * 86400.0
 
@@ -85,7 +85,7 @@ def pack(
     output : str or os.PathLike, optional
         The archive (default: a file of ours below `home`).
     level : int, optional
-        Of zstd, 1 to 19 (default 6).
+        Of zstd, 1 to 19 (default 5).
     jobs : int, optional
         Threads (default: the CPUs this process may use).
     progress : callable, optional

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import threading
 import time
 from pathlib import Path
@@ -17,8 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from envpack import marker, root
 from envpack.archive import Index, decode_index, read_index_fd
 from envpack.bytecode import compile_relocated
-from envpack.errors import CorruptArchiveError, NotAnArchiveError, StageFailedError, WrongArchiveError
+from envpack.errors import NotAnArchiveError, StageFailedError, WrongArchiveError
 from envpack.extract import Extractor
+from envpack.frames import FrameFile, FrameQueue
 from envpack.relocate import Relocation
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class Stager:
         self._relocation = Relocation(index, self.prefix)
         self._progress = _Progress(progress, sum(index.frame_raw_sizes)) if progress else None
         self._extractor: Extractor | None = None
-        self._queue: _FrameQueue | None = None
+        self._queue: FrameQueue | None = None
         self._frame = bytearray()
         self._frame_number = 0
         self._lock_fd = -1
@@ -175,7 +175,7 @@ class Stager:
     ) -> None:
         self.abort()
 
-    def _start(self, frames: _FrameQueue | _FrameFile) -> None:
+    def _start(self, frames: FrameQueue | FrameFile) -> None:
         assert self._temporary is not None
         progress = self._progress.add if self._progress else None
         self._extractor = Extractor(self.index, self._relocation, self._temporary, self.jobs, progress)
@@ -190,7 +190,7 @@ class Stager:
         if self.reused:
             return
         if self._queue is None:
-            self._queue = _FrameQueue(self.jobs)
+            self._queue = FrameQueue(self.jobs)
             self._start(self._queue)
         view = memoryview(data)
         while len(view) and self._frame_number < len(self.index.frame_sizes):
@@ -343,7 +343,7 @@ def stage(
         ) as stager:
             stager.bytes_read += len(index.raw)
             if not stager.reused:
-                frames = _FrameFile(fd, index)
+                frames = FrameFile(fd, index)
                 stager._start(frames)
                 stager.bytes_read += index.archive_bytes
             return stager.finish()
@@ -404,78 +404,6 @@ def lock_shared(prefix: StrPath) -> int:
                 f"{os.fspath(prefix)} on {root.host()} is being removed or replaced; stage it again"
             )
         time.sleep(0.01)
-
-
-class _FrameFile:
-    """Frames from an open archive: read by the threads that need them, in order."""
-
-    def __init__(self, fd: int, index: Index) -> None:
-        self._fd = fd
-        self._index = index
-        self._starts = index.frame_starts()
-        self._next = 0
-        self._lock = threading.Lock()
-
-    def next(self, buffer: memoryview) -> tuple[int, memoryview] | None:
-        with self._lock:
-            frame = self._next
-            self._next += 1
-        if frame >= len(self._index.frame_sizes):
-            return None
-        size = self._index.frame_sizes[frame]
-        data = buffer[:size]
-        done = 0
-        try:
-            while done < size:
-                more = os.preadv(self._fd, [data[done:]], self._starts[frame] + done)
-                if not more:
-                    raise CorruptArchiveError(
-                        f"{self._index.path} was cut short while it was read, in frame {frame}"
-                    )
-                done += more
-        except OSError as exc:
-            raise StageFailedError(f"cannot read {self._index.path}: {exc.strerror}") from exc
-        return frame, data
-
-    def stop(self) -> None:
-        self._next = 1 << 62
-
-
-class _FrameQueue:
-    """Frames that arrive: a few wait, then the feeder does."""
-
-    def __init__(self, jobs: int) -> None:
-        self._jobs = jobs
-        self._queue: queue.Queue[tuple[int, bytearray] | None] = queue.Queue(jobs + 2)
-        self._stopped = False
-
-    def put(self, frame: int, data: bytearray) -> None:
-        while not self._stopped:
-            try:
-                self._queue.put((frame, data), timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    def end(self) -> None:
-        for _ in range(self._jobs):
-            while not self._stopped:
-                try:
-                    self._queue.put(None, timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
-
-    def next(self, buffer: memoryview) -> tuple[int, bytearray] | None:
-        while not self._stopped:
-            try:
-                return self._queue.get(timeout=0.1)
-            except queue.Empty:
-                continue
-        return None
-
-    def stop(self) -> None:
-        self._stopped = True
 
 
 class _Progress:

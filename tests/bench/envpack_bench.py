@@ -1,9 +1,10 @@
 """envpack against tar, side by side in one run: the contenders take turns, medians are compared, nothing is asserted.
 
-    python tests/bench/envpack_bench.py [--json FILE] [--rounds N] [--root DIR] [--env PREFIX]
+    python tests/bench/envpack_bench.py [--quick] [--repeats N] [--root DIR] [--env PREFIX] [--json FILE]
 
-The environment, of at least 800 MB and 25,000 files, is built once, in the tests' cache folder. Rows that need a cluster
-are added by whoever has one: `main(more=[function])`, where each function takes the `Bench` and yields rows.
+The environment, of at least 800 MB and 25,000 files, is built once, in the tests' cache folder. The figures are written
+to .cache/bench/envpack.json. Rows that need a cluster are added by whoever has one: `main(more=[function])`, where each
+function takes the `Bench` and yields rows.
 """
 
 from __future__ import annotations
@@ -277,15 +278,18 @@ def main(more: Iterable[Callable[[Bench], Iterable[Row]]] = (), argv: Sequence[s
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     shm = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path("/tmp")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", default=CHECKOUT / ".cache" / "bench" / "envpack.json"
+    )
+    parser.add_argument("--quick", action="store_true", help="one round")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="rounds (default 3)")
     parser.add_argument("--root", type=Path, default=shm, metavar="DIR", help="stands for a node's /tmp")
     parser.add_argument("--env", type=Path, metavar="PREFIX", help="another environment")
     arguments = parser.parse_args(argv)
     env = (arguments.env or environment()).absolute()
     work = env.parent / f"envpack-bench-{os.getpid()}"
     root = arguments.root.absolute() / f"envpack-bench-{os.getpid()}"
-    bench = Bench(env, work, root, arguments.rounds)
+    bench = Bench(env, work, root, 1 if arguments.quick else arguments.repeats)
     facts = about(bench)
     work.mkdir()
     rows: list[Row] = []
@@ -296,8 +300,8 @@ def main(more: Iterable[Callable[[Bench], Iterable[Row]]] = (), argv: Sequence[s
         shutil.rmtree(work, ignore_errors=True)
         shutil.rmtree(root, ignore_errors=True)
     print_table(rows, facts)
-    if arguments.json:
-        write_json(rows, facts, arguments.json)
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    write_json(rows, facts, arguments.json)
     return 0
 
 

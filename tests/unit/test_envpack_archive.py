@@ -131,6 +131,9 @@ HOSTILE: list[tuple[list[tuple[str, bytes, bytes]], str]] = [
     ([("d", b"..", b"")], r"\.\. is absolute, climbs"),
     ([("f", b"/etc/escape", b"x")], "/etc/escape is absolute"),
     ([("d", b"a", b""), ("f", b"a/../../escape", b"x")], "is absolute, climbs"),
+    ([("f", b"/escape", b"x")], "/escape is absolute"),
+    ([("d", b"/tmp", b""), ("f", b"/tmp/escape", b"x")], "/tmp is absolute"),
+    ([("l", b"/tmp/escape", b"x")], "/tmp/escape is absolute"),
     ([("f", b"a//b", b"x")], "is absolute, climbs"),
     ([("f", b"", b"x")], "is absolute, climbs"),
     ([("f", b"a/", b"x")], "is absolute, climbs"),
@@ -211,6 +214,7 @@ def test_senseless_records_are_refused(records: object, tmp_path: Path) -> None:
     [
         ([[0, "../escape.pyc"]], HostileArchiveError),
         ([[0, "/tmp/escape.pyc"]], HostileArchiveError),
+        ([[0, "/escape.pyc"]], HostileArchiveError),
         ([[0, "link/escape.pyc"]], HostileArchiveError),
         ([[1, "a.pyc"]], HostileArchiveError),
         ([[0, "a.py"]], HostileArchiveError),

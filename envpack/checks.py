@@ -1,0 +1,120 @@
+"""Refuse what an archive must not hold: an index may come from anybody.
+
+All members at once rather than one by one, as a node does this for tens of thousands before it writes the first.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from envpack.errors import CorruptArchiveError, HostileArchiveError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from envpack.archive import Index
+
+FILE, DIRECTORY, SYMLINK, HARDLINK = b"f"[0], b"d"[0], b"l"[0], b"h"[0]
+# The stager's own folder in a staged prefix: its marker and a copy of the index.
+OWN_FOLDER = b".envpack"
+# What a stager has in memory of a frame, at most.
+MAX_FRAME_BYTES = 1 << 24
+_KINDS = frozenset((FILE, DIRECTORY, SYMLINK, HARDLINK))
+_NO_NAMES = frozenset((b"", b".", b".."))
+
+
+def show(path: bytes) -> str:
+    """Return a member's path for a message: readable, on one line, whatever its bytes."""
+    text = os.fsdecode(path)
+    return text if text.isprintable() else ascii(text)
+
+
+def check_members(index: Index, path: Path) -> None:
+    """Check everything that decides where a stager writes.
+
+    Raises
+    ------
+    HostileArchiveError
+        Something would be written outside of the staged prefix, or is neither file, folder nor link.
+    CorruptArchiveError
+        The index contradicts itself.
+    """
+    name = index.name
+    if not name or name.startswith(".") or "/" in name or "\0" in name or name != name.strip():
+        raise HostileArchiveError(f"{path}: {name!r} cannot name an environment")
+    if max((*index.frame_sizes, *index.frame_raw_sizes), default=0) > MAX_FRAME_BYTES:
+        raise HostileArchiveError(f"{path}: a frame has more than {MAX_FRAME_BYTES} bytes: refused")
+    if max(index.modes, default=0) > 0o777:
+        raise HostileArchiveError(f"{path}: a member would be set-uid, set-gid or sticky: refused")
+    if not _KINDS.issuperset(index.kinds):
+        at, kind = next((i, kind) for i, kind in enumerate(index.kinds) if kind not in _KINDS)
+        raise HostileArchiveError(f"{path}: member {show(index.paths[at])} is of kind {chr(kind)!r}: refused")
+    directories = {member for member, kind in zip(index.paths, index.kinds, strict=True) if kind == DIRECTORY}
+    _check_paths(index, path, {b"", *directories})
+    files = _check_places(index, path)
+    _check_links(index, path, files)
+    _check_compiled(index, path, {b"", *directories})
+
+
+def _check_paths(index: Index, path: Path, directories: set[bytes]) -> None:
+    """Every path leads from the prefix through folders of the archive: never up, and never through a link."""
+    wrong = [
+        member
+        for member in index.paths
+        for parent, _, last in (member.rpartition(b"/"),)
+        if parent not in directories or last in _NO_NAMES or member[:1] == b"/"
+    ]
+    if wrong or OWN_FOLDER in directories or OWN_FOLDER in index.paths:
+        raise HostileArchiveError(
+            f"{path}: member {show(wrong[0] if wrong else OWN_FOLDER)} is absolute, climbs with '..', or lies in "
+            "something that is no folder of the archive"
+        )
+    if len(set(index.paths)) < len(index.paths):
+        seen: set[bytes] = set()
+        twice = next(member for member in index.paths if member in seen or seen.add(member))  # type: ignore[func-returns-value]
+        raise HostileArchiveError(f"{path}: member {show(twice)} occurs twice")
+
+
+def _check_places(index: Index, path: Path) -> set[bytes]:
+    """Return the files; their content lies in the frames, one after another."""
+    files = [i for i, kind in enumerate(index.kinds) if kind == FILE]
+    starts = [index.offsets[i] for i in files]
+    ends = [index.offsets[i] + index.sizes[i] for i in files]
+    starts.append(sum(index.frame_raw_sizes))
+    if ends and any(start < end for start, end in zip(starts[1:], ends, strict=True)):
+        at = next(i for i, start, end in zip(files, starts[1:], ends, strict=True) if start < end)
+        raise CorruptArchiveError(f"{path}: member {show(index.paths[at])} lies outside of the frames")
+    return {index.paths[i] for i in files}
+
+
+def _check_links(index: Index, path: Path, files: set[bytes]) -> None:
+    for i, target in index.links.items():
+        member = show(index.paths[i])
+        if not target:
+            raise HostileArchiveError(f"{path}: the link {member} names nothing")
+        if index.kinds[i] == HARDLINK and target not in files:
+            raise HostileArchiveError(f"{path}: the hard link {member} names no file of the archive")
+
+
+def _check_compiled(index: Index, path: Path, directories: set[bytes]) -> None:
+    """`.pyc` files that are made while staging lie in the archive's own folders."""
+    try:
+        wanted = [(index.kinds[member], os.fsencode(pyc)) for member, pyc in index.meta["compile"]]
+        if wanted:
+            bytes.fromhex(index.meta["python"]["magic"])
+    except (IndexError, KeyError, TypeError, ValueError) as exc:
+        raise CorruptArchiveError(f"{path}: the index cannot be read: {exc!r}") from exc
+    for kind, pyc in wanted:
+        folder, _, name = pyc.rpartition(b"/")
+        absolute = pyc[:1] == b"/"
+        if (
+            kind != FILE
+            or absolute
+            or folder not in directories
+            or not name.endswith(b".pyc")
+            or b"\0" in name
+        ):
+            raise HostileArchiveError(
+                f"{path}: {show(pyc)} would be compiled outside of the archive's folders"
+            )
