@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import zstandard
 
-from envpack.checks import DIRECTORY, FILE, HARDLINK, OWN_FOLDER, SYMLINK, check_members, show
+from envpack.checks import DIRECTORY, FILE, HARDLINK, OWN_FOLDER, SYMLINK, check_members, check_meta, show
 from envpack.errors import ArchiveVersionError, CorruptArchiveError, NotAnArchiveError
 
 if TYPE_CHECKING:
@@ -292,6 +292,7 @@ def decode_index(frame: bytes, path: Path, *, file_size: int | None = None) -> I
     try:
         raw = zstandard.ZstdDecompressor().decompress(packed, max_output_size=raw_size)
         index = _parse(raw, raw_size)
+        check_meta(index.meta)
         pack_id = content_id(index)
     except (zstandard.ZstdError, struct.error, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise CorruptArchiveError(f"{path}: the index cannot be read: {exc}") from exc

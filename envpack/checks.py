@@ -6,7 +6,7 @@ All members at once rather than one by one, as a node does this for tens of thou
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from envpack.errors import CorruptArchiveError, HostileArchiveError
 
@@ -28,6 +28,19 @@ def show(path: bytes) -> str:
     """Return a member's path for a message: readable, on one line, whatever its bytes."""
     text = os.fsdecode(path)
     return text if text.isprintable() else ascii(text)
+
+
+def check_meta(meta: dict[str, Any]) -> None:
+    """Raise `ValueError` unless what every reader takes for granted is there."""
+    for key in ("kind", "name", "pack_id", "prefix"):
+        if not isinstance(meta[key], str):
+            raise ValueError(f"{key} is {meta[key]!r}")
+    if not isinstance(meta["part_bytes"], int) or meta["part_bytes"] < 1:
+        raise ValueError(f"part_bytes is {meta['part_bytes']!r}")
+    for key in ("placeholders", "warnings"):
+        values = meta[key] if key == "placeholders" else meta.get(key, [])
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise ValueError(f"{key} is {values!r}")
 
 
 def check_members(index: Index, path: Path) -> None:

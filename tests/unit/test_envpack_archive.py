@@ -26,6 +26,7 @@ from envpack.errors import (
 )
 from envpack.pack import pack
 from envpack.stage import stage
+from envpack.verify import verify
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +208,26 @@ def test_senseless_records_are_refused(records: object, tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match="make no sense"):
         stage(path, tmp_path)
     assert stages(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"name": 3},
+        {"kind": None},
+        {"prefix": []},
+        {"part_bytes": 0},
+        {"part_bytes": "x"},
+        {"placeholders": None},
+        {"placeholders": [3]},
+        {"warnings": 3},
+    ],
+)
+def test_a_senseless_index_is_refused(meta: dict[str, object], tmp_path: Path) -> None:
+    path = crafted(tmp_path, [("f", b"a", b"x")], **meta)
+    for use in (stage, verify):
+        with pytest.raises(CorruptArchiveError, match="the index cannot be read"):
+            use(path, tmp_path) if use is stage else use(path)
 
 
 @pytest.mark.parametrize(
