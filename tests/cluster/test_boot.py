@@ -302,6 +302,8 @@ def test_no_space_on_one_node(alice):
         refused(done, 1, "1 of 2 nodes could not be prepared", "node2: ", "/tmp/small", "MPIBOOT_STAGE_ROOT")
     finally:
         alice.cluster.node(2, ["umount", "/tmp/small"], user="root")
+        for node in (1, 2, 3):
+            alice.cluster.node(node, ["rm", "-rf", "/tmp/small"], user="root")
 
 
 def test_mpirun_that_is_not_there_and_one_that_does_not_match(alice, mpich_env):
