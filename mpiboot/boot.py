@@ -126,7 +126,7 @@ def source_prefix(config: Config) -> Path:
 
 
 def record(job: Job) -> None:
-    """`job.json`, the first events, and the job's secrets."""
+    """`job.json` and the first events."""
     allocation, config = job.allocation, job.config
     asked = {**asdict(config), "env_var": [item.partition("=")[0] for item in config.env_var]}
     write_atomic(
@@ -142,7 +142,20 @@ def record(job: Job) -> None:
         allocation.restart_count,
     )
     job.events.phase("stage", restart_count=allocation.restart_count, nodes=list(allocation.nodes))
-    if config.insecure:
+
+
+def prepare(job: Job, archive: Path | None) -> nodes.Answers:
+    """One agent on every node, and what each says of its node."""
+    job.orders = orders(job, archive)
+    job.agents = nodes.Agents(job.allocation, job.orders)
+    make_secrets(job)  # meanwhile: on a slow file system its imports take as long as the agents' start
+    return job.agents.answers(NODE_TIMEOUT_S)
+
+
+def make_secrets(job: Job) -> None:
+    """The job's TLS files and token."""
+    allocation = job.allocation
+    if job.config.insecure:
         logger.warning("--insecure: anyone who reaches these nodes can run code as you")
         return
     security.remove_job_secrets(job.directory.path)  # those of the same job before its requeue
@@ -150,13 +163,6 @@ def record(job: Job) -> None:
     security.make_job_secrets(
         job.directory.path, valid_for_s=max(remaining, 60.0), host_names=allocation.nodes
     )
-
-
-def prepare(job: Job, archive: Path | None) -> nodes.Answers:
-    """One agent on every node, and what each says of its node."""
-    job.orders = orders(job, archive)
-    job.agents = nodes.Agents(job.allocation, job.orders)
-    return job.agents.answers(NODE_TIMEOUT_S)
 
 
 def common_interface(job: Job, answers: nodes.Answers) -> str:

@@ -39,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--only", default="", help="names of contenders, as the table has them, with `;` between"
     )
-    parser.add_argument("--cluster", metavar="NAME", help="a minicluster that is up [one is booted, and ended]")
+    parser.add_argument(
+        "--cluster", metavar="NAME", help="a minicluster that is up [one is booted, and ended]"
+    )
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--output", type=Path, default=CACHE / "boot.json")
     options = parser.parse_args(argv)

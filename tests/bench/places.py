@@ -39,7 +39,9 @@ class Cluster:
         self.cluster = cluster
         self.shared_fs = shared_fs
         self.total_nodes = nodes
-        self.env = cluster.add_env("bench", EXTRAS, PACKAGES)
+        self.env = Path("/home/alice/bench")
+        if not self.host_path(self.env).exists():
+            cluster.add_env(self.env.name, EXTRAS, PACKAGES)
         self.folder = Path("/home/alice/run")
         self.user_dir(self.folder)
         self.write(self.folder / "probe.py", (HERE / "probe.py").read_text())
@@ -91,7 +93,12 @@ class Cluster:
         os.chown(self.host_path(path), self.cluster.uid, self.cluster.uid)
 
     def login(self, argv: Sequence[Any], timeout_s: float = 600) -> str:
-        return self.cluster.login([str(word) for word in argv], timeout_s=timeout_s).stdout
+        done = self.cluster.login([str(word) for word in argv], timeout_s=timeout_s, check=False)
+        if not done.stdout or (done.returncode and "Timeout (" not in done.stderr):
+            raise RuntimeError(f"{argv} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        if done.returncode:
+            print(f"the client's process did not end by itself:\n{done.stderr}", file=sys.stderr)
+        return done.stdout
 
     def setup(self, nodes: int, workers_per_node: int, threads: int) -> Setup:
         return Setup(
@@ -104,9 +111,8 @@ class Cluster:
             self.write(Path(path), text)
         self.host_path(self.folder / "marks").unlink(missing_ok=True)
         before = self.used()
-        out = self.login(
-            [self.env / "bin/python", self.folder / "probe.py", json.dumps(orders)], PROBE_TIMEOUT_S
-        )
+        argv = [self.env / "bin/python", self.folder / "probe.py", json.dumps(orders)]
+        out = self.login(argv, PROBE_TIMEOUT_S)
         after = self.used()
         found = {**json.loads(out.splitlines()[-1]), **read_marks(self.host_path(self.folder / "marks"))}
         sent = after[1] - before[1]

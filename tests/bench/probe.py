@@ -7,6 +7,7 @@ cluster's hosts share one clock. Everything is imported before the clock starts.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from distributed import Client
 
 POLL_S = 0.05
 TIMEOUT_S = 300.0
+EXIT_S = 10.0
 
 
 def main() -> None:
@@ -30,7 +32,10 @@ def main() -> None:
         "jobqueue": jobqueue,
         "mpiboot": mpiboot,
     }[orders["kind"]](orders)
-    print(json.dumps(found))
+    print(json.dumps(found), flush=True)
+    faulthandler.dump_traceback_later(
+        EXIT_S, exit=True
+    )  # what a client left behind must not hold up the bench
 
 
 def until(probe: Any, what: str) -> Any:
