@@ -21,12 +21,21 @@ def test_cold_stage_of_three_nodes(minicluster, transport):
         minicluster.node(node, ["sh", "-c", f"rm -rf {stages}/env-*"])
     mpiboot = str(minicluster.env / "bin/mpiboot")
     job_id = minicluster.login(
-        [mpiboot, "submit", "--nodes=3", "--workers-per-node=1", f"--transport={transport}", "--interface=ib0"],
+        [
+            mpiboot,
+            "submit",
+            "--nodes=3",
+            "--workers-per-node=1",
+            f"--transport={transport}",
+            "--interface=ib0",
+        ],
         timeout_s=120,
     ).stdout.strip()
     try:
         deadline = time.monotonic() + 120
-        while not any(e["event"] == "closed" or e.get("phase") == "launch" for e in events(minicluster, job_id)):
+        while not any(
+            e["event"] == "closed" or e.get("phase") == "launch" for e in events(minicluster, job_id)
+        ):
             assert time.monotonic() < deadline, events(minicluster, job_id)
             time.sleep(0.2)
         staged = {e["host"]: e for e in events(minicluster, job_id) if e["event"] == "staged"}
@@ -36,7 +45,9 @@ def test_cold_stage_of_three_nodes(minicluster, transport):
             assert event["size_bytes"] > event["bytes_read"] > 0
             assert event["mb_per_s"] > 0
         for node in (1, 2, 3):
-            minicluster.node(node, [str(minicluster.env / "bin/envpack"), "verify", staged["node1"]["prefix"]])
+            minicluster.node(
+                node, [str(minicluster.env / "bin/envpack"), "verify", staged["node1"]["prefix"]]
+            )
             # sbcast's copy of the archive is gone.
             found = minicluster.node(node, ["find", stages, "-name", "archive", "-type", "f"]).stdout
             assert found == ""

@@ -6,7 +6,6 @@ import pytest
 from mpiboot import signals
 from mpiboot.signals import JobStop, Walltime, catch_signals
 
-
 # The other method uses the very timer that is tested here.
 pytestmark = pytest.mark.timeout(30, method="thread")
 
