@@ -114,7 +114,8 @@ def pack(
     print_ = fingerprint(prefix)
     if output is None:
         folder = _folder(prefix, home)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # mkdir gives parents the umask's mode
+        folder.mkdir(mode=0o700, exist_ok=True)
         candidates = _newest_first(folder)
     else:
         output = Path(output)
