@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-
 from distributed.http.routing import RoutingApplication
 from tornado.routing import PathMatches, Router
 from tornado.web import Application

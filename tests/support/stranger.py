@@ -1,0 +1,189 @@
+"""What another user of the cluster can try against a job: run on one of its hosts as `python -c THIS TARGETS`.
+
+TARGETS, in JSON, is all that can be known of a job but its secrets. The answer, in JSON too, has for each try what it
+got, or null: refused.
+"""
+
+import asyncio
+import json
+import os
+import socket
+import ssl
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from distributed import Client, Security, Worker
+from distributed.comm import connect
+
+from mpiboot import security
+
+PATIENCE_S = 5.0
+HTTP_PATIENCE_S = 60.0  # Bokeh makes each page anew
+
+
+def ways(own_job):
+    """Each way in which a stranger can speak: in the clear, and encrypted with a certificate of their own."""
+    own = security.client_security_arguments(own_job)
+    yield "tcp", Security(require_encryption=False)
+    yield "tls", Security(**own)
+
+
+async def first(attempts):
+    """What the first of several attempts that gets anything has got."""
+    for outcome in await asyncio.gather(*attempts, return_exceptions=True):
+        if not isinstance(outcome, BaseException):
+            return outcome
+    return None
+
+
+async def call(address, own_job):
+    """Any answer of a scheduler, worker or nanny."""
+
+    async def attempt(protocol, how):
+        arguments = how.get_connection_args("client")
+        comm = await connect(f"{protocol}://{address}", timeout=PATIENCE_S, **arguments)
+        try:
+            await comm.write({"op": "identity", "reply": True})
+            return str((await asyncio.wait_for(comm.read(), PATIENCE_S))["id"])
+        finally:
+            comm.abort()
+
+    return await first(attempt(*way) for way in ways(own_job))
+
+
+async def submit(address, own_job):
+    """The user as whom a task of ours runs."""
+
+    async def attempt(protocol, how):
+        async def work():
+            async with Client(
+                f"{protocol}://{address}", security=how, asynchronous=True, timeout=PATIENCE_S
+            ) as client:
+                return await client.submit(os.getuid, pure=False)
+
+        return await asyncio.wait_for(work(), 3 * PATIENCE_S)
+
+    return await first(attempt(*way) for way in ways(own_job))
+
+
+async def join(address, own_job):
+    """A worker of ours that the scheduler takes: it would be sent tasks and data."""
+    trusted = security.client_security_arguments(own_job)
+    worker_files = {
+        "tls_worker_cert": str(own_job / "tls/worker.pem"),
+        "tls_worker_key": str(own_job / "tls/worker-key.pem"),
+    }
+
+    async def attempt(protocol, how):
+        if how.require_encryption:
+            how = Security(**trusted, **worker_files)
+        worker = Worker(
+            f"{protocol}://{address}",
+            security=how,
+            protocol=protocol,
+            nthreads=1,
+            dashboard=False,
+            death_timeout=PATIENCE_S,
+            local_directory=str(own_job),
+        )
+        try:
+            await asyncio.wait_for(worker, 2 * PATIENCE_S)
+            return worker.address
+        finally:
+            await worker.close(timeout=1)
+
+    return await first(attempt(*way) for way in ways(own_job))
+
+
+async def ask(host, port, path):
+    """The status of an HTTP route, or "refused" in the guard's own words."""
+    upgrade = (
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+        if path.endswith("/ws") or path == "/eventstream"
+        else "Connection: close\r\n"
+    )
+    reader, writer = await asyncio.open_connection(host, port)
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\n{upgrade}\r\n".encode())
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        status = head.split()[1]
+        body = await reader.read(100) if status == "403" else b""
+        return "refused" if b"asks for its" in body else status
+    finally:
+        writer.close()
+
+
+async def browse(server):
+    """The routes that do not refuse: path -> status."""
+    turns = asyncio.Semaphore(8)
+
+    async def status(path):
+        async with turns:
+            return path, await asyncio.wait_for(ask(server["host"], server["port"], path), HTTP_PATIENCE_S)
+
+    answers = await asyncio.gather(*(status(path) for path in server["paths"]))
+    return {path: answer for path, answer in answers if answer != "refused"} or None
+
+
+def read(path):
+    """The first bytes of a file, or the names in a folder."""
+    try:
+        return (
+            [entry.name for entry in Path(path).iterdir()]
+            if Path(path).is_dir()
+            else Path(path).read_bytes()[:40].hex()
+        )
+    except OSError:
+        return None
+
+
+def demand(host, port):
+    """What a listening socket wants of whoever connects: "certificate", "token", or "" (it says nothing)."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with (
+            socket.create_connection((host, port), PATIENCE_S) as plain,
+            context.wrap_socket(plain) as stream,
+        ):
+            stream.recv(1)  # having sent nothing: a reset would take the alert with it
+    except ssl.SSLError as error:
+        if error.reason == "TLSV13_ALERT_CERTIFICATE_REQUIRED":
+            return "certificate"
+    except OSError:
+        pass
+    try:
+        with socket.create_connection((host, port), PATIENCE_S) as plain:
+            plain.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            return "token" if plain.recv(100).startswith(b"HTTP/1.1 403 ") else ""
+    except OSError:
+        return ""
+
+
+async def attack(targets):
+    with tempfile.TemporaryDirectory() as folder:
+        own_job = Path(folder, "own")
+        own_job.mkdir(mode=0o700)
+        security.make_job_secrets(own_job, valid_for_s=600)
+        got = {"a task runs": await submit(targets["scheduler"], own_job)}
+        got["a worker joins"] = await join(targets["scheduler"], own_job)
+        for name in ("scheduler", "worker", "nanny"):
+            for i, address in enumerate(targets["addresses"].get(name, [])):
+                got[f"{name} {i} answers"] = await call(address, own_job)
+    for i, server in enumerate(targets["http"]):
+        got[f"http {i}, of a {server['name']}"] = await browse(server)
+    for path in targets["files"]:
+        got[f"reads {path}"] = read(path)
+    return got
+
+
+if __name__ == "__main__":
+    orders = json.loads(sys.argv[1])
+    if "sockets" in orders:
+        with ThreadPoolExecutor(32) as pool:
+            print(json.dumps(list(pool.map(demand, *zip(*orders["sockets"], strict=True)))))
+    else:
+        print(json.dumps(asyncio.run(attack(orders))))
