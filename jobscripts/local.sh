@@ -22,4 +22,4 @@ if [ ! -x "$prefix/bin/python" ]; then
         "Give this script --env PREFIX." >&2
     exit 2
 fi
-exec "$prefix/bin/python" -m mpiboot boot --batch-system local "$@"
+exec "$prefix/bin/python" -I -m mpiboot boot --batch-system local "$@"

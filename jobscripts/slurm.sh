@@ -12,6 +12,7 @@
 #SBATCH --no-requeue
 #SBATCH --no-kill
 
+trap '' USR1 # boot acts on it; until it can, the walltime's signal must not end this script
 eval "${MPIBOOT_SETUP-}" # the site's `setup` lines, such as `module load openmpi`
 
 prefix=${VIRTUAL_ENV:-$CONDA_PREFIX}
@@ -28,4 +29,5 @@ if [ ! -x "$prefix/bin/python" ]; then
         "Give this script --env PREFIX, a folder that all nodes see." >&2
     exit 2
 fi
-exec "$prefix/bin/python" -m mpiboot boot "$@"
+# -I: a secrets.py in the folder of the submit must not stand in for Python's own.
+exec "$prefix/bin/python" -I -m mpiboot boot "$@"

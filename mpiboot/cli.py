@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MpibootError as error:
         say(f"mpiboot: {error}")
         return error.exit_status
-    except EnvpackError as error:
+    except (EnvpackError, OSError) as error:
         say(f"mpiboot: {error}")
         return 1
     except click.ClickException as error:
@@ -190,7 +190,7 @@ def dashboard(job: str | None, open_it: bool) -> None:
     if open_it:
         import webbrowser
 
-        webbrowser.open(link)
+        webbrowser.open(show.redirect_page(found, link).as_uri())
 
 
 @command_line.command("list", cls=Lines, epilog="mpiboot list --json")

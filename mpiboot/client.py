@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -333,7 +334,7 @@ def count_workers(client: Client) -> int | None:
     """Workers that the scheduler has; None when it does not answer."""
     try:
         return len(client.sync(client.scheduler.identity, callback_timeout=ATTEMPT_S)["workers"])
-    except (OSError, TimeoutError, RuntimeError):
+    except (OSError, TimeoutError, asyncio.TimeoutError, RuntimeError):  # two kinds, until Python 3.11
         return None
 
 

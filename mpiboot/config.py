@@ -178,7 +178,11 @@ def environment_layer(environ: Mapping[str, str]) -> dict[str, str]:
     }
     if "MPIBOOT_STAGE_ROOT" in environ:
         layer["stage_root"] = environ["MPIBOOT_STAGE_ROOT"]
-    return {name: value for name, value in layer.items() if name in OPTIONS and name not in COMMAND_LINE_ONLY}
+    return {
+        name: value
+        for name, value in layer.items()
+        if name in OPTIONS and name not in COMMAND_LINE_ONLY | REPEATABLE
+    }
 
 
 def home(environ: Mapping[str, str], override: str | None = None) -> Path:

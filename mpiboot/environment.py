@@ -43,8 +43,12 @@ PATH_LISTS = ("LD_LIBRARY_PATH", "LIBRARY_PATH", "CPATH", "PKG_CONFIG_PATH", "MA
 def of_another_job(name: str) -> bool:
     """Whether a variable belongs to the job that a submit may run in, and must not reach the one submitted.
 
-    SLURM_CONF tells where Slurm is; it stays.
+    SLURM_CONF tells where Slurm is; it stays. So do the two that a user of mpiboot sets.
     """
+    if name.startswith(("MPIBOOT_", "DASK_SCHEDULER_ADDRESS", "DASK_DISTRIBUTED__COMM__TLS__")):
+        return name not in ("MPIBOOT_HOME", "MPIBOOT_STAGE_ROOT")
+    if name.startswith("DASK_DISTRIBUTED__") and name.endswith("__PRELOAD"):
+        return True
     return name != "SLURM_CONF" and name.startswith(("SLURM_", "PMI", "OMPI_", "PRTE_", "HYDRA_", "HYDI_"))
 
 
@@ -64,6 +68,8 @@ def active_prefix(environ: Mapping[str, str], running: str, base: str) -> Path:
     EnvironmentUnfitError
         Neither is there.
     """
+    if environ.get("MPIBOOT_STAGED_PREFIX") == running:  # inside a job: its copy is on its nodes alone
+        return Path(environ["MPIBOOT_SOURCE_PREFIX"])
     if running != base or is_conda(Path(running)):
         return Path(running)
     if active := environ.get("VIRTUAL_ENV") or environ.get("CONDA_PREFIX"):

@@ -11,7 +11,7 @@ from mpiboot.errors import UsageError
 
 # linux/sockios.h, linux/if.h, linux/if_arp.h. Asked by ioctl, since /sys may show another network namespace.
 _SIOCGIFFLAGS, _SIOCGIFADDR, _SIOCGIFHWADDR = 0x8913, 0x8915, 0x8927
-_IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
+_IFF_UP, _IFF_LOOPBACK, _IFF_RUNNING = 0x1, 0x8, 0x40
 INFINIBAND = 32
 
 
@@ -36,7 +36,7 @@ def interfaces() -> dict[str, Interface]:
                 kind = struct.unpack("H", fcntl.ioctl(probe, _SIOCGIFHWADDR, request)[16:18])[0]
             except OSError:
                 continue  # no IPv4 address
-            if flags & _IFF_UP:
+            if flags & _IFF_UP and flags & _IFF_RUNNING:  # a port without a cable is up too
                 found[name] = Interface(
                     address=address, kind=kind, loopback=bool(flags & _IFF_LOOPBACK), speed_mbits=_speed(name)
                 )

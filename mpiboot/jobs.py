@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 # What sbatch passes on to boot in variables of its own.
-FROM_BATCH_SYSTEM = ("batch_system", "workers_per_node", "cpus_per_worker", "mem", "time", "warn_before")
+FROM_BATCH_SYSTEM = ("batch_system", "workers_per_node", "cpus_per_worker", "mem", "time")
 
 
 class Job:
@@ -213,6 +213,8 @@ def submit(**options: Any) -> Job:
 def load_config(options: Mapping[str, Any]) -> Config:
     """Options before environment before file before default."""
     command = options.get("command") or ()
+    if isinstance(command, str):
+        raise UsageError(f"command={command!r}: write it as a list, such as ['python', 'analysis.py']")
     given = {name: value for name, value in options.items() if name != "command"}
     merged = configuration.merge(
         site_layer(), configuration.environment_layer(os.environ), given, command=tuple(map(str, command))
@@ -335,7 +337,12 @@ def submit_command(config: Config, batch: BatchSystem, script: Path) -> list[str
 
 def submit_environment(environ: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, str]:
     """This process's environment, less what belongs to a job that it may itself run in."""
-    kept = {name: value for name, value in environ.items() if not environment.of_another_job(name)}
+    kept = {
+        name: value
+        for name, value in environ.items()
+        # What mpiboot itself reads has been merged into boot's arguments already.
+        if not environment.of_another_job(name) and not name.startswith("DASK_MPIBOOT__")
+    }
     return {**kept, **variables}
 
 

@@ -233,6 +233,8 @@ def start_command(job: Job) -> "subprocess.Popen[bytes] | None":
         **orders["set"],
         "DASK_SCHEDULER_ADDRESS": job.cluster.scheduler["address"],
         "MPIBOOT_SCHEDULER_FILE": str(job.directory.scheduler_file),
+        "MPIBOOT_STAGED_PREFIX": str(job.staged or job.prefix),
+        "MPIBOOT_SOURCE_PREFIX": str(job.prefix),
     }
     try:
         return subprocess.Popen(job.config.command, env=variables, stdin=subprocess.DEVNULL)

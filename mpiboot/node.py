@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mpiboot.adopt import Ranks
+from mpiboot.errors import StageError
 from mpiboot.interfaces import interfaces
 from mpiboot.rendezvous import JobDirectory
 from mpiboot.security import check_trusted
@@ -134,7 +135,11 @@ def make_job_folder(root: Path, job_key: str) -> Path:
         sweep(root)
         folder = job_folder(root, job_key)
         folder.mkdir(mode=0o700, exist_ok=True)
-        lock(folder / LOCK_NAME, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if lock(folder / LOCK_NAME, fcntl.LOCK_EX | fcntl.LOCK_NB) is None:
+            raise StageError(
+                f"another node of this job uses {folder} too: the staging root {root} is on a shared file system. "
+                "Set MPIBOOT_STAGE_ROOT to a folder that is local to each node"
+            )
     finally:
         os.close(one_at_a_time)
     return folder
@@ -303,8 +308,9 @@ def answer(orders: Mapping[str, Any], act: Callable[[], dict[str, Any]]) -> bool
     try:
         said = act()
     except Exception as error:
-        said = {"error": str(error) or type(error).__name__}
-    print(json.dumps({"node": node_name(orders), **said}), flush=True)
+        # srun passes lines of up to 1024 bytes on whole; longer ones of several nodes may mix.
+        said = {"error": (str(error) or type(error).__name__)[:600]}
+    print(json.dumps({"node": node_name(orders), **said}, separators=(",", ":")), flush=True)
     return "error" not in said
 
 

@@ -24,7 +24,7 @@ Answers = dict[str, dict[str, Any]]
 
 def command(allocation: Allocation, python: str, orders: Mapping[str, Any]) -> list[str]:
     """The command that runs one `mpiboot.node` per node."""
-    mine = [python, "-m", "mpiboot.node", json.dumps(orders)]
+    mine = [python, "-I", "-m", "mpiboot.node", json.dumps(orders)]
     if allocation.batch_system == "local":
         return mine
     count = str(len(allocation.nodes))
@@ -140,7 +140,8 @@ def fail(nodes: tuple[str, ...], found: Answers, complaints: str) -> Answers:
     silent = [node for node in nodes if node not in found] if complaints or not failures else []
     if silent:
         failures.append(f"  {', '.join(silent)}: no answer. {complaints}")
-    raise StageError(f"{len(failures)} of {len(nodes)} nodes could not be prepared:\n" + "\n".join(failures))
+    count = len(silent) + sum("error" in answer for answer in found.values())
+    raise StageError(f"{count} of {len(nodes)} nodes could not be prepared:\n" + "\n".join(failures))
 
 
 def parse_answers(output: bytes) -> Answers:

@@ -5,6 +5,7 @@ Boot alone writes; what others read is JSON, bounded, and trusted only if it is 
 
 import contextlib
 import json
+import logging
 import os
 import secrets
 import tempfile
@@ -16,6 +17,8 @@ from typing import Any
 
 from mpiboot.errors import RendezvousError
 from mpiboot.security import check_trusted, open_trusted, remove_job_secrets
+
+logger = logging.getLogger(__name__)
 
 ENDPOINT_VERSION = 1
 MAX_ENDPOINT_BYTES = 1024**2
@@ -63,6 +66,7 @@ class JobDirectory:
         self.ranks_log = path / "ranks.log"
         self.rank_environment = path / "rank-environment.json"
         self.host_file = path / "hosts"
+        self.dashboard_page = path / "dashboard.html"
 
     @classmethod
     def create(cls, home: Path, key: str) -> "JobDirectory":
@@ -86,7 +90,14 @@ class JobDirectory:
 
     def clear(self) -> None:
         """Remove what opens anything, and what leads to it. Boot and the agents of several nodes may all try."""
-        for name in (self.endpoint, self.scheduler_file, self.rank_environment, self.host_file):
+        leads = (
+            self.endpoint,
+            self.scheduler_file,
+            self.rank_environment,
+            self.host_file,
+            self.dashboard_page,
+        )
+        for name in leads:
             name.unlink(missing_ok=True)
         remove_job_secrets(self.path)
 
@@ -201,9 +212,11 @@ class EventLog:
         self._file.close()
 
     def write(self, event: str, **details: Any) -> None:
-        self._file.write(
-            json.dumps({"time": details.pop("time", time.time()), "event": event, **details}) + "\n"
-        )
+        line = json.dumps({"time": details.pop("time", time.time()), "event": event, **details}) + "\n"
+        try:
+            self._file.write(line)
+        except OSError as error:  # a full quota must not end a healthy cluster
+            logger.warning("%s could not be written: %s", event, error)
 
     def phase(self, name: str, **details: Any) -> None:
         self.write("phase", phase=name, **details)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import getpass
+import html
+import os
 import socket
 import time
 import urllib.parse
 from collections.abc import Sequence
+from pathlib import Path
 
 from mpiboot import security, timeline
 from mpiboot.batch import JobState
@@ -87,6 +90,15 @@ def table(live: Sequence[tuple[Job, JobState]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = ["  ".join([*(f"{row[i]:<{widths[i]}}" for i in range(4)), row[4]]).rstrip() for row in rows]
     return "\n".join(line if len(line) <= COLUMNS else line[: COLUMNS - 1] + "…" for line in lines)
+
+
+def redirect_page(job: Job, link: str) -> Path:
+    """A page of the user's own that leads to the dashboard: a link with its token on a command line is for all to see."""
+    page = job.directory.dashboard_page
+    page.unlink(missing_ok=True)
+    with os.fdopen(os.open(page, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(f'<meta http-equiv="refresh" content="0; url={html.escape(link)}">')
+    return page
 
 
 def status(job: Job, state: JobState) -> str:

@@ -54,7 +54,7 @@ class Walltime:
     """
 
     def __init__(self, warn_before_s: float, end_time: float | None) -> None:
-        self.warn_before_s = warn_before_s
+        self.warn_before_s = max(warn_before_s, CLOSE_BEFORE_END_S)
         self.nears = False
         signal.signal(signal.SIGUSR1, self._signalled)
         signal.signal(signal.SIGALRM, self._rang)

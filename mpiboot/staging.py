@@ -107,7 +107,7 @@ def mpi(job: Job, archive: Path, interface: str) -> nodes.Answers:
     """One rank per node, from the environment on the shared file system: the staged one is not there yet."""
     place = Placement(job.allocation.nodes, (1,) * len(job.allocation.nodes))
     orders = {**job.orders, "archive": str(archive)}
-    rank = [str(job.prefix / "bin/python"), "-m", "mpiboot.broadcast", json.dumps(orders)]
+    rank = [str(job.prefix / "bin/python"), "-I", "-m", "mpiboot.broadcast", json.dumps(orders)]
     variables = {
         **os.environ,
         JOB_KEY_VARIABLE: job.allocation.job_key,
@@ -142,7 +142,7 @@ def archive_of(job: Job) -> Path:
         return Path(job.config.archive)
     logger.info("packing %s (submit does so beforehand)", job.prefix)
     pack = subprocess.run(
-        [str(job.prefix / "bin/python"), "-m", "envpack", "pack", "--prefix", str(job.prefix)],
+        [str(job.prefix / "bin/python"), "-I", "-m", "envpack", "pack", "--prefix", str(job.prefix)],
         env={**os.environ, "MPIBOOT_HOME": str(job.directory.path.parent.parent)},
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -98,7 +98,8 @@ def worker_exit(job: Job, message: dict[str, Any]) -> None:
     elif message["memory"] == "cgroup":
         how = "for its memory: the kernel ended it, over the job's memory limit"
     host = job.node_of_ip.get(message.pop("ip"), "?")
-    rank = int(message.pop("name").rpartition("-")[2] or -1)
+    number = message.pop("name").rpartition("-")[2]
+    rank = int(number) if number.isdigit() else None
     job.events.write(**message, host=host, rank=rank, how=how, done="its nanny starts another")
     logger.warning("the worker of rank %s on %s ended %s; its nanny starts another", rank, host, how)
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any
 
 from distributed import Nanny
@@ -32,7 +33,13 @@ def reporting(nanny: Nanny, on_exit: Callable[[int], None]) -> Callable[[int], N
             over_limit = (
                 pid is not None and getattr(nanny.memory_manager, "_last_terminated_pid", None) == pid
             )
-            memory = "limit" if over_limit else "cgroup" if kills > kills_before else None
+            memory = (
+                "limit"
+                if over_limit
+                else "cgroup"
+                if kills > kills_before and exit_status == -SIGKILL
+                else None
+            )
             kills_before = kills
             nanny.log_event(WORKER_EXIT_TOPIC, describe(nanny, exit_status, memory))
         on_exit(exit_status)
@@ -50,11 +57,6 @@ def describe(nanny: Nanny, exit_status: int, memory: str | None) -> dict[str, An
         "memory": memory,
         "limit_bytes": nanny.memory_manager.memory_limit,
     }
-
-
-def ended_for_memory(nanny: Nanny) -> int:
-    """Pid of the last worker that the nanny itself ended, over `distributed.worker.memory.terminate`; -1: none."""
-    return getattr(nanny.memory_manager, "_last_terminated_pid", -1)
 
 
 def cgroup_kills() -> int:

@@ -1,6 +1,7 @@
 """Inside the scheduler: tells boot who comes and goes, and closes when boot says so, dies, or nobody needs it."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -55,12 +56,14 @@ class Reporter(SchedulerPlugin):  # type: ignore[misc]
             self.writer.write(json.dumps({"event": event, "time": time.time(), **details}).encode() + b"\n")
 
     async def listen(self, reader: asyncio.StreamReader) -> None:
-        async for line in reader:
-            order = json.loads(line)
-            if order["command"] == "close":
-                await self.close_scheduler(order["reason"])
-            elif order["command"] == "announce":
-                self.scheduler.log_event(EVENT_TOPIC, order["message"])
+        # A boot that was killed with words unread resets the connection instead of ending it.
+        with contextlib.suppress(ConnectionError):
+            async for line in reader:
+                order = json.loads(line)
+                if order["command"] == "close":
+                    await self.close_scheduler(order["reason"])
+                elif order["command"] == "announce":
+                    self.scheduler.log_event(EVENT_TOPIC, order["message"])
         # Boot is gone: nobody would record how this ended, renew a deadline or clean up.
         await self.close_scheduler("boot-died")
 

@@ -127,3 +127,11 @@ def test_active_prefix():
 def test_what_a_login_would_have_set():
     assert environment.login_variables({"HOME": "/h", "USER": "u", "LOGNAME": "u", "PATH": "/bin"}) == {}
     assert set(environment.login_variables({"HOME": ""})) == {"HOME", "USER", "LOGNAME", "PATH"}
+
+
+def test_a_job_submitted_from_a_job_of_ours_is_its_own():
+    names = ("MPIBOOT_JOB_KEY", "MPIBOOT_HOME", "DASK_SCHEDULER_ADDRESS", "DASK_DISTRIBUTED__NANNY__PRELOAD")
+    assert [name for name in names if not environment.of_another_job(name)] == ["MPIBOOT_HOME"]
+    inside = {"MPIBOOT_STAGED_PREFIX": "/tmp/s", "MPIBOOT_SOURCE_PREFIX": "/home/e"}
+    assert environment.active_prefix(inside, "/tmp/s", "/usr") == Path("/home/e")
+    assert environment.active_prefix(inside, "/home/other", "/usr") == Path("/home/other")

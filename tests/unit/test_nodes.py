@@ -9,7 +9,7 @@ def test_one_agent_per_node_with_all_its_cpus():
         *("srun", "--overlap", "--mem=0", "--export=ALL"),
         *("--nodes", "2", "--ntasks", "2", "--ntasks-per-node", "1", "--cpus-per-task", "8"),
         *("--cpu-bind=none", "--kill-on-bad-exit=0", "--wait=0", "--no-kill"),
-        *("/e/bin/python", "-m", "mpiboot.node", '{"root": "/tmp"}'),
+        *("/e/bin/python", "-I", "-m", "mpiboot.node", '{"root": "/tmp"}'),
     ]
 
 
