@@ -263,9 +263,9 @@ def decoded(
     """Return a frame's content, checked, in `buffer`."""
     size = index.frame_raw_sizes[frame]
     data = memoryview(buffer)[:size]
-    if frame_check(packed) != index.frame_checks[frame]:
-        raise corrupt(index, frame, packed)
     try:
+        if frame_check(packed) != index.frame_checks[frame] or zstandard.frame_content_size(packed) != size:
+            raise corrupt(index, frame, packed)
         # Into a buffer that has room for all of it, zstd decodes in one go.
         done = zstandard.ZstdDecompressor().stream_reader(packed).readinto(data) if size else 0
     except zstandard.ZstdError as exc:

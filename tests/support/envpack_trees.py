@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 import stat
-import subprocess
 import sys
 import venv
 from pathlib import Path
@@ -41,7 +41,7 @@ def make_venv(prefix: Path) -> Path:
     script.chmod(0o755)
     (prefix / SITE / "demo.pth").write_text(f"{prefix}/share\n")
     (prefix / "share").mkdir()
-    subprocess.run([prefix / "bin" / "python", "-m", "compileall", "-q", package], check=True)
+    compileall.compile_dir(package, quiet=1)
     return prefix
 
 

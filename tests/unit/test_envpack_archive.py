@@ -264,6 +264,19 @@ def test_a_prefix_longer_than_the_placeholder(tmp_path: Path) -> None:
     assert stages(tmp_path) == []
 
 
+@pytest.mark.parametrize("more", [-1, 1, 100_000])
+def test_a_frame_of_another_size_than_the_index_says(
+    more: int, packed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    index = read_index(packed[1])
+    index.frame_raw_sizes[-1] += more
+    path = rewritten(packed[1], index, tmp_path)
+    for use in (lambda: stage(path, tmp_path), lambda: verify(path)):
+        with pytest.raises(CorruptArchiveError):
+            use()
+    assert stages(tmp_path) == []
+
+
 def test_an_index_that_contradicts_itself(packed: tuple[Path, Path], tmp_path: Path) -> None:
     index = read_index(packed[1])
     other = copy.copy(index.meta)

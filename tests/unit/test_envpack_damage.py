@@ -96,11 +96,21 @@ def test_one_with_something_after_it(good: bytes, tmp_path: Path) -> None:
 
 
 def test_frames_in_another_order(good: bytes, tmp_path: Path) -> None:
+    """Also where each is whole, and as large as the other: zstd alone would not notice."""
     index = read_index(write(good, tmp_path))
     starts = index.frame_starts()
     pieces = [good[start : start + size] for start, size in zip(starts, index.frame_sizes, strict=False)]
-    pieces[1], pieces[2] = pieces[2], pieces[1]
+    sizes = [*zip(index.frame_sizes, index.frame_raw_sizes, strict=True)]
+    first, second = [n for n, size in enumerate(sizes) if sizes.count(size) > 1][:2]
+    pieces[first], pieces[second] = pieces[second], pieces[first]
     assert isinstance(refused(b"".join(pieces) + good[starts[-1] :], tmp_path), CorruptArchiveError)
+
+
+def test_a_bit_that_zstd_does_not_use(good: bytes, tmp_path: Path) -> None:
+    """RFC 8878, section 3.1.1.1.1.3: decoders ignore it."""
+    data = bytearray(good)
+    data[4] ^= 1 << 4
+    assert isinstance(refused(bytes(data), tmp_path), CorruptArchiveError)
 
 
 def test_a_version_to_come(good: bytes, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from envpack_trees import ODD_NAMES, SITE, make_venv, staged_tree, tree
 
 import envpack.pack
 import envpack.venv
-from envpack.archive import FILE, read_index
+from envpack.archive import DIRECTORY, FILE, read_index
 from envpack.errors import BrokenEnvironmentError, NotAnEnvironmentError
 from envpack.members import Member, header_bytes, tar_header
 from envpack.pack import pack, packed, safe_name
@@ -190,12 +190,13 @@ def test_a_killed_pack_leaves_nothing_for_long(prefix: Path, tmp_path: Path) -> 
     assert (listed(tmp_path / "out")) == ["env.tar.zst", "other.tar.zst"]
 
 
-def test_a_file_that_changes_meanwhile(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("text", ["less", "same size", "more than before"])
+def test_a_file_that_changes_meanwhile(text: str, prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     collect = envpack.venv.collect
 
     def late(prefix: Path) -> object:
         found = collect(prefix)
-        (prefix / "share" / "log").write_text("more")
+        (prefix / "share" / "log").write_text(text)
         return found
 
     (prefix / "share" / "log").write_text("some text")
@@ -265,7 +266,12 @@ def test_read_only_prefixes(prefix: Path, tmp_path: Path) -> None:
     for folder in (prefix / "share", prefix / SITE / "demo", prefix):
         folder.chmod(0o555)
     try:
-        staged = stage(pack(prefix).path, tmp_path).prefix
+        result = pack(prefix)
+        index = read_index(result.path)
+        # Else neither a stager nor tar could put files there.
+        modes = [mode for mode, kind in zip(index.modes, index.kinds, strict=True) if kind == DIRECTORY]
+        assert modes and all(mode & 0o700 == 0o700 for mode in modes)
+        staged = stage(result.path, tmp_path).prefix
         assert os.access(staged / "share", os.W_OK)
         assert (staged / SITE / "demo" / "data" / "read-only").stat().st_mode & 0o777 == 0o444
     finally:
@@ -303,7 +309,9 @@ def bytecode(prefix: Path) -> dict[str, bytes]:
 def imports_write_nothing(prefix: Path) -> bool:
     """Tell whether the bytecode of the demo package is as Python wants it."""
     before = bytecode(prefix)
-    subprocess.run([prefix / "bin" / "python", "-c", "import demo.config, demo"], check=True)
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    code = "import demo.config, demo"
+    subprocess.run([prefix / "bin" / "python", "-c", code], check=True, env=variables)
     return len(before) == 2 and bytecode(prefix) == before
 
 

@@ -430,7 +430,7 @@ def test_a_restrictive_umask_changes_no_mode(prefix: Path, archive: Path, tmp_pa
 def test_a_shared_lock_is_inherited(archive: Path, tmp_path: Path) -> None:
     prefix = stage(archive, tmp_path).prefix
     fd = lock_shared(prefix)
-    child = subprocess.Popen(["sleep", "60"], pass_fds=[fd])
+    child = subprocess.Popen(["sleep", "60"], close_fds=False)
     os.close(fd)
 
     def can_be_locked() -> bool:
