@@ -105,7 +105,9 @@ def job_options_of(*names: str) -> Callable[[Callable[..., Any]], Callable[..., 
 @command_line.command(cls=Lines, epilog="mpiboot submit --nodes 2 --workers-per-node 4 --interface ib0")
 @job_options
 @click.option("--dry-run", is_flag=True, help="print the command that would submit, and do nothing")
-@click.option("--wait", is_flag=True, help="wait until the workers are there; Ctrl-C leaves the job alone")
+@click.option(
+    "--wait", is_flag=True, help="wait for the workers, with COMMAND for its end; Ctrl-C leaves the job alone"
+)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND ARG...]")
 def submit(dry_run: bool, wait: bool, command: tuple[str, ...], **options: Any) -> int:
     """Submit one job that becomes one Dask cluster; prints its id.

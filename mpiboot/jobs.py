@@ -405,14 +405,21 @@ def find_job(wanted: str | Job | None = None) -> Job:
         return by_name[0]
     systems = batch_systems()
     if wanted.isdigit() and "slurm" in systems:
-        return Job(wanted, systems["slurm"])
+        return _known(Job(wanted, systems["slurm"]))
     try:
         parse_job_id(wanted)
     except BatchError as error:
         raise BatchError(
             f"{wanted!r} is neither a job id nor the name of a live job. Live ones: mpiboot list"
         ) from error
-    return Job(wanted.removeprefix("local-"), systems["local"])
+    return _known(Job(wanted.removeprefix("local-"), systems["local"]))
+
+
+def _known(job: Job) -> Job:
+    """The job, unless nobody has ever heard of it: a mistyped id must not look like one that has ended."""
+    if not job.directory.path.exists() and job.ask().state == "UNKNOWN":
+        raise BatchError(f"no job {job.job_id} is known here. Live ones: mpiboot list")
+    return job
 
 
 def live_jobs() -> list[tuple[Job, JobState]]:
