@@ -1,4 +1,5 @@
 import pytest
+from click.testing import CliRunner
 
 from mpiboot import cli
 from mpiboot.errors import DeadlineError, JobEndedError
@@ -64,3 +65,9 @@ def test_the_job_script_is_printed(capsys):
         "",
         "mpiboot: no job script for 'lsf'; there are slurm and local\n",
     )
+
+
+def test_insecure_is_said_in_red(monkeypatch):
+    monkeypatch.setattr("mpiboot.jobs.live_jobs", lambda: [])
+    shown = CliRunner().invoke(cli.command_line, ["connect", "--insecure"], color=True).output
+    assert shown == "\x1b[31m--insecure: anyone who reaches the job's nodes can run code as you\x1b[0m\n"
