@@ -130,13 +130,16 @@ def _pack(arguments: argparse.Namespace) -> int:
 def _stage(arguments: argparse.Namespace) -> int:
     from envpack.stage import stage
 
-    # All modes are given in full: this process makes nothing else.
-    os.umask(0)
-    with _Bar("staging") as bar:
-        result = stage(
-            arguments.archive, arguments.root, jobs=arguments.jobs, expected_pack_id=arguments.expect,
-            progress=bar.progress, transport=arguments.transport,
-        )  # fmt: skip
+    # All modes are given in full, so none need be put right file by file.
+    umask = os.umask(0)
+    try:
+        with _Bar("staging") as bar:
+            result = stage(
+                arguments.archive, arguments.root, jobs=arguments.jobs, expected_pack_id=arguments.expect,
+                progress=bar.progress, transport=arguments.transport,
+            )  # fmt: skip
+    finally:
+        os.umask(umask)
     print(result.to_json() if arguments.json else result.prefix)
     return 0
 

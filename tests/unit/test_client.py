@@ -76,7 +76,7 @@ def job(batch, tmp_path):
 
 @pytest.fixture(scope="module")
 def cluster():
-    with LocalCluster(n_workers=1, processes=False, protocol="tcp", dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=1, processes=False, protocol="tcp", dashboard_address=":0") as cluster:
         yield cluster
 
 

@@ -137,6 +137,7 @@ def test_a_dry_run_hands_values_on_in_front_of_the_command(monkeypatch, tmp_path
     monkeypatch.setattr(jobs, "choose", lambda name: Slurm())
     monkeypatch.setenv("MPIBOOT_HOME", str(tmp_path / "a b"))
     monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.delenv("MPIBOOT_REQUIRE_CLUSTER", raising=False)
     config = configuration.merge(
         {"env": "/e", "env_var": ["A=b 'c'", "PATH"], "no_stage": True}, command=["x", "y z"]
     )
