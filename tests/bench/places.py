@@ -94,7 +94,7 @@ class Cluster:
 
     def login(self, argv: Sequence[Any], timeout_s: float = 600) -> str:
         done = self.cluster.login([str(word) for word in argv], timeout_s=timeout_s, check=False)
-        if not done.stdout or (done.returncode and "Timeout (" not in done.stderr):
+        if done.returncode and "Timeout (" not in done.stderr:
             raise RuntimeError(f"{argv} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
         if done.returncode:
             print(f"the client's process did not end by itself:\n{done.stderr}", file=sys.stderr)
