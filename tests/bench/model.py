@@ -4,7 +4,7 @@
 
 Seconds until all workers are connected, after the batch system has started the job:
 
-    agents     srun's own start, and one small Python on every node from the shared file system
+    agents     boot's Python, srun's start, and one small Python on every node from the shared file system
     stage      direct: the slowest of a node's unpacking, the file server's bandwidth shared by all, and a node's link
                sbcast: the first node sends to at most FANOUT others, block by block down a tree; unpacking comes after
                mpi: mpirun's start, with mpi4py from the shared file system; then the slowest of unpacking, one reader
@@ -46,7 +46,8 @@ class Parts:
 
     archive_bytes: float = 250e6
     unpack_s: float = 1.5  # a node's stager, its bytes at hand
-    agent_requests: float = 1500  # of one node's agent and of its part of boot
+    boot_requests: float = 2000  # of boot's own start, on the first node alone
+    agent_requests: float = 950  # of one node's agent, as counted on sshfs
     mpi_requests: float = 1500  # of one node's mpirun daemon and mpi4py
     import_requests: float = 40_000  # of one node's workers, unstaged
     srun_s: float = 0.3
@@ -69,7 +70,7 @@ def start_s(nodes: int, transport: str, parts: Parts) -> dict[str, float]:
     server_s = nodes * p.archive_bytes / p.fs_bytes_per_s
     alone_s = p.archive_bytes / min(p.link_bytes_per_s, p.fs_bytes_per_s)
     found = {
-        "agents": p.srun_s + nodes * p.agent_requests / p.fs_requests_per_s,
+        "agents": p.srun_s + (p.boot_requests + nodes * p.agent_requests) / p.fs_requests_per_s,
         "stage": 0.0,
         "launch": mpirun_s,
         "import": p.import_s,
@@ -104,11 +105,13 @@ def measured(boot: Sequence[dict[str, Any]], scale: Sequence[dict[str, Any]], pa
         nodes = next((place["nodes"] for place in boot if place["shared_fs"] == "sshfs"), 1)
         return total / nodes if total else None
 
+    warm, nodes = per_node("mpiboot, warm"), next((p["nodes"] for p in boot if p["shared_fs"] == "sshfs"), 1)
+    started = max(0.0, warm - parts.agent_requests) * nodes if warm else None
     sizes = [stage["archive_bytes"] for place in boot for stage in place.get("stages", [])]
     found = {
         "archive_bytes": median(sizes),
         "unpack_s": median(runs("bind", "mpiboot, cold", "stager_s")),
-        "agent_requests": per_node("mpiboot, warm"),
+        "boot_requests": started,
         "import_requests": per_node("unstaged"),
         "import_s": median(runs("bind", "limit, nannies", "phase_workers_s")),
         "workers_per_s": median([one["count"] / one["connected_s"] for one in scale]),

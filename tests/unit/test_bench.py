@@ -94,6 +94,7 @@ def parts(model):
         model.Parts(),
         archive_bytes=1e9,
         unpack_s=2.0,
+        boot_requests=1000,
         agent_requests=100,
         import_requests=1000,
         srun_s=1.0,
@@ -112,8 +113,8 @@ def parts(model):
     ("transport", "nodes", "expected"),
     [
         # One server sends eight archives, one after another.
-        ("direct", 8, {"agents": 1.8, "stage": 8.0, "launch": 2.5, "import": 3.0, "connect": 0.8}),
-        ("direct", 1, {"agents": 1.1, "stage": 2.0, "launch": 1.0, "import": 3.0, "connect": 0.1}),
+        ("direct", 8, {"agents": 2.8, "stage": 8.0, "launch": 2.5, "import": 3.0, "connect": 0.8}),
+        ("direct", 1, {"agents": 2.1, "stage": 2.0, "launch": 1.0, "import": 3.0, "connect": 0.1}),
         ("no staging", 8, {"agents": 0.0, "stage": 0.0, "launch": 2.5, "import": 11.0, "connect": 0.8}),
     ],
 )
@@ -137,11 +138,11 @@ def test_the_model_takes_what_was_measured(module):
         {
             "shared_fs": "sshfs",
             "nodes": 2,
-            "runs": {"unstaged": [{"fs_requests": 40}], "mpiboot, warm": [{"fs_requests": 6}]},
+            "runs": {"unstaged": [{"fs_requests": 40}], "mpiboot, warm": [{"fs_requests": 4000}]},
             "stages": [{"archive_bytes": 5}],
         }
     ]
     found = model.measured(boot, [{"count": 500, "connected_s": 10.0}], model.Parts())
     assert found == replace(
-        model.Parts(), import_requests=20, agent_requests=3, archive_bytes=5, workers_per_s=50.0
+        model.Parts(), import_requests=20, boot_requests=2100, archive_bytes=5, workers_per_s=50.0
     )
