@@ -248,7 +248,8 @@ class Extractor:
         if self._frames is not None:
             self._frames.stop()
         for thread in self._threads:
-            thread.join()
+            if thread.ident is not None:  # an interrupt can come before all of them have started
+                thread.join()
         self._close()
 
     def _close(self) -> None:
