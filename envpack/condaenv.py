@@ -14,6 +14,11 @@ from envpack.archive import FILE
 from envpack.errors import BrokenEnvironmentError
 from envpack.members import Member, from_stat
 
+# Other environments, the package cache and the like, which conda-pack leaves out of a base environment.
+LEFT_OUT = frozenset(
+    ("pkgs", "envs", "conda-bld", ".conda_lock", "users", "conda-recipes", ".index", ".unionfs", ".nonadmin")
+)
+
 
 def is_conda(prefix: Path) -> bool:
     return (prefix / "conda-meta").is_dir()
@@ -44,13 +49,21 @@ def collect(prefix: Path) -> tuple[list[Member], list[str]]:
     uncached = _uncached(prefix) if caught else {}
     members: list[Member] = []
     skipped: list[str] = []
+    changed: list[str] = []
     for file in env.files:
         member = _member(prefix, file, uncached)
         if member is None:
             skipped.append(file.target)
-        else:
-            members.append(member)
+            continue
+        members.append(member)
+        if file.file_mode is None and _was_changed(prefix / file.target, member):
+            changed.append(file.target)
     members += _activation()
+    if changed:
+        found.append(
+            f"{len(changed)} files of conda packages were changed in {prefix}; packed is, as by conda-pack, what the "
+            f"packages have: {', '.join(sorted(changed)[:5])}"
+        )
     if skipped:
         found.append(f"left out, as neither file, folder nor link: {', '.join(sorted(skipped)[:5])}")
     return members, found
@@ -102,6 +115,16 @@ def restored(data: bytes, prefix: bytes, placeholder: bytes) -> bytes:
         return text.replace(prefix, placeholder) + match.group(2)[room:]
 
     return re.sub(b"(" + re.escape(prefix) + rb"[^\0]*)(\0+)", undo, data)
+
+
+def _was_changed(path: Path, member: Member) -> bool:
+    """Tell whether a file that should be as its package has it, is not."""
+    if member.kind != FILE or member.data is not None or os.fsencode(path) == member.source:
+        return False
+    try:
+        return path.lstat().st_size != member.size
+    except OSError:
+        return False
 
 
 def _conda_meta(path: Path) -> bytes:

@@ -111,11 +111,12 @@ def pack(
         raise ValueError(f"jobs must be at least 1, not {jobs}")
     kind = _kind(prefix)
     name = safe_name(prefix.name)
-    print_ = fingerprint(prefix)
+    print_ = _fingerprint(prefix, kind)
     if output is None:
         folder = _folder(prefix, home)
-        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # mkdir gives parents the umask's mode
-        folder.mkdir(mode=0o700, exist_ok=True)
+        # One by one, as mkdir gives parents the umask's mode.
+        for path in (folder.parent.parent, folder.parent, folder):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
         candidates = _newest_first(folder)
     else:
         output = Path(output)
@@ -124,6 +125,10 @@ def pack(
         if not folder.is_dir():
             raise BrokenEnvironmentError(
                 f"cannot write {output}: the folder {folder} does not exist; make it"
+            )
+        if folder.resolve().is_relative_to(prefix.resolve()):
+            raise BrokenEnvironmentError(
+                f"cannot write {output}: it lies in the environment that is to be packed; choose another --output"
             )
     wanted = {"fingerprint": print_, "prefix": os.fspath(prefix), "kind": kind}
     with _locked(folder / ".lock" if output is None else None):
@@ -158,7 +163,8 @@ def packed(prefix: StrPath, *, home: StrPath | None = None) -> Path | None:
         None where the environment has not been packed, or has changed since.
     """
     prefix = Path(os.path.abspath(prefix))  # noqa: PTH100
-    wanted = {"fingerprint": fingerprint(prefix), "prefix": os.fspath(prefix), "kind": _kind(prefix)}
+    kind = _kind(prefix)
+    wanted = {"fingerprint": _fingerprint(prefix, kind), "prefix": os.fspath(prefix), "kind": kind}
     candidates = _newest_first(_folder(prefix, home))
     return next((path for path in candidates if _reusable(path, wanted, None) is not None), None)
 
@@ -175,6 +181,10 @@ def _newest_first(folder: Path) -> list[Path]:
 def safe_name(name: str) -> str:
     """Return an environment's name as it can stand in a file name, a first line, or an unquoted shell word."""
     return re.sub(r"[^A-Za-z0-9._+-]", "_", name)[:40].lstrip(".-") or "env"
+
+
+def _fingerprint(prefix: Path, kind: str) -> str:
+    return fingerprint(prefix, condaenv.LEFT_OUT if kind == "conda" else ())
 
 
 def _kind(prefix: Path) -> str:

@@ -81,6 +81,8 @@ def open_root(root: StrPath) -> Path:
         raise StageRootError(_root_message(root, "it is mounted noexec: no program could be started from it"))
     try:
         folder.mkdir(mode=0o700)
+        # Whatever the umask says.
+        folder.chmod(0o700)
     except FileExistsError:
         pass
     except OSError as exc:

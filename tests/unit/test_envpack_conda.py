@@ -176,9 +176,33 @@ def test_an_environment_that_changed_in_many_ways(own_env: Path, tmp_path: Path)
     output = tmp_path / "a.tar.zst"
     first = pack(own_env, output)
     assert first.warnings == ()
+    what_is_left_out(own_env, output)
+    changed_files(own_env, output)
     missing_files(own_env, output)
     editable_install(own_env, output, tmp_path)
     no_package_cache(own_env, output, tmp_path)
+
+
+def what_is_left_out(env: Path, output: Path) -> None:
+    """A base environment has others, and the package cache, below it."""
+    (env / "envs" / "other" / "conda-meta").mkdir(parents=True)
+    (env / "pkgs").mkdir()
+    (env / "pkgs" / "file").touch()
+    assert pack(env, output).reused
+    assert not any(path.startswith((b"envs", b"pkgs")) for path in read_index(output).paths)
+
+
+def changed_files(env: Path, output: Path) -> None:
+    name = f"lib/{XY}/abc.py"
+    content = (env / name).read_bytes()
+    (env / name).unlink()
+    (env / name).write_bytes(content + b"# mine\n")
+    (warning,) = pack(env, output).warnings
+    assert warning.startswith(
+        f"1 files of conda packages were changed in {env}; packed is, as by conda-pack, what"
+    )
+    assert warning.endswith(f": {name}")
+    (env / name).write_bytes(content)
 
 
 def missing_files(env: Path, output: Path) -> None:

@@ -129,7 +129,7 @@ def test_nobody_else_can_read_it(prefix: Path, home: Path) -> None:
     os.umask(os.umask(0))
     path = pack(prefix).path
     assert path.stat().st_mode & 0o777 == 0o600
-    assert path.parent.stat().st_mode & 0o777 == 0o700
+    assert [folder.stat().st_mode & 0o777 for folder in path.parents[:3]] == [0o700] * 3
 
 
 def test_the_source_is_only_read(prefix: Path) -> None:
@@ -381,6 +381,13 @@ def test_what_is_no_environment(tmp_path: Path) -> None:
 def test_no_folder_for_the_output(prefix: Path, tmp_path: Path) -> None:
     with pytest.raises(BrokenEnvironmentError, match=r"the folder .*/none does not exist; make it"):
         pack(prefix, tmp_path / "none" / "a.tar.zst")
+
+
+def test_no_archive_in_the_environment_itself(prefix: Path) -> None:
+    for output in (prefix / "a.tar.zst", prefix / "share" / "a.tar.zst"):
+        with pytest.raises(BrokenEnvironmentError, match="it lies in the environment that is to be packed"):
+            pack(prefix, output)
+    assert not list(prefix.rglob("*.tar.zst"))
 
 
 @pytest.mark.parametrize("options", [{"level": 0}, {"level": 20}, {"jobs": 0}])
