@@ -22,7 +22,7 @@ for pid in $(pgrep -u "$USER" 'python|prterun|prted|mpirun|hydra|mpiexec|srun|da
   [ "$pid" = $$ ] || echo "process $pid: $(tr '\0' ' ' < /proc/$pid/cmdline | cut -c1-120)"
 done
 find /tmp /var/tmp /dev/shm -user "$USER" ! -path /tmp/mpiboot-$UID ! -path /tmp/mpiboot-$UID/.jobs \
-  ! -path "/tmp/mpiboot-$UID/.*lock" ! -path "/tmp/mpiboot-$UID/[0-9a-z]*"
+  ! -path "/tmp/mpiboot-$UID/.*lock*" ! -path "/tmp/mpiboot-$UID/[0-9a-z]*"
 true
 """
 SECRETS = ("tls", "endpoint.json", "scheduler.json", "rank-environment.json")
