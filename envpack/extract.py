@@ -124,13 +124,13 @@ class Extractor:
     def _work(self, frames: Frames) -> None:
         # Used again for every frame: new memory costs more than what is written to it.
         packed = memoryview(bytearray(max(self.index.frame_sizes, default=0)))
-        raw = bytearray(max(self.index.frame_raw_sizes, default=0))
+        decoder = Decoder(self.index)
         try:
             while self._error is None:
                 item = frames.next(packed)
                 if item is None:
                     return
-                self._write_frame(raw, *item)
+                self._write_frame(decoder, *item)
         except OSError as exc:
             self._error = root.write_failed(self.target, exc)
             self._error.__cause__ = exc
@@ -139,12 +139,11 @@ class Extractor:
             self._error = exc
             frames.stop()
 
-    def _write_frame(self, buffer: bytearray, frame: int, packed: bytearray | memoryview) -> None:
-        index = self.index
+    def _write_frame(self, decoder: Decoder, frame: int, packed: bytearray | memoryview) -> None:
         if self._is_known_hole(frame, packed):
-            self._count(index.frame_raw_sizes[frame])
+            self._count(self.index.frame_raw_sizes[frame])
             return
-        data = decoded(index, frame, packed, buffer)
+        data = decoder.decoded(frame, packed)
         start = self._starts[frame]
         self._write_files(self._whole[frame], start, data)
         parts = self._parts[frame]
@@ -258,22 +257,29 @@ class Extractor:
             self._root_fd = -1
 
 
-def decoded(
-    index: Index, frame: int, packed: bytes | bytearray | memoryview, buffer: bytearray
-) -> memoryview:
-    """Return a frame's content, checked, in `buffer`."""
-    size = index.frame_raw_sizes[frame]
-    data = memoryview(buffer)[:size]
-    try:
-        if frame_check(packed) != index.frame_checks[frame] or zstandard.frame_content_size(packed) != size:
+class Decoder:
+    """Decodes and checks one frame after another, into memory that it uses again."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._buffer = memoryview(bytearray(max(index.frame_raw_sizes, default=0)))
+        self._zstd = zstandard.ZstdDecompressor()
+
+    def decoded(self, frame: int, packed: bytes | bytearray | memoryview) -> memoryview:
+        """Return a frame's content: valid until the next call."""
+        index = self._index
+        data = self._buffer[: index.frame_raw_sizes[frame]]
+        try:
+            whole = zstandard.frame_content_size(packed) == len(data)
+            if not whole or frame_check(packed) != index.frame_checks[frame]:
+                raise corrupt(index, frame, packed)
+            # Into a buffer that has room for all of it, zstd decodes in one go, and checks its checksum.
+            done = self._zstd.stream_reader(packed).readinto(data) if data else 0
+        except zstandard.ZstdError as exc:
+            raise corrupt(index, frame, packed) from exc
+        if done != len(data):
             raise corrupt(index, frame, packed)
-        # Into a buffer that has room for all of it, zstd decodes in one go.
-        done = zstandard.ZstdDecompressor().stream_reader(packed).readinto(data) if size else 0
-    except zstandard.ZstdError as exc:
-        raise corrupt(index, frame, packed) from exc
-    if done != size:
-        raise corrupt(index, frame, packed)
-    return data
+        return data
 
 
 def corrupt(index: Index, frame: int, packed: bytes | bytearray | memoryview) -> CorruptArchiveError:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from envpack.archive import StrPath
 
 LOCK_TIMEOUT_S = 900.0
-# Each has two frames in memory; together they stay below 200 MB.
-MAX_JOBS = 16
+# Each has two frames in memory; more of them would wait for one another.
+MAX_JOBS = 32
 
 
 class StageResult(NamedTuple):
@@ -96,7 +96,7 @@ class Stager:
     root_folder : str or os.PathLike, optional
         The staging root (default MPIBOOT_STAGE_ROOT, then /tmp).
     jobs : int, optional
-        Threads that decode and write, 16 at most (default: the CPUs this process may use).
+        Threads that decode and write, 32 at most (default: the CPUs this process may use).
     expected_pack_id : str, optional
         Refuse any other archive.
     progress : callable, optional
@@ -308,7 +308,7 @@ def stage(
     root_folder : str or os.PathLike, optional
         The staging root (default MPIBOOT_STAGE_ROOT, then /tmp).
     jobs : int, optional
-        Threads that decode and write, 16 at most (default: the CPUs this process may use).
+        Threads that decode and write, 32 at most (default: the CPUs this process may use).
     expected_pack_id : str, optional
         Refuse any other archive.
     progress : callable, optional

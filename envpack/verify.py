@@ -90,11 +90,11 @@ def _verify_archive(path: Path, index: Index) -> None:
     files = iter([i for i, kind in enumerate(index.kinds) if kind == FILE])
     current = next(files, None)
     content = _Content(index, current) if current is not None else None
-    buffer = bytearray(max(index.frame_raw_sizes, default=0))
+    decoder = extract.Decoder(index)
     at = 0
     with path.open("rb") as archive:
         for frame, size in enumerate(index.frame_sizes):
-            data = extract.decoded(index, frame, archive.read(size), buffer)
+            data = decoder.decoded(frame, archive.read(size))
             end = at + len(data)
             while current is not None and content is not None and index.offsets[current] <= end:
                 start = index.offsets[current]

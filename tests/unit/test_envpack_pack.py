@@ -134,13 +134,14 @@ def test_nobody_else_can_read_it(prefix: Path, home: Path) -> None:
 
 def test_the_source_is_only_read(prefix: Path) -> None:
     before = tree(prefix)
-    (prefix / SITE / "demo" / "__pycache__").chmod(0o555)
     for path in (prefix / SITE / "demo" / "__pycache__").iterdir():
         path.unlink()
+    (prefix / SITE / "demo" / "__pycache__").chmod(0o555)
     names = {path for path in tree(prefix) if b"__pycache__/" not in path}
     pack(prefix)
     assert {path for path in before if b"demo/__pycache__/" not in path} == names
     assert not list((prefix / SITE / "demo" / "__pycache__").iterdir())
+    (prefix / SITE / "demo" / "__pycache__").chmod(0o755)
 
 
 # ---- atomically
