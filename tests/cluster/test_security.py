@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from faults import wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -495,4 +496,8 @@ def test_all_of_it_succeeds_against_the_recipe_in_use(alice, second):
         assert shown.stdout.strip().endswith(seen["targets"]["scheduler"])
     finally:
         alice.types("scancel", job_id, check=False)
-        second.types("rm", "-rf", "/tmp/stage/other", "/tmp/stage", node=1, check=False)
+        of_alice = ("squeue", "--noheader", "--jobs", job_id)
+        wait_until(lambda: not alice.types(*of_alice, check=False).stdout, "end of the recipe's job", 60)
+        for k in (1, 2):
+            alice.types("sh", "-c", "rm -rf /tmp/stage/* /tmp/dask-scratch-space", node=k, check=False)
+            second.types("rm", "-rf", "/tmp/stage", node=k)
