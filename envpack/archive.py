@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import zstandard
 
-from envpack.checks import DIRECTORY, FILE, HARDLINK, OWN_FOLDER, SYMLINK, check_members, check_meta, show
+from envpack.checks import OWN_FOLDER, check_members, check_meta, show
 from envpack.errors import ArchiveVersionError, CorruptArchiveError, NotAnArchiveError
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ DIGEST_BYTES = 16
 _SKIPPABLE = struct.Struct("<II")
 _NUMBERS = struct.Struct("<QQQ")
 _TAIL = struct.Struct("<I12s")
+_COUNTS = struct.Struct("<6I")
 FOOTER_BYTES = 32 + _NUMBERS.size + _TAIL.size
 # Enough for the index of about 25,000 files, so that one read of the file's tail fetches it all.
 _TAIL_READ_BYTES = 1 << 20
@@ -72,8 +73,8 @@ class Index:
         `name`, `kind` ("conda" or "venv"), `prefix`, `python`, `placeholders`, `relocations`, `compile`, …
     paths : list[bytes]
         Relative to the prefix.
-    kinds : bytes
-        One of `FILE`, `DIRECTORY`, `SYMLINK`, `HARDLINK` each.
+    folders, files, hardlinks, symlinks : range
+        Member numbers: all folders come first, then all files, and so on. There are no other kinds.
     modes, mtimes_ns, sizes, offsets : array
         `offsets` are those of a file's content in the uncompressed tar stream.
     digests : bytes
@@ -88,8 +89,8 @@ class Index:
     """
 
     __slots__ = (
-        "digests", "frame_checks", "frame_raw_sizes", "frame_sizes", "kinds", "links", "meta", "modes",
-        "mtimes_ns", "offsets", "path", "paths", "raw", "sizes",
+        "digests", "files", "folders", "frame_checks", "frame_raw_sizes", "frame_sizes", "hardlinks", "links",
+        "meta", "modes", "mtimes_ns", "offsets", "path", "paths", "raw", "sizes", "symlinks",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -97,7 +98,7 @@ class Index:
         self.raw = b""
         self.meta: dict[str, Any] = {}
         self.paths: list[bytes] = []
-        self.kinds = b""
+        self.folders = self.files = self.hardlinks = self.symlinks = range(0)
         self.modes = array("H")
         self.mtimes_ns = array("q")
         self.sizes = array("Q")
@@ -110,6 +111,16 @@ class Index:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def set_counts(self, *counts: int) -> None:
+        """Number the members: so many folders, files, hard links and symlinks."""
+        ends = [sum(counts[:n]) for n in range(5)]
+        self.folders, self.files, self.hardlinks, self.symlinks = map(range, ends, ends[1:])
+
+    @property
+    def counts(self) -> tuple[int, int, int, int]:
+        """How many folders, files, hard links and symlinks there are."""
+        return len(self.folders), len(self.files), len(self.hardlinks), len(self.symlinks)
 
     @property
     def pack_id(self) -> str:
@@ -156,7 +167,8 @@ def content_id(index: Index) -> str:
     state = hashlib.sha256(b"envpack 1\n" + json.dumps(meta, sort_keys=True).encode())
     for column in (index.modes, index.mtimes_ns, index.sizes):
         state.update(_little(column).tobytes())
-    for blob in (index.kinds, index.digests, b"\0".join(index.paths), b"\0".join(index.links.values())):
+    counts = struct.pack("<4I", *index.counts)
+    for blob in (counts, index.digests, b"\0".join(index.paths), b"\0".join(index.links.values())):
         state.update(len(blob).to_bytes(8, "little") + blob)
     return state.hexdigest()
 
@@ -164,8 +176,7 @@ def content_id(index: Index) -> str:
 def encode_index(index: Index) -> bytes:
     """Return the skippable frame, footer included, that ends an archive with these frames."""
     header = json.dumps(index.meta, sort_keys=True).encode()
-    counts = struct.pack("<III", len(header), len(index.paths), len(index.frame_sizes))
-    parts = [counts, header, index.kinds]
+    parts = [_COUNTS.pack(len(header), len(index.frame_sizes), *index.counts), header]
     for column in (index.modes, index.mtimes_ns, index.sizes, index.offsets):
         parts.append(_little(column).tobytes())
     parts.append(index.digests)
@@ -309,8 +320,10 @@ def _parse(raw: bytes, size: int) -> Index:
     if len(raw) != size:
         raise ValueError("wrong size")
     index = Index()
-    header_size, members, frames = struct.unpack_from("<III", raw)
-    at = 12
+    header_size, frames, *counts = _COUNTS.unpack_from(raw)
+    members = sum(counts)
+    index.set_counts(*counts)
+    at = _COUNTS.size
     index.meta = json.loads(raw[at : at + header_size])
     at += header_size
 
@@ -326,7 +339,6 @@ def _parse(raw: bytes, size: int) -> Index:
         numbers.frombytes(take(count * numbers.itemsize))
         return _little(numbers)
 
-    index.kinds = take(members)
     index.modes = column("H", members)
     index.mtimes_ns = column("q", members)
     index.sizes = column("Q", members)
@@ -336,7 +348,7 @@ def _parse(raw: bytes, size: int) -> Index:
     index.frame_raw_sizes = column("I", frames)
     index.frame_checks = column("I", frames)
     names = raw[at:].split(b"\0")
-    linking = [i for i, kind in enumerate(index.kinds) if kind in (SYMLINK, HARDLINK)]
+    linking = range(index.hardlinks.start, members)
     if names.pop() != b"" or len(names) != members + len(linking):
         raise ValueError("as many names as members expected")
     index.paths = names[:members]
@@ -353,6 +365,6 @@ def _little(numbers: array[int]) -> array[int]:
 
 
 __all__ = [
-    "DIGEST_BYTES", "DIRECTORY", "FILE", "FRAME_BYTES", "HARDLINK", "OWN_FOLDER", "SYMLINK", "VERSION", "Index",
+    "DIGEST_BYTES", "FRAME_BYTES", "OWN_FOLDER", "VERSION", "Index",
     "content_id", "decode_index", "digest", "encode_index", "frame_check", "read_index", "read_index_fd", "show",
 ]  # fmt: skip

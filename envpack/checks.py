@@ -1,11 +1,13 @@
 """Refuse what an archive must not hold: an index may come from anybody.
 
-All members at once rather than one by one, as a node does this for tens of thousands before it writes the first.
+All members at once rather than one by one, as a node does this for tens of thousands before it writes the first. Device
+nodes, pipes and the like need no refusal: an index has no way to name one.
 """
 
 from __future__ import annotations
 
 import os
+from operator import add, gt
 from typing import TYPE_CHECKING, Any
 
 from envpack.errors import CorruptArchiveError, HostileArchiveError
@@ -15,12 +17,10 @@ if TYPE_CHECKING:
 
     from envpack.archive import Index
 
-FILE, DIRECTORY, SYMLINK, HARDLINK = b"f"[0], b"d"[0], b"l"[0], b"h"[0]
 # The stager's own folder in a staged prefix: its marker and a copy of the index.
 OWN_FOLDER = b".envpack"
 # What a stager has in memory of a frame, at most.
 MAX_FRAME_BYTES = 1 << 24
-_KINDS = frozenset((FILE, DIRECTORY, SYMLINK, HARDLINK))
 _NO_NAMES = frozenset((b"", b".", b".."))
 
 
@@ -60,14 +60,11 @@ def check_members(index: Index, path: Path) -> None:
         raise HostileArchiveError(f"{path}: a frame has more than {MAX_FRAME_BYTES} bytes: refused")
     if max(index.modes, default=0) > 0o777:
         raise HostileArchiveError(f"{path}: a member would be set-uid, set-gid or sticky: refused")
-    if not _KINDS.issuperset(index.kinds):
-        at, kind = next((i, kind) for i, kind in enumerate(index.kinds) if kind not in _KINDS)
-        raise HostileArchiveError(f"{path}: member {show(index.paths[at])} is of kind {chr(kind)!r}: refused")
-    directories = {member for member, kind in zip(index.paths, index.kinds, strict=True) if kind == DIRECTORY}
-    _check_paths(index, path, {b"", *directories})
-    files = _check_places(index, path)
-    _check_links(index, path, files)
-    _check_compiled(index, path, {b"", *directories})
+    directories = {b"", *index.paths[: index.folders.stop]}
+    _check_paths(index, path, directories)
+    _check_places(index, path)
+    _check_links(index, path)
+    _check_compiled(index, path, directories)
 
 
 def _check_paths(index: Index, path: Path, directories: set[bytes]) -> None:
@@ -89,40 +86,42 @@ def _check_paths(index: Index, path: Path, directories: set[bytes]) -> None:
         raise HostileArchiveError(f"{path}: member {show(twice)} occurs twice")
 
 
-def _check_places(index: Index, path: Path) -> set[bytes]:
-    """Return the files; their content lies in the frames, one after another."""
-    files = [i for i, kind in enumerate(index.kinds) if kind == FILE]
-    starts = [index.offsets[i] for i in files]
-    ends = [index.offsets[i] + index.sizes[i] for i in files]
+def _check_places(index: Index, path: Path) -> None:
+    """The files' content lies in the frames, one after another."""
+    first, end = index.files.start, index.files.stop
+    starts = index.offsets[first:end].tolist()
+    ends = list(map(add, starts, index.sizes[first:end]))
     starts.append(sum(index.frame_raw_sizes))
-    if ends and any(start < end for start, end in zip(starts[1:], ends, strict=True)):
-        at = next(i for i, start, end in zip(files, starts[1:], ends, strict=True) if start < end)
+    if any(map(gt, ends, starts[1:])):
+        at = next(i for i, stop, start in zip(index.files, ends, starts[1:], strict=True) if stop > start)
         raise CorruptArchiveError(f"{path}: member {show(index.paths[at])} lies outside of the frames")
-    return {index.paths[i] for i in files}
 
 
-def _check_links(index: Index, path: Path, files: set[bytes]) -> None:
-    for i, target in index.links.items():
-        member = show(index.paths[i])
-        if not target:
-            raise HostileArchiveError(f"{path}: the link {member} names nothing")
-        if index.kinds[i] == HARDLINK and target not in files:
-            raise HostileArchiveError(f"{path}: the hard link {member} names no file of the archive")
+def _check_links(index: Index, path: Path) -> None:
+    if not all(index.links.values()):
+        member = next(index.paths[i] for i, target in index.links.items() if not target)
+        raise HostileArchiveError(f"{path}: the link {show(member)} names nothing")
+    files = set(index.paths[index.files.start : index.files.stop]) if index.hardlinks else set()
+    for i in index.hardlinks:
+        if index.links[i] not in files:
+            raise HostileArchiveError(
+                f"{path}: the hard link {show(index.paths[i])} names no file of the archive"
+            )
 
 
 def _check_compiled(index: Index, path: Path, directories: set[bytes]) -> None:
     """`.pyc` files that are made while staging lie in the archive's own folders."""
     try:
-        wanted = [(index.kinds[member], os.fsencode(pyc)) for member, pyc in index.meta["compile"]]
+        wanted = [(index.paths[member], member, os.fsencode(pyc)) for member, pyc in index.meta["compile"]]
         if wanted:
             bytes.fromhex(index.meta["python"]["magic"])
     except (IndexError, KeyError, TypeError, ValueError) as exc:
         raise CorruptArchiveError(f"{path}: the index cannot be read: {exc!r}") from exc
-    for kind, pyc in wanted:
+    for _, member, pyc in wanted:
         folder, _, name = pyc.rpartition(b"/")
         absolute = pyc[:1] == b"/"
         if (
-            kind != FILE
+            member not in index.files
             or absolute
             or folder not in directories
             or not name.endswith(b".pyc")

@@ -9,6 +9,7 @@ import argparse
 import os
 import signal
 import sys
+import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from envpack.errors import EnvpackError
@@ -166,6 +167,7 @@ class _Bar:
     def __init__(self, what: str) -> None:
         self._what = what
         self._bar: Any = None
+        self._drawn_at = 0.0
         self.progress: Callable[[int, int], None] | None = None
 
     def __enter__(self) -> _Bar:
@@ -173,15 +175,19 @@ class _Bar:
             from rich.console import Console
             from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+            # Drawn when there is something new, not by a thread: a stager that has one may not fork.
             self._bar = Progress(
                 TextColumn(self._what), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
-                console=Console(stderr=True), transient=True,
+                console=Console(stderr=True), transient=True, auto_refresh=False,
             )  # fmt: skip
             self._bar.start()
             task = self._bar.add_task(self._what, total=None)
 
             def progress(done: int, total: int) -> None:
-                self._bar.update(task, completed=done, total=total)
+                now = time.monotonic()
+                if done == total or now - self._drawn_at > 0.1:
+                    self._drawn_at = now
+                    self._bar.update(task, completed=done, total=total, refresh=True)
 
             self.progress = progress
         return self

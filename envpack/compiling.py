@@ -10,9 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from envpack.archive import DIRECTORY, FILE
 from envpack.bytecode import CHILD, HEADER_BYTES, header, own_magic
-from envpack.members import Member
+from envpack.members import DIRECTORY, FILE, Member
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,9 +10,8 @@ import warnings
 from fnmatch import fnmatch
 from pathlib import Path
 
-from envpack.archive import FILE
 from envpack.errors import BrokenEnvironmentError
-from envpack.members import Member, from_stat
+from envpack.members import FILE, Member, from_stat
 
 # Other environments, the package cache and the like, which conda-pack leaves out of a base environment.
 LEFT_OUT = frozenset(

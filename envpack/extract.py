@@ -1,4 +1,4 @@
-"""Write an archive's members below a folder: several threads decode frames and write what is in them.
+"""Write an archive's members below a folder: several processes, or threads, decode frames and write what is in them.
 
 Folders come first, then regular files, created exclusively, then hard links and symlinks: no file is ever written
 through a link, whatever the archive says.
@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Protocol
 
 import zstandard
 
-from envpack import relocate, root
-from envpack.archive import DIRECTORY, FILE, HARDLINK, SYMLINK, Index, digest, frame_check, show
+from envpack import relocate, root, writers
+from envpack.archive import Index, digest, frame_check, show
 from envpack.errors import CorruptArchiveError, EnvpackError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from envpack.frames import FrameFile
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _REOPEN = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -47,9 +49,9 @@ class Extractor:
     target : Path
         An empty folder of ours.
     jobs : int
-        Threads.
+        Processes, or threads.
     progress : callable, optional
-        Called with the bytes written since the last call, from any thread.
+        Called with the bytes done since the last call, from any thread.
     """
 
     def __init__(
@@ -88,9 +90,7 @@ class Extractor:
         self._whole = [[] for _ in self._starts]
         self._parts = [[] for _ in self._starts]
         frame = 0
-        for i, kind in enumerate(index.kinds):
-            if kind != FILE:
-                continue
+        for i in index.files:
             offset = index.offsets[i]
             end = offset + index.sizes[i]
             while ends[frame] <= offset and frame + 1 < len(ends):
@@ -102,28 +102,52 @@ class Extractor:
             for part in range(frame, bisect_right(self._starts, end - 1)):
                 self._parts[part].append(i)
 
-    def start(self, frames: Frames) -> None:
-        """Make the folders, then set the threads to work."""
+    def prepare(self) -> None:
+        """Make the folders, and the files that several frames will fill."""
         index = self.index
         self._root_fd = root.open_folder(self.target)
         try:
-            for i, kind in enumerate(index.kinds):
-                if kind == DIRECTORY:
-                    os.mkdir(index.paths[i], 0o700 | index.modes[i], dir_fd=self._root_fd)
+            for i in index.folders:
+                os.mkdir(index.paths[i], 0o700 | index.modes[i], dir_fd=self._root_fd)
             for i in self._spanning:
                 fd = os.open(index.paths[i], _CREATE, 0o600, dir_fd=self._root_fd)
                 os.truncate(fd, self.relocation.size(index, i))
                 os.close(fd)
         except OSError as exc:
             raise root.write_failed(self.target, exc) from exc
+
+    def run(self, frames: FrameFile) -> None:
+        """Write all frames of a file, in several processes."""
+        try:
+            writers.run(
+                len(self.index.frame_sizes), self.jobs, lambda: self._one_by_one(frames), self.progress
+            )
+        except OSError as exc:
+            raise root.write_failed(self.target, exc) from exc
+
+    def _one_by_one(self, frames: FrameFile) -> Callable[[int], int]:
+        packed = self._buffer()
+        decoder = Decoder(self.index)
+
+        def work(frame: int) -> int:
+            self._write_frame(decoder, frame, frames.read(frame, packed))
+            return self.index.frame_raw_sizes[frame]
+
+        return work
+
+    def _buffer(self) -> memoryview:
+        """Return room for any frame, used for one after another: new memory costs more than what is done with it."""
+        return memoryview(bytearray(max(self.index.frame_sizes, default=0)))
+
+    def start(self, frames: Frames) -> None:
+        """Set threads to work on frames that arrive."""
         self._frames = frames
         self._threads = [threading.Thread(target=self._work, args=(frames,)) for _ in range(self.jobs)]
         for thread in self._threads:
             thread.start()
 
     def _work(self, frames: Frames) -> None:
-        # Used again for every frame: new memory costs more than what is written to it.
-        packed = memoryview(bytearray(max(self.index.frame_sizes, default=0)))
+        packed = self._buffer()
         decoder = Decoder(self.index)
         try:
             while self._error is None:
@@ -131,6 +155,8 @@ class Extractor:
                 if item is None:
                     return
                 self._write_frame(decoder, *item)
+                if self.progress is not None:
+                    self.progress(self.index.frame_raw_sizes[item[0]])
         except OSError as exc:
             self._error = root.write_failed(self.target, exc)
             self._error.__cause__ = exc
@@ -141,7 +167,6 @@ class Extractor:
 
     def _write_frame(self, decoder: Decoder, frame: int, packed: bytearray | memoryview) -> None:
         if self._is_known_hole(frame, packed):
-            self._count(self.index.frame_raw_sizes[frame])
             return
         data = decoder.decoded(frame, packed)
         start = self._starts[frame]
@@ -155,7 +180,6 @@ class Extractor:
             for i in parts:
                 if not hole or i in self.relocation.edits:
                     self._write_part(i, start, data)
-        self._count(len(data))
 
     def _is_known_hole(self, frame: int, packed: bytearray | memoryview) -> bool:
         if len(packed) >= _MAYBE_HOLE_BYTES or self._whole[frame] or bytes(packed) not in self._holes:
@@ -190,10 +214,6 @@ class Extractor:
                 utime(fd, ns=(times[i], times[i]))
             finally:
                 close(fd)
-
-    def _count(self, raw_size: int) -> None:
-        if self.progress is not None:
-            self.progress(raw_size)
 
     def _write_part(self, i: int, frame_start: int, data: memoryview) -> None:
         index = self.index
@@ -230,15 +250,14 @@ class Extractor:
             os.chmod(fd, index.modes[i])  # noqa: PTH101
             os.utime(fd, ns=(index.mtimes_ns[i], index.mtimes_ns[i]))
             os.close(fd)
-        for i, kind in enumerate(index.kinds):
-            if kind == HARDLINK:
-                os.link(
-                    index.links[i], index.paths[i],
-                    src_dir_fd=self._root_fd, dst_dir_fd=self._root_fd, follow_symlinks=False,
-                )  # fmt: skip
-            elif kind == SYMLINK:
-                target = self.relocation.links.get(i, index.links[i])
-                os.symlink(target, index.paths[i], dir_fd=self._root_fd)
+        for i in index.hardlinks:
+            os.link(
+                index.links[i], index.paths[i],
+                src_dir_fd=self._root_fd, dst_dir_fd=self._root_fd, follow_symlinks=False,
+            )  # fmt: skip
+        for i in index.symlinks:
+            target = self.relocation.links.get(i, index.links[i])
+            os.symlink(target, index.paths[i], dir_fd=self._root_fd)
 
     def abort(self) -> None:
         """Stop the threads; what they wrote is the caller's to remove."""
@@ -288,9 +307,9 @@ def corrupt(index: Index, frame: int, packed: bytes | bytearray | memoryview) ->
     end = start + index.frame_raw_sizes[frame]
     data = _decode_what_can_be(packed, end - start)
     members = []
-    for i, kind in enumerate(index.kinds):
+    for i in index.files:
         offset = index.offsets[i]
-        if kind == FILE and offset < end and offset + index.sizes[i] > start:
+        if offset < end and offset + index.sizes[i] > start:
             members.append(i)
     bad = next((i for i in members if not _is_good(index, i, start, data, end - start)), None)
     if bad is not None:

@@ -16,7 +16,7 @@ _AHEAD = 4
 
 
 class FrameFile:
-    """Frames from an open archive: read by the threads that need them, in order."""
+    """Frames of an open archive: read by the threads, or processes, that need them."""
 
     def __init__(self, fd: int, index: Index) -> None:
         self._fd = fd
@@ -31,6 +31,10 @@ class FrameFile:
             self._next += 1
         if frame >= len(self._index.frame_sizes):
             return None
+        return frame, self.read(frame, buffer)
+
+    def read(self, frame: int, buffer: memoryview) -> memoryview:
+        """Return one frame, in `buffer`."""
         # A slow file system fetches what comes next while this one is decoded and written.
         ahead = min(frame + _AHEAD, len(self._index.frame_sizes))
         os.posix_fadvise(
@@ -49,7 +53,7 @@ class FrameFile:
                 done += more
         except OSError as exc:
             raise StageFailedError(f"cannot read {self._index.path}: {exc.strerror}") from exc
-        return frame, data
+        return data
 
     def stop(self) -> None:
         self._next = 1 << 62

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import zstandard
 
-from envpack.archive import FILE, FRAME_BYTES, SYMLINK, digest, frame_check, show
+from envpack.archive import FRAME_BYTES, digest, frame_check, show
 from envpack.errors import BrokenEnvironmentError
-from envpack.members import Member, header_bytes, padding, tar_header
+from envpack.members import FILE, SYMLINK, Member, header_bytes, padding, tar_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

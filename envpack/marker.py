@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from envpack import root
-from envpack.archive import DIRECTORY, OWN_FOLDER, SYMLINK, Index, show
+from envpack.archive import OWN_FOLDER, Index, show
 
 if TYPE_CHECKING:
     from envpack.relocate import Relocation
@@ -83,9 +83,7 @@ def what_is_wrong(prefix: Path, index: Index, relocation: Relocation) -> str | N
 def _first_missing(prefix: Path, index: Index, relocation: Relocation) -> str | None:
     top = os.fsencode(prefix)
     found: dict[bytes, int] = {}
-    folders = [b""]
-    folders += [path for path, kind in zip(index.paths, index.kinds, strict=True) if kind == DIRECTORY]
-    for folder in folders:
+    for folder in (b"", *index.paths[: index.folders.stop]):
         try:
             with os.scandir(top + b"/" + folder if folder else top) as entries:
                 lead = folder + b"/" if folder else b""
@@ -106,14 +104,13 @@ def _first_missing(prefix: Path, index: Index, relocation: Relocation) -> str | 
 
 def _wanted(index: Index, relocation: Relocation) -> dict[bytes, int]:
     """Return the size of every file, and `_LINK` for every symlink."""
-    wanted = dict(zip(index.paths, index.sizes, strict=True))
+    first, end = index.files.start, index.files.stop
+    wanted = dict(zip(index.paths[first:end], index.sizes[first:end], strict=True))
     for i in relocation.edits:
         wanted[index.paths[i]] = relocation.size(index, i)
-    for path, kind in zip(index.paths, index.kinds, strict=True):
-        if kind == DIRECTORY:
-            del wanted[path]
-    for i, target in index.links.items():
-        wanted[index.paths[i]] = _LINK if index.kinds[i] == SYMLINK else wanted[target]
+    for i in index.hardlinks:
+        wanted[index.paths[i]] = wanted[index.links[i]]
+    wanted.update((index.paths[i], _LINK) for i in index.symlinks)
     # Made on the node, if at all: Python does without them.
     for _, pyc in index.meta.get("compile") or []:
         wanted.pop(os.fsencode(pyc), None)
@@ -136,10 +133,10 @@ def _boot_id() -> str:
 
 def repair(prefix: Path, fresh: Path, index: Index) -> None:
     """Put back what a stage in use has lost, from a fresh copy: what is there already stays as it is."""
-    for path, kind in zip(index.paths, index.kinds, strict=True):
+    for i, path in enumerate(index.paths):
         target = Path(os.fsdecode(os.path.join(os.fsencode(prefix), path)))  # noqa: PTH118
         source = Path(os.fsdecode(os.path.join(os.fsencode(fresh), path)))  # noqa: PTH118
-        if kind == DIRECTORY:
+        if i in index.folders:
             target.mkdir(mode=source.lstat().st_mode & 0o777, exist_ok=True)
             continue
         try:

@@ -7,11 +7,11 @@ import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from envpack.archive import DIRECTORY, FILE, HARDLINK, SYMLINK
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+# In the order of an archive.
+DIRECTORY, FILE, HARDLINK, SYMLINK = range(4)
 BLOCK = 512
 _TYPES = {FILE: b"0", HARDLINK: b"1", SYMLINK: b"2", DIRECTORY: b"5"}
 
@@ -98,8 +98,7 @@ def arrange(members: Iterable[Member], folder_modes: dict[bytes, int]) -> list[M
             other = first.setdefault((member.inode, member.relocation, member.placeholder), member)
             if other is not member:
                 unique[path] = Member(path, HARDLINK, member.mode, member.mtime_ns, link=other.path)
-    order = {DIRECTORY: 0, FILE: 1, HARDLINK: 2, SYMLINK: 3}
-    return sorted(unique.values(), key=lambda member: (order[member.kind], member.path))
+    return sorted(unique.values(), key=lambda member: (member.kind, member.path))
 
 
 def tar_header(member: Member) -> bytes:

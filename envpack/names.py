@@ -6,12 +6,8 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from envpack.archive import FILE
-
-if TYPE_CHECKING:
-    from envpack.members import Member
+from envpack.members import FILE, Member
 
 _VIRTUAL_ENV = re.compile(rb"""^\s*(?:export\s+)?VIRTUAL_ENV=(['"]?)(/[^'"\n]+)\1\s*$""", re.MULTILINE)
 

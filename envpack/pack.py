@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from envpack import condaenv, venv
-from envpack.archive import DIRECTORY, FILE, FRAME_BYTES, Index, content_id, encode_index, read_index
+from envpack.archive import FRAME_BYTES, Index, content_id, encode_index, read_index
 from envpack.compiling import Compiler
 from envpack.errors import ArchiveError, BrokenEnvironmentError, EnvpackError, NotAnEnvironmentError
 from envpack.fingerprint import fingerprint
 from envpack.framing import FrameWriter
-from envpack.members import Member, arrange
+from envpack.members import DIRECTORY, FILE, HARDLINK, SYMLINK, Member, arrange
 from envpack.names import editable_warnings, names_of
 from envpack.scan import Scanner
 
@@ -217,7 +217,7 @@ def _result(path: Path, index: Index, began: float, *, reused: bool) -> PackResu
         name=index.name,
         size_bytes=path.stat().st_size,
         raw_bytes=index.size_bytes,
-        files=len(index) - index.kinds.count(DIRECTORY),
+        files=len(index) - len(index.folders),
         seconds=round(time.perf_counter() - began, 6),
         reused=reused,
         kind=index.kind,
@@ -281,7 +281,8 @@ class _Writer:
     ) -> Index:
         index = Index()
         index.paths = [member.path for member in members]
-        index.kinds = bytes(member.kind for member in members)
+        kinds = [member.kind for member in members]
+        index.set_counts(*(kinds.count(kind) for kind in (DIRECTORY, FILE, HARDLINK, SYMLINK)))
         index.modes = array("H", (member.mode for member in members))
         index.mtimes_ns = array(
             "q", (0 if member.kind == DIRECTORY else member.mtime_ns for member in members)

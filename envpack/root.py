@@ -121,7 +121,7 @@ def check_space(folder: Path, index: Index) -> None:
     limits = os.statvfs(folder)
     block = limits.f_frsize or 4096
     # Spans no fewer blocks than bytes; each folder takes one as well.
-    need = sum((size + block - 1) // block for size in index.sizes) + index.kinds.count(b"d")
+    need = sum((size + block - 1) // block for size in index.sizes) + len(index.folders)
     if need > limits.f_bavail:
         raise NoSpaceError(
             f"no space below {folder} on {host()}: the copy takes {need * block / 1e6:.0f} MB, "

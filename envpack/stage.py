@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from envpack import marker, root
+from envpack import marker, root, writers
 from envpack.archive import Index, decode_index, read_index_fd
 from envpack.bytecode import compile_relocated
 from envpack.errors import NotAnArchiveError, StageFailedError, WrongArchiveError
@@ -96,7 +96,7 @@ class Stager:
     root_folder : str or os.PathLike, optional
         The staging root (default MPIBOOT_STAGE_ROOT, then /tmp).
     jobs : int, optional
-        Threads that decode and write, 32 at most (default: the CPUs this process may use).
+        Processes that decode and write, 32 at most (default: the CPUs this process may use).
     expected_pack_id : str, optional
         Refuse any other archive.
     progress : callable, optional
@@ -175,11 +175,24 @@ class Stager:
     ) -> None:
         self.abort()
 
-    def _start(self, frames: FrameQueue | FrameFile) -> None:
+    def _start(self) -> Extractor:
         assert self._temporary is not None
         progress = self._progress.add if self._progress else None
         self._extractor = Extractor(self.index, self._relocation, self._temporary, self.jobs, progress)
-        self._extractor.start(frames)
+        self._extractor.prepare()
+        return self._extractor
+
+    def read(self, fd: int) -> None:
+        """Take all of the archive from an open file: in processes where that may be, else in threads."""
+        self.bytes_read += len(self.index.raw)
+        if self.reused:
+            return
+        frames = FrameFile(fd, self.index)
+        if writers.may_fork():
+            self._start().run(frames)
+        else:
+            self._start().start(frames)
+        self.bytes_read += self.index.archive_bytes
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Take the next bytes of the archive; blocks while the writers are behind. The buffer may be reused at once.
@@ -191,7 +204,7 @@ class Stager:
             return
         if self._queue is None:
             self._queue = FrameQueue(self.jobs)
-            self._start(self._queue)
+            self._start().start(self._queue)
         view = memoryview(data)
         while len(view) and self._frame_number < len(self.index.frame_sizes):
             missing = self.index.frame_sizes[self._frame_number] - len(self._frame)
@@ -233,7 +246,7 @@ class Stager:
             reused=self.reused,
             seconds=round(time.perf_counter() - self._began, 6),
             size_bytes=self.index.size_bytes,
-            files=len(self.index) - self.index.kinds.count(b"d"),
+            files=len(self.index) - len(self.index.folders),
             bytes_read=self.bytes_read,
             transport=self.transport,
             jobs=self.jobs,
@@ -308,7 +321,7 @@ def stage(
     root_folder : str or os.PathLike, optional
         The staging root (default MPIBOOT_STAGE_ROOT, then /tmp).
     jobs : int, optional
-        Threads that decode and write, 32 at most (default: the CPUs this process may use).
+        Processes that decode and write, 32 at most (default: the CPUs this process may use).
     expected_pack_id : str, optional
         Refuse any other archive.
     progress : callable, optional
@@ -341,11 +354,7 @@ def stage(
             progress=progress,
             transport=transport,
         ) as stager:
-            stager.bytes_read += len(index.raw)
-            if not stager.reused:
-                frames = FrameFile(fd, index)
-                stager._start(frames)
-                stager.bytes_read += index.archive_bytes
+            stager.read(fd)
             return stager.finish()
     finally:
         os.close(fd)

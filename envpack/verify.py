@@ -11,9 +11,6 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 from envpack import extract, marker
 from envpack.archive import (
     DIGEST_BYTES,
-    DIRECTORY,
-    FILE,
-    SYMLINK,
     Index,
     decode_index,
     digest,
@@ -53,7 +50,7 @@ def verify(path: StrPath) -> VerifyResult:
     else:
         index = read_index(path)
         _verify_archive(path, index)
-    return VerifyResult(path, index.pack_id, len(index) - index.kinds.count(DIRECTORY), index.size_bytes)
+    return VerifyResult(path, index.pack_id, len(index) - len(index.folders), index.size_bytes)
 
 
 class _Content:
@@ -87,7 +84,7 @@ class _Content:
 
 
 def _verify_archive(path: Path, index: Index) -> None:
-    files = iter([i for i, kind in enumerate(index.kinds) if kind == FILE])
+    files = iter(index.files)
     current = next(files, None)
     content = _Content(index, current) if current is not None else None
     decoder = extract.Decoder(index)
@@ -128,22 +125,22 @@ def _verify_staged(prefix: Path, index: Index) -> None:
     staged_at = Path(str(marker.read(prefix).get("prefix", prefix)))
     relocation = Relocation(index, staged_at)
     compiled = {os.fsencode(pyc) for _, pyc in index.meta.get("compile") or []}
-    for i, (path, kind) in enumerate(zip(index.paths, index.kinds, strict=True)):
+    for i, path in enumerate(index.paths):
         target = prefix / os.fsdecode(path)
         try:
             info = target.lstat()
         except OSError as exc:
             raise _differs(prefix, path, "is missing") from exc
-        if kind == SYMLINK:
+        if i in index.symlinks:
             link = os.fsencode(target.readlink()) if stat.S_ISLNK(info.st_mode) else b""
             if link != relocation.links.get(i, index.links[i]):
                 raise _differs(prefix, path, "points elsewhere")
-        elif kind == DIRECTORY:
+        elif i in index.folders:
             if not stat.S_ISDIR(info.st_mode):
                 raise _differs(prefix, path, "is no folder")
         elif not stat.S_ISREG(info.st_mode):
             raise _differs(prefix, path, "is no file")
-        elif kind == FILE and path not in compiled:
+        elif i in index.files and path not in compiled:
             _verify_file(prefix, target, index, i, relocation)
 
 

@@ -50,7 +50,7 @@ def test_pack_stage_verify_gc(prefix: Path, tmp_path: Path) -> None:
     assert staged_prefix == root / f"mpiboot-{os.geteuid()}" / f"env-{index.pack_id[:16]}"
     for what in (path, staged_prefix):
         verified = envpack("verify", what)
-        files = len(index) - index.kinds.count(b"d")
+        files = len(index) - len(index.folders)
         expected = f"{what}: {files} files, {index.size_bytes} bytes, pack id {index.pack_id}\n"
         assert (verified.returncode, verified.stdout, verified.stderr) == (0, expected, "")
     collected = envpack("gc", "--older-than", "0s", **variables)
@@ -62,7 +62,7 @@ def test_json(prefix: Path, archive: Path, tmp_path: Path) -> None:
     index = read_index(archive)
     assert packed == {
         "path": os.fspath(archive), "pack_id": index.pack_id, "name": "env", "size_bytes": archive.stat().st_size,
-        "raw_bytes": index.size_bytes, "files": len(index) - index.kinds.count(b"d"), "seconds": packed["seconds"],
+        "raw_bytes": index.size_bytes, "files": len(index) - len(index.folders), "seconds": packed["seconds"],
         "reused": True, "kind": "venv", "warnings": [],
     }  # fmt: skip
     staged = json.loads(envpack("stage", archive, "--root", tmp_path, "--jobs", "2", "--json").stdout)

@@ -123,12 +123,11 @@ def test_one_that_changes_while_it_is_read(good: bytes, tmp_path: Path) -> None:
     """Cut short after its index was read: the stager holds the file open."""
     path = write(good, tmp_path)
     index = read_index(path)
-    from envpack.frames import FrameFile
     from envpack.stage import Stager
 
     with path.open("rb") as file, Stager(index, tmp_path) as stager:
         os.truncate(path, index.archive_bytes // 2)
-        stager._start(FrameFile(file.fileno(), index))
         with pytest.raises(CorruptArchiveError, match="was cut short while it was read"):
+            stager.read(file.fileno())
             stager.finish()
     assert stages(tmp_path) == []

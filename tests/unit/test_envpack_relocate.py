@@ -36,7 +36,7 @@ def relocated(data: bytes, record: list[object] | None, scanner: Scanner, new: b
 def index_of(data: bytes, record: list[object], scanner: Scanner) -> Index:
     index = Index()
     index.paths = [b"file"]
-    index.kinds = b"f"
+    index.set_counts(0, 1, 0, 0)
     index.sizes.append(len(data))
     index.meta = {
         "placeholders": [os.fsdecode(value) for value in scanner.placeholders],
