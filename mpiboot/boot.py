@@ -83,6 +83,7 @@ def boot(config: Config) -> int:
             archive = None if config.no_stage else archive_of(job)
             answers = prepare(job, archive)
             interface = common_interface(job, answers)
+            make_secrets(job)
             staged = stage(job, archive, answers, interface) if archive else {}
             sizing = size(job, answers, staged)
             launch(job, interface, sizing, variables)
@@ -148,12 +149,13 @@ def prepare(job: Job, archive: Path | None) -> nodes.Answers:
     """One agent on every node, and what each says of its node."""
     job.orders = orders(job, archive)
     job.agents = nodes.Agents(job.allocation, job.orders)
-    make_secrets(job)  # meanwhile: on a slow file system its imports take as long as the agents' start
+    if not job.config.insecure:
+        security.load_cryptography()  # meanwhile: from a slow file system it takes as long as the agents' start
     return job.agents.answers(NODE_TIMEOUT_S)
 
 
 def make_secrets(job: Job) -> None:
-    """The job's TLS files and token."""
+    """The job's TLS files and token; its certificates name the nodes and their addresses on the interface."""
     allocation = job.allocation
     if job.config.insecure:
         logger.warning("--insecure: anyone who reaches these nodes can run code as you")
@@ -161,7 +163,10 @@ def make_secrets(job: Job) -> None:
     security.remove_job_secrets(job.directory.path)  # those of the same job before its requeue
     remaining = allocation.end_time - time.time() if allocation.end_time else VALID_WITHOUT_WALLTIME_S
     security.make_job_secrets(
-        job.directory.path, valid_for_s=max(remaining, 60.0), host_names=allocation.nodes
+        job.directory.path,
+        valid_for_s=max(remaining, 60.0),
+        host_names=allocation.nodes,
+        addresses=list(job.node_of_ip),
     )
 
 

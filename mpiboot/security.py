@@ -53,7 +53,11 @@ _LINKS_MAX = 40  # Linux's own limit, path_resolution(7)
 
 
 def make_job_secrets(
-    job_directory: StrPath, *, valid_for_s: float | None, host_names: Sequence[str] = ()
+    job_directory: StrPath,
+    *,
+    valid_for_s: float | None,
+    host_names: Sequence[str] = (),
+    addresses: Sequence[str] = (),
 ) -> None:
     """Make the TLS files and the token of one job.
 
@@ -65,6 +69,8 @@ def make_job_secrets(
         The time left to the job. Certificates hold from an hour ago to a day after it; None: for a year.
     host_names : sequence of str, default ()
         The job's nodes. Dask compares no names; `curl --cacert` and browsers do, under `--dashboard-tls`.
+    addresses : sequence of str, default ()
+        Their IP addresses on the job's interface, which the dashboard's link has.
 
     Raises
     ------
@@ -73,7 +79,7 @@ def make_job_secrets(
     """
     job_directory = _dask_path(job_directory)
     check_trusted(job_directory, "directory")
-    contents = _make_pems(_YEAR_S if valid_for_s is None else valid_for_s + _MARGIN_S, host_names)
+    contents = _make_pems(_YEAR_S if valid_for_s is None else valid_for_s + _MARGIN_S, host_names, addresses)
     contents["token"] = secrets.token_urlsafe(32).encode()
     tls = job_directory / "tls"
     try:
@@ -94,6 +100,13 @@ def make_job_secrets(
             f"{error.filename or tls}: the job's secrets could not be written: {error.strerror}; "
             "check the quota of that file system (quota, df -h)"
         ) from error
+
+
+def load_cryptography() -> None:
+    """Import what `make_job_secrets` needs, when there is time for it."""
+    from cryptography import x509  # noqa: F401
+    from cryptography.hazmat.primitives import hashes, serialization  # noqa: F401
+    from cryptography.hazmat.primitives.asymmetric import ec  # noqa: F401
 
 
 def remove_job_secrets(job_directory: StrPath) -> None:
@@ -467,7 +480,7 @@ def _write_new(path: Path, content: bytes) -> None:
         stream.write(content)
 
 
-def _make_pems(valid_for_s: float, host_names: Sequence[str]) -> dict[str, bytes]:
+def _make_pems(valid_for_s: float, host_names: Sequence[str], addresses: Sequence[str]) -> dict[str, bytes]:
     """Make an authority and one certificate and key per role, as name -> content."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
@@ -522,7 +535,7 @@ def _make_pems(valid_for_s: float, host_names: Sequence[str]) -> dict[str, bytes
     names = x509.SubjectAlternativeName(
         [
             *(x509.DNSName(name) for name in dict.fromkeys(("localhost", *host_names))),
-            x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+            *(x509.IPAddress(ipaddress.ip_address(ip)) for ip in dict.fromkeys(("127.0.0.1", *addresses))),
         ]
     )
     client, server = ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH

@@ -413,7 +413,7 @@ SMALL = (
 
 
 def test_dashboard_tls(alice):
-    """Nobody on the way reads along; the job's own authority vouches for its nodes' names."""
+    """Nobody on the way reads along; the job's own authority vouches for its nodes' addresses and names."""
     job_id = alice.types("mpiboot", "submit", "--dashboard-tls", *SMALL, "--wait").stdout.strip()
     try:
         link = alice.types("mpiboot", "dashboard", job_id).stdout.strip()
@@ -422,12 +422,13 @@ def test_dashboard_tls(alice):
         code = (
             "import ssl, sys\nfrom urllib.request import HTTPCookieProcessor, HTTPSHandler, build_opener\n"
             "https = HTTPSHandler(context=ssl.create_default_context(cafile=sys.argv[1]))\n"
-            "with build_opener(https, HTTPCookieProcessor()).open(sys.argv[2], timeout=60) as page:\n"
-            "    print(page.status, page.url)"
+            "for link in sys.argv[2:]:\n"
+            "    with build_opener(https, HTTPCookieProcessor()).open(link, timeout=60) as page:\n"
+            "        print(page.status, page.url)"
         )
         authority = f"/home/alice/.mpiboot/jobs/slurm-{alice.cluster.name}-{job_id}/tls/ca.pem"
-        shown = alice.types("python", "-c", code, authority, by_name).stdout
-        assert shown == f"200 {by_name.partition('?')[0]}\n"
+        shown = alice.types("python", "-c", code, authority, link, by_name).stdout
+        assert shown.split() == [word for url in (link, by_name) for word in ("200", url.partition("?")[0])]
     finally:
         alice.types("mpiboot", "stop", job_id)
 

@@ -199,13 +199,13 @@ def test_roles_that_talk_to_each_other(job, server, client):
 
 
 def test_names_of_the_nodes_are_in_the_certificates(tmp_path):
-    job = make_job(tmp_path, host_names=["node-07", "localhost"])
+    job = make_job(tmp_path, host_names=["node-07", "localhost"], addresses=["10.78.0.7", "127.0.0.1"])
     server, client = (
         context(job, "scheduler", ssl.Purpose.CLIENT_AUTH),
         context(job, "client", ssl.Purpose.SERVER_AUTH),
     )
     client.check_hostname = True
-    for name in ("node-07", "localhost", "127.0.0.1"):
+    for name in ("node-07", "localhost", "127.0.0.1", "10.78.0.7"):
         assert shake_hands(server, client, name) == b"welcome"
     with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
         shake_hands(server, client, "node-08")
