@@ -455,7 +455,7 @@ def start_login_daemons(site: Site) -> list[Daemon]:
     if site.shared_fs == "sshfs":
         for index, user in enumerate(site.users):
             port = SFTP_PORT + index
-            server = ["socat", f"TCP-LISTEN:{port},fork,reuseaddr", f"EXEC:{sftp_server()}"]
+            server = ["socat", f"TCP-LISTEN:{port},fork,reuseaddr,nodelay", f"EXEC:{sftp_server()}"]
             daemons.append(Daemon(site, server, user=user))
             daemons[-1].wait_until(partial(listens, port), deadline)
     return daemons
