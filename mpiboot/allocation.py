@@ -65,19 +65,31 @@ def read(environ: Mapping[str, str], *, local: bool = False, walltime: str | Non
         return slurm_allocation(environ, scontrol)
     raise AllocationError(
         "this is no batch job: neither SLURM_JOB_ID nor another batch system's variables are set. "
-        "Submit it: mpiboot submit …, or sbatch [options] jobscripts/slurm.sh [mpiboot's options]"
+        "Submit it: mpiboot submit, or by hand: mpiboot jobscript > slurm.sh && sbatch slurm.sh"
     )
 
 
 def scontrol(arguments: Sequence[str]) -> str:
     """What `scontrol ARGUMENTS` prints."""
     try:
-        done = subprocess.run(["scontrol", *arguments], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            ["scontrol", *arguments],
+            env=plain_environment(os.environ),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise AllocationError(f"scontrol {' '.join(arguments)} on {socket.gethostname()}: {error}") from error
     if done.returncode:
         raise AllocationError(f"scontrol {' '.join(arguments)}: {done.stderr.strip() or done.returncode}")
     return done.stdout
+
+
+def plain_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """`environ` without what changes how Slurm's commands answer (squeue(1), sacct(1), environment variables)."""
+    changing = ("SLURM_TIME_FORMAT", "SQUEUE_", "SACCT_")
+    return {name: value for name, value in environ.items() if not name.startswith(changing)}
 
 
 def slurm_allocation(environ: Mapping[str, str], ask: Callable[[Sequence[str]], str]) -> Allocation:
@@ -90,6 +102,11 @@ def slurm_allocation(environ: Mapping[str, str], ask: Callable[[Sequence[str]], 
             f"SLURM_JOB_ID is set but {error} is not: start mpiboot from the job script"
         ) from error
     job = ask(["show", "job", "--details", "--oneliner", job_id])
+    if array := find_word(job, "ArrayJobId"):
+        raise UsageError(
+            f"job {job_id} is a task of the array {array}, and mpiboot makes one cluster of one job. "
+            f"End the array: scancel {array}; then submit without --array"
+        )
     asked_tasks = "SLURM_NTASKS_PER_NODE" in environ or "SLURM_NTASKS" in environ
     per_task = environ.get("SLURM_CPUS_PER_TASK")
     return Allocation(

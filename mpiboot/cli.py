@@ -71,7 +71,7 @@ def live_job_ids(context: click.Context, parameter: click.Parameter, incomplete:
     from mpiboot.jobs import live_jobs
 
     try:
-        return [job.job_id for job, _ in live_jobs() if job.job_id.startswith(incomplete)]
+        return [job.job_id for job, _ in live_jobs(patience_s=0) if job.job_id.startswith(incomplete)]
     except MpibootError:
         return []
 
@@ -145,6 +145,8 @@ def _wait_until_ended(job: Job) -> int:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(how_to_come_back(job)) from None
     say(f"job {job.job_id}: {state.show()}")
+    for output in job.log_files()[:1]:
+        say(f"its output: {output}")
     return job.exit_status()
 
 
@@ -165,8 +167,12 @@ def _wait_until_ready(job: Job, timeout: str, queue_timeout: str | None, insecur
 @click.option("--insecure", is_flag=True, help="accept a job that was submitted with --insecure")
 def connect(job: str | None, timeout: str, queue_timeout: str | None, insecure: bool) -> None:
     """Wait for a job's workers and say how it went, as a notebook would."""
+    from mpiboot.client import seconds_of
     from mpiboot.jobs import find_job
 
+    for name, value in (("--timeout", timeout), ("--queue-timeout", queue_timeout)):
+        if value is not None:
+            seconds_of(name, value)
     if insecure:
         warn_insecure()
     _wait_until_ready(find_job(job), timeout, queue_timeout, insecure)

@@ -23,8 +23,9 @@ from mpiboot.errors import (
     JobEndedError,
     MpibootError,
     RendezvousError,
+    UsageError,
 )
-from mpiboot.jobs import Job, find_job, poll_interval_s
+from mpiboot.jobs import SILENCE_S, Job, find_job, poll_interval_s
 from mpiboot.progress import Progress
 from mpiboot.rendezvous import MAX_ENDPOINT_BYTES, Endpoint
 from mpiboot.security import check_trusted, client_security_arguments, open_trusted
@@ -40,8 +41,6 @@ ATTEMPT_S = 4.0
 SETTLE_S = 8.0
 # All workers were there when the endpoint was published: those that a nanny replaces are back by then.
 REPLACED_S = 15.0
-# The batch system itself may be away for a while, for a restart say.
-SILENCE_S = 120.0
 
 
 def connect(
@@ -87,8 +86,8 @@ def connect(
     RendezvousError
         The endpoint or the scheduler file is not to be trusted, or nobody or someone else answers there.
     """
-    timeout_s = _seconds("timeout", timeout)
-    queue_timeout_s = None if queue_timeout is None else _seconds("queue_timeout", queue_timeout)
+    timeout_s = seconds_of("timeout", timeout)
+    queue_timeout_s = None if queue_timeout is None else seconds_of("queue_timeout", queue_timeout)
     with display.chosen(progress) as tell:
         if scheduler_file is not None:
             return connect_scheduler_file(Path(scheduler_file), n_workers, timeout_s, insecure, tell)
@@ -106,11 +105,12 @@ def connect(
     return client
 
 
-def _seconds(name: str, value: str | float) -> float:
+def seconds_of(name: str, value: str | float) -> float:
+    """An argument that is a time."""
     try:
         return parse_duration_s(value)
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+        raise UsageError(f"{name}: {error}") from error
 
 
 def how_to_come_back(job: Job) -> str:
@@ -163,7 +163,11 @@ class Watch:
         if self.state is None or now >= self.next_question:
             interval_s = poll_interval_s(now - self.began)
             try:
-                self.state = self.job.ask(max_age_s=min(interval_s, now - self.answered))
+                # Where there is no answer yet, there is nothing to show meanwhile either.
+                patience_s = SILENCE_S if self.state is None else 0.0
+                self.state = self.job.ask(
+                    max_age_s=min(interval_s, now - self.answered), patience_s=patience_s
+                )
                 self.answered = now
             except BatchError as error:
                 if self.state is None or now - self.answered > SILENCE_S:
@@ -196,7 +200,7 @@ class Watch:
             if queue_timeout_s is None and seen_never > 1:  # a first look at a job can be wrong
                 raise JobEndedError(
                     f"job {job_id} cannot start: {state.state} ({why}), which no wait changes. "
-                    f"Change it: scontrol update JobId={job_id} …; or give it up: mpiboot stop {job_id}"
+                    f"See what it asks for: mpiboot status {job_id}; or give it up: mpiboot stop {job_id}"
                 )
             if queue_timeout_s is not None and waited_s >= queue_timeout_s:
                 raise DeadlineError(
@@ -325,7 +329,7 @@ def phase_words(events: list[dict[str, object]], promised: int | None) -> str:
         return "starting"
     last = steps[-1]
     if last["event"] == "worker":
-        return f"starting workers: {last['n']} of {promised or '?'}"
+        return f"starting workers: {last['n']}{f' of {promised}' if promised else ''}"
     words = {"stage": "staging", "launch": "launching", "workers": "starting workers", "closing": "closing"}
     return words.get(str(last["phase"]), str(last["phase"]))
 

@@ -13,12 +13,11 @@ from distributed.deploy.cluster import Cluster
 from distributed.utils import Log, Logs
 
 from mpiboot import progress as display
-from mpiboot.client import how_to_come_back, wait_for_endpoint
+from mpiboot.client import how_to_come_back, seconds_of, wait_for_endpoint
 from mpiboot.errors import MpibootError
 from mpiboot.jobs import Job, load_config, submit_config
 from mpiboot.progress import Progress
 from mpiboot.rendezvous import Endpoint
-from mpiboot.units import parse_duration_s
 
 
 class MPICluster(Cluster):  # type: ignore[misc]
@@ -55,8 +54,8 @@ class MPICluster(Cluster):  # type: ignore[misc]
         **options: Any,
     ) -> None:
         self._config = load_config(options)
-        self._timeout_s = parse_duration_s(timeout)
-        self._queue_timeout_s = None if queue_timeout is None else parse_duration_s(queue_timeout)
+        self._timeout_s = seconds_of("timeout", timeout)
+        self._queue_timeout_s = None if queue_timeout is None else seconds_of("queue_timeout", queue_timeout)
         self.job: Job | None = None
         self.security: Any = None
         self._hushed = quiet

@@ -9,11 +9,12 @@ import shutil
 import socket
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from mpiboot import environment, launchers
+from mpiboot import environment
 from mpiboot.batch import choose
 from mpiboot.config import Config, home
 from mpiboot.errors import MpibootError
@@ -49,7 +50,9 @@ def run(config: Config, *, job_test: bool, out: Callable[[str], None]) -> int:
 
 
 def show(check: Check, out: Callable[[str], None]) -> bool:
-    out(f"{'FAIL' if check.remedy else 'ok  '}  {check.name}: {check.found}")
+    line = f"{'FAIL' if check.remedy else 'ok  '}  {check.name}: {check.found}"
+    # Long paths and addresses stay in one piece.
+    out(textwrap.fill(line, 80, subsequent_indent=" " * 6, break_long_words=False, break_on_hyphens=False))
     if check.remedy:
         out(f"      remedy: {check.remedy}")
     return bool(check.remedy)
@@ -99,19 +102,10 @@ def mpirun(prefix: Path, mpi: str) -> Check:
             "mpirun", "none", f"{pip}; or load your site's module in `setup` of mpiboot.yaml; or --mpi srun"
         )
     try:
-        name = launchers.flavour(output_of([found, "--version"]) or "")
+        name, library = environment.mpi_of(prefix, found)
     except MpibootError as error:
         return Check("mpirun", found, str(error))
-    # Not MPI_Init: only which library mpi4py opens.
-    ask = "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; print(MPI.Get_library_version())"
-    library = output_of([f"{prefix}/bin/python", "-c", ask])
-    if library is None:
-        return Check("mpi4py", f"finds no MPI library, though there is {found}", pip)
-    theirs = "openmpi" if "Open MPI" in library else "intelmpi" if "Intel" in library else "mpich"
-    first = library.splitlines()[0].strip("\0 ")[:60]
-    if theirs != name:
-        return Check("mpi4py", f"uses {first}, but {found} is {name}'s", f"one MPI for both: {pip}")
-    return Check("mpirun", f"{found} ({name}), mpi4py uses {first}")
+    return Check("mpirun", f"{found} ({name}), mpi4py uses {library}")
 
 
 def node_checks(root: Path) -> list[Check]:

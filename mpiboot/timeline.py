@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mpiboot.errors import EnvironmentUnfitError
+from mpiboot.errors import EnvironmentUnfitError, UsageError
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -154,7 +154,10 @@ def plot(phases: list[Phase], file: str | PathLike[str]) -> None:
     others = [f"{p.name} {p.seconds:.1f} s" for p in phases if p.name not in BOOT and p.host is None]
     axes.set_title(", ".join(others), fontsize="small")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    figure.savefig(file)
+    try:
+        figure.savefig(file)
+    except ValueError as error:
+        raise UsageError(f"--plot {file}: {error}") from error
 
 
 def figure_type() -> Any:

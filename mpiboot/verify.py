@@ -48,15 +48,16 @@ def ask_scheduler(address: str, security: Security | None, timeout_s: float) -> 
     thread.join()
     if isinstance(answer := outcome[0], Answer):
         return answer
-    raise RendezvousError(f"no Dask scheduler answers at {address}: {_why(answer)}") from answer
+    raise RendezvousError(f"no Dask scheduler answers at {address}: {_why(answer, timeout_s)}") from answer
 
 
-def _why(error: BaseException) -> str:
+def _why(error: BaseException, timeout_s: float) -> str:
     """The cause that says most: distributed wraps it once or twice."""
     while error.__cause__ is not None:
         error = error.__cause__
-    if isinstance(error, TimeoutError):
-        return "what listens there does not answer"
+    # A wait that ran out, at whichever level: the node may be gone, or something else listen there.
+    if isinstance(error, (TimeoutError, asyncio.TimeoutError, asyncio.CancelledError)):
+        return f"nothing was heard within {timeout_s:g} s"
     return str(error) or type(error).__name__
 
 

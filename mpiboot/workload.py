@@ -131,4 +131,4 @@ def text_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     with console.capture() as capture:
         console.print(title, style="bold")
         console.print(table, width=min(80, console.width))
-    return capture.get().rstrip() + "\n"
+    return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines()) + "\n"

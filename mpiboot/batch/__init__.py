@@ -68,6 +68,9 @@ class BatchSystem(Protocol):
     def submit(self, command: Sequence[str], environ: Mapping[str, str]) -> str:
         """Run that command; the new job's id."""
 
+    def check(self, command: Sequence[str], environ: Mapping[str, str]) -> None:
+        """Refuse, before the work of packing, what `submit` would refuse at any time."""
+
     def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
         """Each job's state, by one question; `UNKNOWN` when the batch system has forgotten it."""
 

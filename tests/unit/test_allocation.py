@@ -59,6 +59,15 @@ def test_tasks_that_nobody_asked_for_do_not_count():
     assert allocation.slurm_allocation(environ | {"SLURM_NTASKS": "8"}, ask).tasks_per_node == 4
 
 
+def test_a_task_of_an_array_is_refused():
+    """The variables alone would not do: a job that a task of an array submits inherits them."""
+    allocation.slurm_allocation(ENVIRON | {"SLURM_ARRAY_JOB_ID": "70"}, ask)
+    with pytest.raises(UsageError, match=r"job 77 is a task of the array 70.*scancel 70"):
+        allocation.slurm_allocation(
+            ENVIRON, lambda arguments: ask(arguments).replace(" ", " ArrayJobId=70 ", 1)
+        )
+
+
 def test_missing_variable_is_named():
     with pytest.raises(AllocationError, match="'SLURM_JOB_NODELIST' is not"):
         allocation.slurm_allocation({"SLURM_JOB_ID": "1"}, ask)

@@ -41,7 +41,16 @@ def test_errors_become_exit_statuses(capsys, monkeypatch, error, status, said):
     assert run(capsys, "stop", "1") == (status, "", said)
 
 
-@pytest.mark.parametrize("arguments", [["submit", "--nodes", "0"], ["submit", "--nodez"], ["nonsense"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["submit", "--nodes", "0"],
+        ["submit", "--nodez"],
+        ["nonsense"],
+        ["connect", "7", "--timeout", "abc"],
+        ["connect", "7", "--queue-timeout", "abc"],
+    ],
+)
 def test_bad_usage_is_status_2(capsys, arguments):
     status, out, err = run(capsys, *arguments)
     assert (status, out) == (2, "") and err

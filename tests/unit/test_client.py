@@ -11,10 +11,11 @@ import pytest
 from distributed import LocalCluster
 
 from mpiboot import client as clients
-from mpiboot import jobs
+from mpiboot import jobs, verify
 from mpiboot.batch import JobState, answers
 from mpiboot.client import connect
 from mpiboot.errors import (
+    BatchAwayError,
     BatchError,
     DeadlineError,
     JobEndedError,
@@ -48,6 +49,9 @@ class Batch:
 
     def restarts(self, job_id):
         return self.restarted
+
+    def stop(self, job_id, *, by_force=False):
+        pass
 
     def output(self, job_id):
         return None
@@ -192,6 +196,18 @@ def test_where_something_else_listens(job, cluster, listener):
         connect(job, insecure=True)
 
 
+def test_a_node_that_has_just_died_is_said_to_be_silent(monkeypatch):
+    """Nothing answers there, not even with a refusal."""
+
+    async def never(*_, **__):
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(verify, "connect", never)
+    message = r"no Dask scheduler answers at tcp://x:1: nothing was heard within 0\.1 s"
+    with pytest.raises(RendezvousError, match=message):
+        verify.ask_scheduler("tcp://x:1", None, 0.1)
+
+
 @pytest.mark.parametrize("content", ["", '{"version": 1, "job_id"'], ids=["empty", "half-written"])
 def test_a_partial_endpoint(job, content):
     job.directory.endpoint.touch(mode=0o600)
@@ -323,6 +339,24 @@ def test_a_batch_system_that_is_away_for_a_moment_is_asked_again(job, batch, clu
     said = []
     connect(job, insecure=True, progress=said.append).close()
     assert "job 7: squeue: slurmctld is away; asking again" in said
+
+
+def test_a_job_outlives_a_restart_of_the_batch_system(job, batch, monkeypatch, caplog):
+    away, ended = BatchAwayError("squeue: slurmctld is away"), JobState("7", "mpiboot", "COMPLETED")
+    monkeypatch.setattr(jobs, "poll_interval_s", lambda waited_s: 0.01)
+    job.directory.boot_log.write_text("a line\n")
+    for use in (job.wait, job.stop, lambda: "".join(job.follow())):
+        monkeypatch.setattr(answers, "_answers", {})
+        batch.questions.clear()
+        batch.state = lambda n: ended if n > 3 else (RUNNING if n == 1 else away)
+        use()
+    assert [message.partition(" for ")[0] for message in caplog.messages] == [
+        "squeue: slurmctld is away; asking again"
+    ] * 3
+    monkeypatch.setattr(answers, "_answers", {})
+    batch.state = away
+    with pytest.raises(BatchAwayError):
+        job.wait(timeout_s=0.05)
 
 
 def test_a_batch_system_that_is_away_for_long_is_an_error(job, batch, monkeypatch):

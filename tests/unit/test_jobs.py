@@ -7,6 +7,7 @@ import pytest
 from mpiboot import config as configuration
 from mpiboot import jobs, show
 from mpiboot.batch import SETUP_VARIABLE, JobState
+from mpiboot.batch.local import Local
 from mpiboot.batch.slurm import SEPARATOR, Slurm, export_options, parse_sacct, parse_squeue
 from mpiboot.errors import BatchError, UsageError
 from mpiboot.rendezvous import Endpoint
@@ -180,6 +181,108 @@ def two(monkeypatch, tmp_path):
     live = [(jobs.Job(state.job_id, Batch()), state) for state in states]
     monkeypatch.setattr(jobs, "live_jobs", lambda: live)
     return live
+
+
+@pytest.fixture
+def commands(tmp_path, monkeypatch):
+    """Stand-ins for Slurm's commands, alone on the PATH: NAME="lines of sh"."""
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("MPIBOOT_HOME", str(tmp_path / "home"))
+    (tmp_path / "bin").mkdir()
+
+    def write(**scripts):
+        for name, lines in {"sbatch": "", **scripts}.items():
+            script = tmp_path / "bin" / name
+            script.write_text(f"#!/bin/sh\n{lines}\n")
+            script.chmod(0o755)
+
+    return write
+
+
+def test_slurm_without_its_configuration_leaves_local_jobs_alone(commands, monkeypatch, caplog):
+    """As on a laptop that has Slurm's commands."""
+    commands(squeue="echo 'fatal: Unable to process configuration file' >&2; exit 1")
+    with pytest.raises(BatchError, match="squeue: fatal: Unable to process configuration file"):
+        jobs.live_jobs()
+    mine = JobState("host-1-2", "mpiboot", "RUNNING", nodes="host")
+    monkeypatch.setattr(Local, "jobs", lambda self: [mine])
+    assert jobs.find_job().job_id == "host-1-2"
+    assert caplog.messages == [
+        "squeue: fatal: Unable to process configuration file; only other jobs are known"
+    ]
+    caplog.clear()
+    (jobs.configuration.home(jobs.os.environ) / "jobs/local-host-1-2").mkdir(parents=True)
+    assert jobs.find_job("local-host-1-2").job_id == "host-1-2"
+    assert caplog.messages == []  # Slurm was not asked
+
+
+def test_slurmctld_that_restarts_is_asked_again(commands, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(jobs, "poll_interval_s", lambda waited_s: 0.01)
+    answer = line("7", "PENDING", "None", "N/A", "N/A", "", "mpiboot", "a").strip()
+    commands(
+        squeue=f"""[ -e {tmp_path}/asked ] && echo '{answer}' && exit
+            > {tmp_path}/asked; echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1""",
+        scontrol="echo 'ClusterName = c'",
+    )
+    assert jobs.find_job().job_id == "7"
+    assert caplog.messages == [
+        "squeue: slurm_load_jobs error: Unable to contact slurm controller; asking again for 20.0 s"
+    ]
+
+
+def test_what_changes_slurms_answers_is_not_passed_on(commands, monkeypatch):
+    monkeypatch.setenv("SLURM_TIME_FORMAT", "relative")
+    monkeypatch.setenv("SQUEUE_PARTITION", "p")
+    commands(squeue='[ -z "$SLURM_TIME_FORMAT$SQUEUE_PARTITION" ] || { echo changed >&2; exit 1; }')
+    assert Slurm().jobs() == []
+
+
+def test_a_refusal_comes_with_the_partitions_limits_and_before_packing(commands, monkeypatch, tmp_path):
+    commands(
+        sbatch='[ "$1" = --test-only ] && echo "allocation failure: Node count specification invalid" >&2; exit 1',
+        scontrol="echo 'PartitionName=p Default=YES MaxNodes=2 MaxTime=1:00:00 MinNodes=0 State=UP TotalNodes=9'",
+    )
+    for name in ("check_environment", "check_mpi"):
+        monkeypatch.setattr(jobs.environment, name, lambda prefix: None)
+    monkeypatch.setattr("envpack.pack.packed", lambda prefix: None)
+    monkeypatch.setattr(jobs, "pack", lambda *_: pytest.fail("it was packed"))
+    with pytest.raises(BatchError) as error:
+        jobs.submit_config(configuration.merge({"env": str(tmp_path), "batch_system": "slurm"}))
+    assert str(error.value) == (
+        "sbatch: allocation failure: Node count specification invalid\n"
+        "The partitions here:\n  p: Default=YES MaxNodes=2 TotalNodes=9 MaxTime=1:00:00"
+    )
+
+
+@pytest.mark.parametrize("argument", ["--array=1-3", "-a1", "-a", "--array"])
+def test_an_array_is_refused(argument):
+    with pytest.raises(UsageError, match="an array is many jobs"):
+        Slurm().submit_command(configuration.merge({"batch_arg": [argument]}), Path("s"), [], Path("l"))
+
+
+@pytest.mark.parametrize("name", ["home", "archive"])
+def test_boots_own_options_are_refused(name):
+    with pytest.raises(UsageError, match=f"{name}='/x' is boot's own option"):
+        jobs.load_config({name: "/x"})
+
+
+def test_the_dashboard_of_an_ended_job_is_not_waited_for(two, monkeypatch):
+    job = two[0][0]
+    monkeypatch.setattr(job, "ask", lambda **_: JobState("7", "flights", "COMPLETED", "stopped"))
+    with pytest.raises(BatchError, match=r"job 7 has ended: COMPLETED \(stopped\); its dashboard is gone"):
+        show.endpoint_of(job)
+
+
+def test_logs_hold_nothing_twice(two, tmp_path, monkeypatch):
+    """Boot's log is in the job's output, and stands in for it where there is none."""
+    job = two[0][0]
+    job.directory.path.mkdir(parents=True, mode=0o700)
+    for path in (job.directory.boot_log, job.directory.ranks_log, tmp_path / "out"):
+        path.touch()
+    monkeypatch.setattr(Batch, "output", lambda self, job_id: tmp_path / "out", raising=False)
+    assert job.log_files() == [tmp_path / "out", job.directory.ranks_log]
+    (tmp_path / "out").unlink()
+    assert job.log_files() == [job.directory.boot_log, job.directory.ranks_log]
 
 
 def test_of_two_jobs_one_must_be_named(two):

@@ -1,8 +1,9 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from mpiboot import launchers
+from mpiboot import launch, launchers
 from mpiboot.errors import LaunchError
 
 PLACE = launchers.placement(["n1", "n2"], 4)
@@ -97,3 +98,35 @@ def test_flavour(version, expected):
 def test_unknown_flavour():
     with pytest.raises(LaunchError, match=r"LAM 7\.0\.6.*which is neither"):
         launchers.flavour("LAM 7.0.6")
+
+
+def test_a_path_mpirun_of_another_mpi_than_mpi4pys_is_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "pmi_plugin", lambda: "pmi2")
+    scripts = {
+        "site/mpirun": "HYDRA build details:",
+        "e/bin/python": "MPICH Version: 5.0.2",
+        "srun/srun": "",
+    }
+    for name, text in scripts.items():
+        script = tmp_path / name
+        script.parent.mkdir(parents=True)
+        script.write_text(f"#!/bin/sh\necho '{text}'\n")
+        script.chmod(0o755)
+    job = SimpleNamespace(
+        config=SimpleNamespace(mpi="auto"),
+        allocation=SimpleNamespace(batch_system="slurm"),
+        directory=SimpleNamespace(host_file=HOSTS),
+        prefix=tmp_path / "e",
+    )
+
+    def chosen(*folders):
+        path = ":".join(str(tmp_path / folder) for folder in folders)
+        return launch.launcher_command(job, tmp_path / "e", {"PATH": path}, PLACE, "ib0", RANK)[0]
+
+    assert chosen("site", "srun") == "mpich"
+    (tmp_path / "e/bin/python").write_text("#!/bin/sh\necho Open MPI v5.0.11\n")
+    assert chosen("site", "srun") == "srun"
+    with pytest.raises(LaunchError, match=r"PATH that fits \(.*/site/mpirun is the mpirun of mpich"):
+        chosen("site")
+    job.config.mpi = "mpich"  # whoever names it is believed
+    assert chosen("site", "srun") == "mpich"
