@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,6 +42,8 @@ SHARED_MEMORY = Path("/dev/shm")
 SHARED_MEMORY_NAMES = re.compile(
     r"sem\.mp-|psm_|sm_segment\.|vader_segment\.|osc_rdma|mpich|MPICH|mpi_shar|Intel_MPI_"
 )
+# Python's blocks: one process may make and close them, and another open them later, with nobody there in between.
+PASSED_ON = "psm_"
 
 
 class JobOver(BaseException):
@@ -170,19 +172,26 @@ def clean(folder: Path, grace_s: float, reap: Callable[[], None] | None = None) 
     """Leave nothing of a job on this node: processes, shared memory, its folder."""
     began = (folder / LOCK_NAME).stat().st_mtime
     end_leftovers(folder.name, grace_s, reap)
-    remove_shared_memory(began)
+    others = {key for _, key in marked()} - {folder.name}
+    remove_shared_memory(began, spare=PASSED_ON if others else None)
+    for key in others:  # whichever ends last removes what was spared
+        with contextlib.suppress(OSError):
+            other = folder.parent / key / LOCK_NAME
+            os.utime(other, times=(began, min(began, other.stat().st_mtime)))
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_shared_memory(since: float) -> None:
+def remove_shared_memory(since: float, spare: str | None = None) -> None:
     """Remove this user's segments and semaphores of `since` or later that no living process of theirs has mapped.
 
-    Whoever is killed leaves them, and they hold the node's memory; nothing in their names tells whose they are.
+    Whoever is killed leaves them, and they hold the node's memory; nothing in their names tells whose they are. Those
+    whose names begin with `spare` may be another job's.
     """
     candidates = {
         str(entry)
         for entry in SHARED_MEMORY.iterdir()
         if SHARED_MEMORY_NAMES.match(entry.name)
+        and not (spare and entry.name.startswith(spare))
         and (found := entry.lstat()).st_uid == os.getuid()
         and found.st_ctime >= since - 1
     }
@@ -205,16 +214,20 @@ def mapped_files() -> set[str]:
     return found
 
 
-def leftovers(job_key: str) -> set[int]:
-    """This user's processes on this node that a job's ranks, launcher or command are, or have started."""
-    mark = f"{JOB_KEY_VARIABLE}={job_key}".encode()
-    found = set()
+def marked() -> Iterator[tuple[int, str]]:
+    """This user's processes on this node that a job's ranks, launcher or command are, or have started; and its key."""
+    mark = f"{JOB_KEY_VARIABLE}=".encode()
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                if mark in (entry / "environ").read_bytes().split(b"\0"):
-                    found.add(int(entry.name))
-    return found - {os.getpid()}
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and entry.stat().st_uid == os.getuid():
+                for variable in (entry / "environ").read_bytes().split(b"\0"):
+                    if variable.startswith(mark):
+                        yield int(entry.name), variable[len(mark) :].decode(errors="replace")
+
+
+def leftovers(job_key: str) -> set[int]:
+    """Those of one job."""
+    return {pid for pid, key in marked() if key == job_key} - {os.getpid()}
 
 
 def end_leftovers(job_key: str, grace_s: float, reap: Callable[[], None] | None = None) -> None:
