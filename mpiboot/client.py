@@ -93,16 +93,18 @@ def connect(
             return connect_scheduler_file(Path(scheduler_file), n_workers, timeout_s, insecure, tell)
         found = find_job(job)
         try:
-            endpoint, security = wait_for_endpoint(
-                found, timeout_s=timeout_s, queue_timeout_s=queue_timeout_s, insecure=insecure, tell=tell
-            )
-            client = Client(endpoint.address, security=security, timeout=3 * ATTEMPT_S)
-            with closed_on_error(client):
-                watch = Watch(found, tell, insecure, timeout_s)
-                watch.wait_for_workers(client, endpoint, n_workers)
+            while True:
+                endpoint, security = wait_for_endpoint(
+                    found, timeout_s=timeout_s, queue_timeout_s=queue_timeout_s, insecure=insecure, tell=tell
+                )
+                client = Client(endpoint.address, security=security, timeout=3 * ATTEMPT_S)
+                with closed_on_error(client):
+                    watch = Watch(found, tell, insecure, timeout_s)
+                    if watch.wait_for_workers(client, endpoint, n_workers):
+                        return client
+                client.close()  # the job was requeued: on to its next run
         except KeyboardInterrupt:
             raise KeyboardInterrupt(how_to_come_back(found)) from None
-    return client
 
 
 def seconds_of(name: str, value: str | float) -> float:
@@ -303,8 +305,14 @@ class Watch:
             return phase_words(self.job.directory.read_events(), self.job.promised_workers())
         return "starting"
 
-    def wait_for_workers(self, client: Client, endpoint: Endpoint, n_workers: int | None) -> None:
-        """Until `n_workers` are there; None: until all are, or those that are lost have not come back."""
+    def wait_for_workers(self, client: Client, endpoint: Endpoint, n_workers: int | None) -> bool:
+        """Until `n_workers` are there; None: until all are, or those that are lost have not come back.
+
+        Returns
+        -------
+        bool
+            False: the job was requeued meanwhile, and this cluster is gone.
+        """
         self.ask()
         deadline = self.deadline()
         enough = time.monotonic() + REPLACED_S
@@ -313,13 +321,15 @@ class Watch:
             self.tell(f"job {self.job.job_id}: {there or 0} of {wanted} workers")
             if there is None:
                 self.ask_at_once()
-            self.ask()
+            if self.ask().pending:
+                return False
             if there and n_workers is None and time.monotonic() > enough:
                 self.tell(f"job {self.job.job_id}: {there} of {wanted} workers; the others are lost")
-                return
+                return True
             self.check(deadline, f"{there or 0} of {wanted} workers")
             time.sleep(FILE_POLL_S)
         self.tell(f"job {self.job.job_id} is ready: {there} workers")
+        return True
 
 
 def phase_words(events: list[dict[str, object]], promised: int | None) -> str:
