@@ -14,11 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mpiboot.errors import AllocationError, UsageError
-from mpiboot.units import parse_walltime_s
+from mpiboot.units import parse_walltime_s, show_size
 
 MIB = 1024**2
 GIB = 1024**3
 CPUS_PER_WORKER = 4
+# A worker that holds no data takes about as much; its nanny would end one after the other.
+LEAST_WORKER_BYTES = 64 * MIB
 
 
 @dataclass(frozen=True)
@@ -186,16 +188,18 @@ def size_workers(
     memory_per_node_bytes: int,
     workers_per_node: int | None,
     cpus_per_worker: int | None,
+    stage_bytes: int = 0,
 ) -> Sizing:
     """Workers whose threads and memory together never exceed what the job was given on a node.
 
     Neither count given: one worker per 4 CPUs. The scheduler shares the first node: a tenth of the memory,
-    at most 2 GiB, stays free for it, on every node alike, since all workers are given the same limit.
+    at most 2 GiB, stays free for it, on every node alike, since all workers are given the same limit. So do
+    `stage_bytes`, the stage's size where the staging root is memory.
 
     Raises
     ------
     UsageError
-        More CPUs are asked for than a node of this job has.
+        More CPUs are asked for than a node of this job has, or its memory is too little for the workers.
     """
     cpus = allocation.cpus_per_node
     workers = workers_per_node or allocation.tasks_per_node
@@ -210,5 +214,12 @@ def size_workers(
             f"the job has {cpus} on {allocation.nodes[0]}. "
             f"Ask for more with sbatch's --cpus-per-task, or for fewer with --workers-per-node"
         )
-    reserve = min(2 * GIB, memory_per_node_bytes // 10)
-    return Sizing(workers, threads, (memory_per_node_bytes - reserve) // workers)
+    left = memory_per_node_bytes - stage_bytes
+    limit = (left - min(2 * GIB, left // 10)) // workers
+    if limit < LEAST_WORKER_BYTES:
+        stage = f", of which the stage takes {show_size(stage_bytes)}," if stage_bytes else ""
+        raise UsageError(
+            f"{show_size(memory_per_node_bytes)} of memory per node{stage} are too little for {workers} workers. "
+            "Ask for more with --mem"
+        )
+    return Sizing(workers, threads, limit)

@@ -194,7 +194,7 @@ def size(job: Job, answers: nodes.Answers, staged: nodes.Answers) -> Sizing:
         )
     in_memory = [result["size_bytes"] for node, result in staged.items() if answers[node]["root_is_memory"]]
     return allocations.size_workers(
-        allocation, memory - max(in_memory, default=0), config.workers_per_node, config.cpus_per_worker
+        allocation, memory, config.workers_per_node, config.cpus_per_worker, max(in_memory, default=0)
     )
 
 

@@ -127,3 +127,12 @@ def test_local_job_names_this_process_for_good():
     job = allocation.local_allocation()
     assert job.job_key == f"local-{job.job_id}"
     assert job.job_id.endswith(f"-{os.getpid()}-{allocation.process_start(os.getpid())}")
+
+
+def test_memory_that_the_stage_uses_up():
+    message = (
+        r"1 GiB of memory per node, of which the stage takes 960 MiB, are too little for 1 workers\. "
+        "Ask for more with --mem"
+    )
+    with pytest.raises(UsageError, match=message):
+        allocation.size_workers(given(1), GIB, 1, 1, 960 * 1024**2)
