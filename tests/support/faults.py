@@ -74,9 +74,15 @@ def wait_until(done: Callable[[], bool], what: str, timeout_s: float, seen: Call
         time.sleep(0.2)
 
 
-def boot(cluster: Minicluster, *options: str, command: Sequence[str] = (), ready: bool = True) -> BootedJob:
+def boot(
+    cluster: Minicluster,
+    *options: str,
+    command: Sequence[str] = (),
+    ready: bool = True,
+    staged: bool = False,
+) -> BootedJob:
     """Submit a small job, and wait until it is ready."""
-    small = ("--no-stage", "--interface", "ib0", "--cpus-per-worker", "1")
+    small = ("--interface", "ib0", "--cpus-per-worker", "1", *([] if staged else ["--no-stage"]))
     submit = [
         f"{cluster.env}/bin/mpiboot",
         "submit",

@@ -110,11 +110,11 @@ class Minicluster:
     def start(self, k: int) -> None:
         self._command(["start", str(k)], timeout_s=90, check=True)
 
-    def cut(self, k: int) -> None:
-        self._command(["cut", str(k)], timeout_s=30, check=True)
+    def cut(self, k: int, *options: str) -> None:
+        self._command(["cut", str(k), *options], timeout_s=30, check=True)
 
-    def heal(self, k: int) -> None:
-        self._command(["heal", str(k)], timeout_s=30, check=True)
+    def heal(self, k: int, *options: str) -> None:
+        self._command(["heal", str(k), *options], timeout_s=30, check=True)
 
     def log(self, daemon: str, host: str = "login") -> str:
         """Return a daemon's log: slurmctld's, or slurmd's of some node."""

@@ -1,0 +1,171 @@
+"""Faults around the nodes: requeue, jobs that share nodes, cut cables, a file system that stalls, many nodes."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from faults import assert_nothing_remains, boot, kill, wait_until
+from slurmcluster import Minicluster
+
+pytestmark = pytest.mark.cluster
+
+STALL_S = 30
+CUT_S = 20
+TWO = ("--nodes", "2", "--workers-per-node", "2")
+# Tasks with known results on all workers, which stay the same processes. A block of memory that nobody has open is
+# found again at the end, and another is forgotten.
+STREAM = """
+import json, os, sys, time, mpiboot
+from multiprocessing import resource_tracker
+from multiprocessing.shared_memory import SharedMemory
+tell = lambda line: print(line, flush=True)
+client = mpiboot.connect(sys.argv[1], n_workers=int(sys.argv[3]), progress=tell)
+def leave():
+    block = SharedMemory(create=True, size=1000)
+    resource_tracker.unregister(block._name, "shared_memory")
+    block.close()
+    return block.name
+def find(name):
+    block = SharedMemory(name)
+    block.close()
+    block.unlink()
+def square(i):
+    time.sleep(0.05)
+    return i * i
+first, *_, last = client.scheduler_info(n_workers=-1)["workers"]
+client.submit(leave, pure=False, workers=last).result()
+name = client.submit(leave, pure=False, workers=first).result()
+pids = client.run(os.getpid)
+tell(f"at work with {len(pids)} workers of {client.scheduler_info()['id']}")
+done = 0
+while not os.path.exists(sys.argv[2]):
+    numbers = range(done, done + 100)
+    assert client.gather(client.map(square, numbers)) == [i * i for i in numbers]
+    done += 100
+    tell(json.dumps({"done": done}))
+client.submit(find, name, workers=first).result()
+assert client.run(os.getpid) == pids
+tell("all right")
+"""
+
+
+class Stream:
+    """A notebook of the user's at work on the login node, until it is told to end."""
+
+    def __init__(self, cluster, job, n_workers):
+        self.cluster = cluster
+        (cluster.home / "stream.py").write_text(STREAM)
+        self.output = cluster.home / f"stream-{job.job_id}.out"
+        self.end = cluster.home / f"stream-{job.job_id}.end"
+        argv = f"{cluster.env}/bin/python stream.py {job.job_id} {self.end.name} {n_workers}"
+        cluster.login(["bash", "-c", f"setsid {argv} > {self.output.name} 2>&1 &"])
+
+    def said(self):
+        return self.output.read_text() if self.output.exists() else ""
+
+    def until(self, words, timeout_s=60):
+        wait_until(lambda: words in self.said(), words, timeout_s, self.said)
+
+    def done(self):
+        """How many results came so far."""
+        counts = [line for line in self.said().splitlines() if line.startswith("{")]
+        return json.loads(counts[-1])["done"] if counts else 0
+
+    def goes_on(self, timeout_s=30):
+        before = self.done()
+        wait_until(lambda: self.done() > before, "more results", timeout_s, self.said)
+
+    def ends_well(self):
+        self.end.touch()
+        self.until("all right")
+
+
+def stop(cluster, job):
+    cluster.login([f"{cluster.env}/bin/mpiboot", "stop", job.job_id], timeout_s=90)
+    job.wait_ended()
+    assert job.named("closed")[-1]["exit_status"] == 0
+
+
+def rank_of(job):
+    """The pids that pgrep prints: the first whose environment names the job."""
+    return f"while read p; do grep -qz 'MPIBOOT_JOB_KEY={job.folder.name}' /proc/$p/environ && echo $p; done | head -1"
+
+
+def cut_for_a_while(cluster, stream):
+    """Nobody reaches the scheduler, and nothing of that is an error: all goes on once the cable is back."""
+    cluster.cut(1, "--interface", "ib0")
+    try:
+        time.sleep(CUT_S)
+    finally:
+        cluster.heal(1, "--interface", "ib0")
+    stream.goes_on()
+
+
+def test_two_jobs_share_nodes_while_one_is_requeued_and_a_cable_is_cut(minicluster):
+    requeued = boot(minicluster, *TWO, "--batch-arg=--requeue", staged=True, ready=False)
+    kept = boot(minicluster, *TWO, staged=True)
+    requeued.wait_for("ready")
+    assert [job.named("stage")[0]["nodes"] for job in (requeued, kept)] == [["node1", "node2"]] * 2
+    stream = Stream(minicluster, kept, 4)
+    stream.until("at work with 4 workers")
+    kill(minicluster, 2, "bin/[d]ask-mpi", which=rank_of(requeued))
+    requeued.wait_for("lost-worker")
+    waiting = Stream(minicluster, requeued, 4)
+    waiting.until("3 of 4 workers")
+
+    endpoint = requeued.folder / "endpoint.json"
+    before = endpoint.read_text()
+    minicluster.login(["scontrol", "requeue", requeued.job_id])
+    requeued.wait_for("closed")
+    stream.goes_on()
+    endpoint.write_text(before)  # as if boot had been killed before it could remove it
+    os.chown(endpoint, minicluster.uid, minicluster.uid)
+    endpoint.chmod(0o600)
+    waiting.until("PENDING (BeginTime")
+    cut_for_a_while(minicluster, stream)  # while the other waits
+    waiting.until("at work with 4 workers", 120)
+    after = json.loads(endpoint.read_text())
+    assert f"workers of {after['scheduler_id']}" in waiting.said()
+    assert (json.loads(before)["restart_count"], after["restart_count"]) == (0, 1)
+
+    waiting.ends_well()
+    stop(minicluster, requeued)
+    stream.goes_on()
+    stream.ends_well()
+    assert [event for event in kept.events() if "lost-worker" in event["event"]] == []
+    stop(minicluster, kept)
+    assert_nothing_remains(minicluster)
+
+
+def signal_file_servers(cluster, name):
+    """SIGSTOP stalls every read and write of the nodes' on the shared file system; SIGCONT lets them go on."""
+    cluster.login(["bash", "-c", f"kill -{name} $(pgrep -x sftp-server)"])
+
+
+@pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="no /dev/fuse here: `modprobe fuse` enables it")
+@pytest.mark.usefixtures("minicluster")  # for its reasons to skip
+def test_five_nodes_and_a_shared_file_system_that_stalls():
+    with Minicluster.booted("--nodes=5", "--shared-fs=sshfs", name=f"five{os.getpid()}") as cluster:
+        cluster.add_env("env", ["openmpi", "demo", "notebook"])
+        stalls(cluster)
+
+
+def stalls(cluster):
+    # Where /tmp is memory, the stage is counted in.
+    job = boot(cluster, "--nodes", "5", "--workers-per-node", "1", "--mem", "2G", staged=True)
+    stream = Stream(cluster, job, 5)
+    stream.until("at work with 5 workers")
+    assert {event["host"] for event in job.named("worker")} == {f"node{number}" for number in range(1, 6)}
+    signal_file_servers(cluster, "STOP")
+    end = time.monotonic() + STALL_S
+    try:
+        while time.monotonic() < end:
+            stream.goes_on()
+    finally:
+        signal_file_servers(cluster, "CONT")
+    stream.ends_well()
+    assert job.named("lost-worker") == []
+    stop(cluster, job)
+    assert_nothing_remains(cluster, range(1, 6))
