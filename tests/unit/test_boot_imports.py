@@ -17,7 +17,7 @@ print(*sorted({{name.partition(".")[0] for name in sys.modules}} - set(sys.stdli
 @pytest.mark.parametrize(
     ("module", "more"),
     [
-        ("mpiboot.boot", "from mpiboot import security; security._make_pems(60.0, ())"),
+        ("mpiboot.boot", "from mpiboot import security; security._make_pems(60.0, (), ())"),
         ("mpiboot.boot", "import envpack.archive"),
         ("mpiboot.node", "import envpack.stage"),
     ],
