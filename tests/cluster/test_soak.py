@@ -1,0 +1,20 @@
+"""A minute of `make soak`: as many kinds of faults as come, at random."""
+
+import json
+import secrets
+
+import pytest
+from soak import soak, verdict
+
+pytestmark = pytest.mark.cluster
+
+SECONDS = 45.0
+
+
+def test_a_short_soak(minicluster):
+    seed = secrets.randbelow(10**6)
+    print(f"seed {seed}")
+    figures = soak(minicluster, SECONDS, seed)
+    print(json.dumps(figures, indent=1))
+    assert verdict(figures) == []
+    assert figures["results"] > 0
