@@ -171,6 +171,41 @@ def test_site_settings_and_a_home_with_quotes(alice):
         alice.types("rm", config)
 
 
+def test_from_other_pythons_than_the_environments(alice):
+    """Submitted from Debian's Python; connected to from that, as if with another toolz, and as if from another minor version."""
+    [site] = alice.cluster.home.glob("env/lib/python3.*/site-packages")
+    packages = f"/home/alice/{site.relative_to(alice.cluster.home)}"
+    alice.types("/usr/bin/python3", "-m", "venv", "--without-pip", "login")
+    [login] = alice.cluster.home.glob("login/lib/python3.*/site-packages")
+    alice.writes(str(login.relative_to(alice.cluster.home) / "env.pth"), packages)
+    options = [*SMALL[1:], "--env", "/home/alice/env"]
+    job_id = alice.types("login/bin/python", "-m", "mpiboot", "submit", *options).stdout.strip()
+
+    code = "import mpiboot, sys; print(*set(mpiboot.connect().run(lambda: sys.prefix).values()))"
+    seen = alice.types("login/bin/python", "-c", code)
+    assert re.match(rf"/tmp/mpiboot-{alice.cluster.uid}/env-", seen.stdout)
+    here, theirs = (
+        alice.types(python, "-c", "import platform; print(platform.python_version())").stdout.strip()
+        for python in ("/usr/bin/python3", "env/bin/python")
+    )
+    named = re.search(r"\| python +\| (\S+)\.final\.0 +\| (\S+)\.final\.0 ", seen.stderr)
+    assert (here == theirs and named is None) or (named and named.groups() == (here, theirs)), seen.stderr
+
+    alice.writes(
+        "other/toolz-0.0.7.dist-info/METADATA", "Metadata-Version: 2.1\nName: toolz\nVersion: 0.0.7\n"
+    )
+    said = alice.types("mpiboot", "connect", PYTHONPATH="/home/alice/other").stderr
+    assert re.search(r"\| toolz +\| 0\.0\.7 +\| (\d\S+) +\| \1 ", said), said
+
+    # That version is made up, and so is this Python's: no other one is here with all that a client needs.
+    code = "import mpiboot.client as c, types; c.sys = types.SimpleNamespace(version_info=(3, 9), executable='/p'); "
+    refused = alice.types("python", "-c", f"{code} c.connect()", check=False)
+    minor = theirs.rpartition(".")[0]
+    expected = f"the cluster runs Python {minor} and this is 3.9 (/p): what one of them pickles the other cannot read."
+    assert f"{expected} Use the cluster's: /home/alice/env/bin/python" in refused.stderr
+    alice.types("mpiboot", "stop", job_id)
+
+
 def test_doctor_examines_the_nodes(alice):
     shown = alice.types("mpiboot", "doctor", "--interface", "ib0", "--job-test").stdout
     assert re.search(r"^ok    batch system: slurm.* 22\.", shown, re.M)
