@@ -172,7 +172,7 @@ def test_site_settings_and_a_home_with_quotes(alice):
 
 
 def test_from_other_pythons_than_the_environments(alice):
-    """Submitted from Debian's Python; connected to from that, as if with another toolz, and as if from another minor version."""
+    """Submitted, and connected to, from Debian's Python; as if with another toolz; as if from another minor version."""
     [site] = alice.cluster.home.glob("env/lib/python3.*/site-packages")
     packages = f"/home/alice/{site.relative_to(alice.cluster.home)}"
     alice.types("/usr/bin/python3", "-m", "venv", "--without-pip", "login")

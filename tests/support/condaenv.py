@@ -163,12 +163,14 @@ def cached_env(packages: Sequence[str] = (), extras: Sequence[str] | None = None
 def copy_user_env(
     home: Path,
     name: str,
-    extras: Sequence[str],
+    extras: Sequence[str] | None,
     user: str = "alice",
     uid: int = 61001,
     packages: Sequence[str] = (),
 ) -> Path:
-    """Give a user of a minicluster an environment with mpiboot; return its prefix as the cluster sees it.
+    """Give a user of a minicluster an environment; return its prefix as the cluster sees it.
+
+    It has mpiboot with `extras`, unless they are None.
 
     Built once per machine, where it will be used: in a mount namespace in which a cached folder is /home/USER. That
     folder's content (the environment, and conda's package cache) is then copied into `home`. Needs root.
@@ -179,7 +181,7 @@ def copy_user_env(
     def at_home(*options: str) -> None:
         (folder / user).mkdir(parents=True, exist_ok=True)
         unshare = ["unshare", "--mount", "--propagation", "private"]
-        asked = [str(prefix), *packages, "--extras", ",".join(extras)]
+        asked = [str(prefix), *packages, *([] if extras is None else ["--extras", ",".join(extras)])]
         script = [sys.executable, str(Path(__file__).resolve()), *asked]
         run([*unshare, *script, "--home", str(folder / user), *options])
         run(["chown", "-R", f"{uid}:{uid}", str(folder / user)])

@@ -77,7 +77,7 @@ class Minicluster:
         """The host's path of the user's home."""
         return self.folder / "home" / self.user
 
-    def add_env(self, name: str, extras: Sequence[str], packages: Sequence[str] = ()) -> Path:
+    def add_env(self, name: str, extras: Sequence[str] | None, packages: Sequence[str] = ()) -> Path:
         return copy_user_env(self.home, name, extras, self.user, self.uid, packages)
 
     def login(
