@@ -17,13 +17,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from mpiboot.adopt import Ranks
 from mpiboot.errors import StageError
 from mpiboot.interfaces import interfaces
+from mpiboot.processes import descendants
 from mpiboot.rendezvous import JobDirectory
 from mpiboot.security import check_trusted
 
@@ -38,9 +39,10 @@ LEFTOVERS_GRACE_S = 2.5
 TERM_GRACE_S = 0.5
 KILL_GRACE_S = 1.0
 SHARED_MEMORY = Path("/dev/shm")
-# multiprocessing's semaphores and blocks, Open MPI's, MPICH's and Intel MPI's segments. A user's own files stay.
+# multiprocessing's semaphores, before (glibc's sem_open.c) and after they get their name, and blocks; Open MPI's,
+# MPICH's and Intel MPI's segments. A user's own files stay.
 SHARED_MEMORY_NAMES = re.compile(
-    r"sem\.mp-|psm_|sm_segment\.|vader_segment\.|osc_rdma|mpich|MPICH|mpi_shar|Intel_MPI_"
+    r"sem\.mp-|sem\.\w{6}$|psm_|sm_segment\.|vader_segment\.|osc_rdma|mpich|MPICH|mpi_shar|Intel_MPI_"
 )
 # Python's blocks: one process may make and close them, and another open them later, with nobody there in between.
 PASSED_ON = "psm_"
@@ -173,7 +175,7 @@ def clean(folder: Path, grace_s: float, reap: Callable[[], None] | None = None) 
     began = (folder / LOCK_NAME).stat().st_mtime
     end_leftovers(folder.name, grace_s, reap)
     others = {key for _, key in marked()} - {folder.name}
-    remove_shared_memory(began, spare=PASSED_ON if others else None)
+    remove_shared_memory(began, spare=PASSED_ON if others else None, dying=leftovers(folder.name))
     for key in others:  # whichever ends last removes what was spared
         with contextlib.suppress(OSError):
             other = folder.parent / key / LOCK_NAME
@@ -181,14 +183,14 @@ def clean(folder: Path, grace_s: float, reap: Callable[[], None] | None = None) 
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_shared_memory(since: float, spare: str | None = None) -> None:
-    """Remove this user's segments and semaphores of `since` or later that no living process of theirs has mapped.
+def remove_shared_memory(since: float, spare: str | None = None, dying: Collection[int] = ()) -> None:
+    """Remove this user's segments and semaphores of `since` or later that no process of theirs but the `dying` uses.
 
     Whoever is killed leaves them, and they hold the node's memory; nothing in their names tells whose they are. Those
     whose names begin with `spare` may be another job's.
     """
     candidates = {
-        str(entry)
+        (found.st_dev, found.st_ino): entry
         for entry in SHARED_MEMORY.iterdir()
         if SHARED_MEMORY_NAMES.match(entry.name)
         and not (spare and entry.name.startswith(spare))
@@ -196,21 +198,29 @@ def remove_shared_memory(since: float, spare: str | None = None) -> None:
         and found.st_ctime >= since - 1
     }
     if candidates:
-        for name in candidates - mapped_files():
+        for file in candidates.keys() - used_shared_memory(dying):
             with contextlib.suppress(OSError):
-                Path(name).unlink()
+                candidates[file].unlink()
 
 
-def mapped_files() -> set[str]:
-    """What the user's processes on this node have mapped from shared memory (proc(5), maps)."""
+def used_shared_memory(dying: Collection[int]) -> set[tuple[int, int]]:
+    """Device and inode of what the user's other processes have open or mapped there (proc(5), fd and maps).
+
+    Not its name: who made a semaphore has it mapped under the name that it had before its own.
+    """
     found = set()
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
+        if entry.name.isdigit() and int(entry.name) not in dying:
             with contextlib.suppress(OSError):
                 for line in (entry / "maps").read_text(errors="replace").splitlines():
-                    path = line[line.find("/") :]
-                    if path.startswith(f"{SHARED_MEMORY}/"):
-                        found.add(path)
+                    words = line.split(maxsplit=5)
+                    if words[5:] and words[5].startswith(f"{SHARED_MEMORY}/"):
+                        major, _, minor = words[3].partition(":")
+                        found.add((os.makedev(int(major, 16), int(minor, 16)), int(words[4])))
+                for handle in (entry / "fd").iterdir():
+                    with contextlib.suppress(OSError):
+                        if str(handle.readlink()).startswith(f"{SHARED_MEMORY}/"):
+                            found.add(((opened := handle.stat()).st_dev, opened.st_ino))
     return found
 
 
@@ -226,8 +236,8 @@ def marked() -> Iterator[tuple[int, str]]:
 
 
 def leftovers(job_key: str) -> set[int]:
-    """Those of one job."""
-    return {pid for pid, key in marked() if key == job_key} - {os.getpid()}
+    """Those of one job, and the children of this agent that have not become its ranks yet, and so lack its mark."""
+    return ({pid for pid, key in marked() if key == job_key} | descendants(os.getpid())) - {os.getpid()}
 
 
 def end_leftovers(job_key: str, grace_s: float, reap: Callable[[], None] | None = None) -> None:
