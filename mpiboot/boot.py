@@ -252,8 +252,9 @@ def close(job: Job, status: int, reason: str) -> None:
     if job.control:
         job.control.close()
     if job.agents:
-        lost = job.cluster.lost_nodes
-        job.agents.close(AGENTS_CLOSE_WITH_LOST_S if lost else AGENTS_CLOSE_S, lost)
+        # Where the last worker has just died, and its nanny starts another, the agent lives.
+        lost = any(since is None for since in job.cluster.lost_nodes.values())
+        job.agents.close(AGENTS_CLOSE_WITH_LOST_S if lost else AGENTS_CLOSE_S)
     job.directory.clear()
     short, _, detail = reason.partition("\n")
     job.events.write("closed", reason=short, detail=detail, exit_status=status)

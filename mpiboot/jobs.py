@@ -88,6 +88,9 @@ class Job:
         """Boot's last event says why a job ended; a job that was killed has none."""
         last = self._last_event()
         if last["event"] != "closed":
+            if last["event"] and state.state != "UNKNOWN":
+                silent = "mpiboot boot left no last word: it was killed, or its node was lost"
+                return replace(state, reason="; ".join(filter(None, (state.reason, silent))))
             if state.state != "UNKNOWN":
                 return state
             known = self.directory.path.is_dir()
@@ -316,6 +319,7 @@ def _source_of(key: Any) -> str:
 def submit_config(config: Config, *, say: Callable[[str], None] = lambda line: None) -> Job:
     """Check, pack the environment if it changed, submit."""
     batch = choose(config.batch_system)
+    clear_ended(unclear_directories(), batch)
     assert config.env
     environment.check_environment(Path(config.env))
     if config.mpi == "auto":
@@ -481,12 +485,16 @@ def live_jobs(patience_s: float = FIRST_SILENCE_S) -> list[tuple[Job, JobState]]
     BatchError
         One cannot be asked, and the others have no job.
     """
+    unclear = unclear_directories()  # before the question: a job may start meanwhile
     found: list[tuple[Job, JobState]] = []
     failed: list[BatchError] = []
     for batch in batch_systems().values():
         try:
             states = patiently(batch.jobs, patience_s)
-            found += [(Job(state.job_id, batch), state) for state in states]
+            live = [(Job(state.job_id, batch), state) for state in states]
+            found += live
+            spared = {job.directory.path for job, _ in live}
+            clear_ended([directory for directory in unclear if directory.path not in spared], batch)
         except BatchError as error:
             failed.append(error)
     if failed and not found:
@@ -494,6 +502,26 @@ def live_jobs(patience_s: float = FIRST_SILENCE_S) -> list[tuple[Job, JobState]]
     for failure in failed:
         logger.warning("%s; only other jobs are known", failure)
     return found
+
+
+def unclear_directories() -> list[JobDirectory]:
+    """The job directories with secrets in them."""
+    found = map(JobDirectory, (configuration.home(os.environ) / "jobs").glob("*-*"))
+    return [directory for directory in found if not directory.is_clear()]
+
+
+def clear_ended(directories: Sequence[JobDirectory], batch: BatchSystem) -> None:
+    """Remove the secrets of jobs that have ended and left them: their first node was lost, say.
+
+    They open nothing any more; so whatever keeps them from being removed is no reason to fail.
+    """
+    with contextlib.suppress(MpibootError, OSError):
+        found = {job_id: each for each in directories if (job_id := batch.job_id(each.key))}
+        states = batch.states(list(found)) if found else {}
+        for job_id, directory in found.items():
+            if not states[job_id].live:
+                check_trusted(directory.path, "directory")
+                directory.clear()
 
 
 def describe(live: Sequence[tuple[Job, JobState]]) -> str:

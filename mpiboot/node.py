@@ -24,9 +24,9 @@ from typing import Any, NoReturn
 from mpiboot.adopt import Ranks
 from mpiboot.errors import StageError
 from mpiboot.interfaces import interfaces
-from mpiboot.processes import descendants
-from mpiboot.rendezvous import JobDirectory
+from mpiboot.rendezvous import EventLog, JobDirectory
 from mpiboot.security import check_trusted
+from mpiboot.units import show_duration
 
 MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
 JOB_KEY_VARIABLE = "MPIBOOT_JOB_KEY"
@@ -170,12 +170,12 @@ def sweep(root: Path) -> None:
                 os.close(descriptor)
 
 
-def clean(folder: Path, grace_s: float, reap: Callable[[], None] | None = None) -> None:
+def clean(folder: Path, grace_s: float, ranks: Ranks | None = None) -> None:
     """Leave nothing of a job on this node: processes, shared memory, its folder."""
     began = (folder / LOCK_NAME).stat().st_mtime
-    end_leftovers(folder.name, grace_s, reap)
+    end_leftovers(folder.name, grace_s, ranks)
     others = {key for _, key in marked()} - {folder.name}
-    remove_shared_memory(began, spare=PASSED_ON if others else None, dying=leftovers(folder.name))
+    remove_shared_memory(began, spare=PASSED_ON if others else None, dying=leftovers(folder.name, ranks))
     for key in others:  # whichever ends last removes what was spared
         with contextlib.suppress(OSError):
             other = folder.parent / key / LOCK_NAME
@@ -235,15 +235,18 @@ def marked() -> Iterator[tuple[int, str]]:
                         yield int(entry.name), variable[len(mark) :].decode(errors="replace")
 
 
-def leftovers(job_key: str) -> set[int]:
-    """Those of one job, and the children of this agent that have not become its ranks yet, and so lack its mark."""
-    return ({pid for pid, key in marked() if key == job_key} | descendants(os.getpid())) - {os.getpid()}
+def leftovers(job_key: str, ranks: Ranks | None = None) -> set[int]:
+    """Those of one job, and of `ranks` those that are not their own yet, and so lack its mark."""
+    if ranks:
+        ranks.reap()
+    mine = ranks.stand_ins.keys() if ranks else ()
+    return {pid for pid, key in marked() if key == job_key}.union(mine) - {os.getpid()}
 
 
-def end_leftovers(job_key: str, grace_s: float, reap: Callable[[], None] | None = None) -> None:
+def end_leftovers(job_key: str, grace_s: float, ranks: Ranks | None = None) -> None:
     """Wait until the job's processes have ended by themselves, then end the rest: SIGTERM, then SIGKILL."""
     for number, wait_s in ((None, grace_s), (signal.SIGTERM, TERM_GRACE_S), (signal.SIGKILL, KILL_GRACE_S)):
-        left = leftovers(job_key)
+        left = leftovers(job_key, ranks)
         if number:
             for pid in left:
                 with contextlib.suppress(OSError):
@@ -251,9 +254,7 @@ def end_leftovers(job_key: str, grace_s: float, reap: Callable[[], None] | None 
         deadline = time.monotonic() + wait_s
         while left and time.monotonic() < deadline:
             time.sleep(0.05)
-            if reap:
-                reap()
-            left = leftovers(job_key)
+            left = leftovers(job_key, ranks)
         if not left:
             return
 
@@ -278,7 +279,7 @@ def main() -> int:
         pass
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if folder.is_dir():
-        clean(folder, LEFTOVERS_GRACE_S, ranks.reap if ranks else None)
+        clean(folder, LEFTOVERS_GRACE_S, ranks)
     if cancelled or node_name(orders) == orders["first_node"]:
         # Boot does so too, unless it was killed. An agent elsewhere that only lost its connection must not.
         JobDirectory(Path(orders["job_directory"])).clear()
@@ -321,9 +322,20 @@ def serve(orders: Mapping[str, Any], ranks: Ranks) -> bool:
                 os.read(reader, 1 << 16)
                 ranks.reap()
     if job_id := os.environ.get("SLURM_JOB_ID"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # scancel's own, before what follows it
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run(["scancel", job_id], stdin=subprocess.DEVNULL, timeout=30)
+            if not subprocess.run(["scancel", job_id], stdin=subprocess.DEVNULL, timeout=30).returncode:
+                say_why(orders)
     return False
+
+
+def say_why(orders: Mapping[str, Any]) -> None:
+    """The job's last event, in the place of boot: nobody else knows why the job was cancelled."""
+    first = orders["first_node"]
+    lost = f"the first node, {first}, is lost: nothing was heard of it for {show_duration(SILENCE_S)}"
+    events = EventLog(JobDirectory(Path(orders["job_directory"])).events)
+    events.write("closed", reason=lost, detail="", exit_status=1, host=node_name(orders))
+    events.close()
 
 
 def answer(orders: Mapping[str, Any], act: Callable[[], dict[str, Any]]) -> bool:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +117,10 @@ class Agents:
                 return bool(data)
         return True
 
-    def close(self, timeout_s: float, lost: Collection[str] = ()) -> None:
-        """Let each agent clean its node, and wait for those of all nodes that are not `lost`."""
+    def close(self, timeout_s: float) -> None:
+        """Let each agent clean its node, and wait for all of them."""
         assert self.process.stdin and self.process.stdout
-        wanted = set(self.allocation.nodes) - set(lost)
+        wanted = set(self.allocation.nodes)
         deadline = time.monotonic() + timeout_s
         with contextlib.suppress(OSError):
             self.process.stdin.close()
@@ -128,7 +128,7 @@ class Agents:
             if not self._read(left_s):
                 break
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(0 if lost else max(0.1, deadline - time.monotonic()))
+            self.process.wait(max(0.1, deadline - time.monotonic()))
         if self.process.poll() is None:
             self.process.kill()  # srun would wait for the lost node's agent
             self.process.wait()

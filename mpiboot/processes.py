@@ -1,6 +1,7 @@
 """Ending processes that we started, and those that they left behind. Standard library only."""
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -12,8 +13,6 @@ _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 
 def keep_orphans() -> None:
     """Make orphans of our children our own children, so that none can outlive the job unseen."""
-    import ctypes  # the agents do without
-
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 

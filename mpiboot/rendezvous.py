@@ -67,6 +67,13 @@ class JobDirectory:
         self.rank_environment = path / "rank-environment.json"
         self.host_file = path / "hosts"
         self.dashboard_page = path / "dashboard.html"
+        self.leads = (
+            self.endpoint,
+            self.scheduler_file,
+            self.rank_environment,
+            self.host_file,
+            self.dashboard_page,
+        )
 
     @classmethod
     def create(cls, home: Path, key: str) -> "JobDirectory":
@@ -88,16 +95,12 @@ class JobDirectory:
             shared.touch(mode=0o600)  # those who write it later leave the mode as it is
         return directory
 
+    def is_clear(self) -> bool:
+        return not any(path.exists() for path in (*self.leads, self.path / "tls"))
+
     def clear(self) -> None:
         """Remove what opens anything, and what leads to it. Boot and the agents of several nodes may all try."""
-        leads = (
-            self.endpoint,
-            self.scheduler_file,
-            self.rank_environment,
-            self.host_file,
-            self.dashboard_page,
-        )
-        for name in leads:
+        for name in self.leads:
             name.unlink(missing_ok=True)
         remove_job_secrets(self.path)
 
@@ -200,7 +203,7 @@ def write_atomic(path: Path, content: Any) -> None:
 
 
 class EventLog:
-    """`events.jsonl`: a line per phase and fault. Boot alone writes it."""
+    """`events.jsonl`: a line per phase and fault. Boot alone writes it; once that is lost, the agents say so."""
 
     def __init__(self, path: Path) -> None:
         descriptor = os.open(

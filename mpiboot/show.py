@@ -11,6 +11,7 @@ import time
 import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mpiboot import security, timeline
 from mpiboot.batch import JobState
@@ -20,6 +21,9 @@ from mpiboot.rendezvous import Endpoint
 from mpiboot.units import show_duration
 
 COLUMNS = 80
+FAULTS_SHOWN = 5
+# The scheduler and the nanny both tell of a worker that ended.
+SAME_LOSS_S = 10.0
 
 
 def ready(job: Job, ssh_host: str | None, *, with_token: bool) -> str:
@@ -124,6 +128,43 @@ def status(job: Job, state: JobState) -> str:
         of = f" of {promised}" if promised else ""
         lines.append(f"{counted[-1] if counted else 0}{of} workers on {state.nodes}{over}")
         lines.append(f"ends {ends(state.end)}")
+    lines += faults(events)
     if events:
         lines.append(timeline.render_text(timeline.phases(events), COLUMNS))
     return "\n".join(lines)
+
+
+def faults(events: Sequence[dict[str, Any]]) -> list[str]:
+    """The last of what a job has lost, and why: a line each, or more."""
+    exits = [(e["rank"], e["time"]) for e in events if e["event"] == "worker-exit"]
+    said = [
+        (event, what)
+        for event in events
+        if (what := fault(event))
+        and not (
+            event["event"] == "lost-worker"
+            and any(rank == event["rank"] and abs(at - event["time"]) < SAME_LOSS_S for rank, at in exits)
+        )
+    ]
+    lines = [f"the last {FAULTS_SHOWN} of {len(said)} faults:"] if len(said) > FAULTS_SHOWN else []
+    for event, what in said[-FAULTS_SHOWN:]:
+        rank = f" rank {event['rank']}" if event.get("rank") is not None else ""
+        start = f"{time.strftime('%H:%M:%S', time.localtime(event['time']))} {event.get('host', '')}{rank}: "
+        lines += textwrap.wrap(start + what, COLUMNS, subsequent_indent="  ")
+    return lines
+
+
+def fault(event: dict[str, Any]) -> str | None:
+    """What happened, in words; None: no fault."""
+    match event["event"]:
+        case "worker-exit":
+            return f"the worker ended {event['how']}"
+        case "lost-worker":
+            return "the worker is lost"
+        case "hung-worker":
+            return f"the worker hung, silent for {show_duration(event['silent_s'])}"
+        case "lost-node":
+            return "no worker is left on this node"
+        case "launcher-ended":
+            return f"mpirun ended with status {event['status']}; the ranks go on"
+    return None

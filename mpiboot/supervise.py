@@ -52,6 +52,8 @@ def note(job: Job, message: dict[str, Any]) -> None:
             lost_worker(job, message)
         case "worker-exit":
             worker_exit(job, message)
+        case "hung-worker":
+            hung_worker(job, message)
         case "client":
             cluster.newest_client = time.monotonic()
             job.events.write(**message)
@@ -76,6 +78,18 @@ def lost_worker(job: Job, message: dict[str, Any]) -> None:
     )
     if worker.host != "?" and all(other.host != worker.host for other in cluster.workers.values()):
         cluster.lost_nodes[worker.host] = time.monotonic()
+
+
+def hung_worker(job: Job, message: dict[str, Any]) -> None:
+    worker = job.cluster.workers.get(message["address"], Worker("?", None))
+    done = "it is ended, and its tasks run on the other workers"
+    job.events.write(**message, host=worker.host, rank=worker.rank, done=done)
+    logger.warning(
+        "the worker of rank %s on %s hangs: silent for %s; it is ended",
+        worker.rank,
+        worker.host,
+        show_duration(message["silent_s"]),
+    )
 
 
 def note_lost_nodes(job: Job) -> None:

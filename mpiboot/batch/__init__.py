@@ -89,6 +89,9 @@ class BatchSystem(Protocol):
     def job_key(self, job_id: str) -> str:
         """The name of the job's directory."""
 
+    def job_id(self, key: str) -> str | None:
+        """Whose directory has that name; None where that cannot be asked here."""
+
 
 def batch_systems() -> dict[str, BatchSystem]:
     """Those that this machine has."""

@@ -73,6 +73,9 @@ class Local:
     def job_key(self, job_id: str) -> str:
         return f"local-{job_id}"
 
+    def job_id(self, key: str) -> str | None:
+        return key.removeprefix("local-") if key.startswith(f"local-{socket.gethostname()}-") else None
+
     def restarts(self, job_id: str) -> int:
         return 0
 

@@ -128,6 +128,10 @@ class Slurm:
     def job_key(self, job_id: str) -> str:
         return f"slurm-{cluster_name()}-{job_id}"
 
+    def job_id(self, key: str) -> str | None:
+        start, _, number = key.rpartition("-")
+        return number if number.isdigit() and start == f"slurm-{cluster_name()}" else None
+
     def _squeue(self, *arguments: str, comment: str | None = None) -> list[JobState]:
         try:
             output = _run(["squeue", "--noheader", *arguments, "--format", FIELDS])

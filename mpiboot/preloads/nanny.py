@@ -24,28 +24,25 @@ def dask_setup(nanny: Nanny) -> None:
 
 def reporting(nanny: Nanny, on_exit: Callable[[int], None]) -> Callable[[int], None]:
     """Wrap what a nanny does when its worker's process has ended: unless it was asked to end, boot is told."""
-    kills_before = cgroup_kills()
+    ended_before, kills_before = ended_for_memory(nanny), cgroup_kills()
 
     def report(exit_status: int) -> None:
-        nonlocal kills_before
+        nonlocal ended_before, kills_before
         if nanny.status.name == "running":
-            kills, pid = cgroup_kills(), nanny.pid
-            over_limit = (
-                pid is not None and getattr(nanny.memory_manager, "_last_terminated_pid", None) == pid
-            )
-            memory = (
-                "limit"
-                if over_limit
-                else "cgroup"
-                if kills > kills_before and exit_status == -SIGKILL
-                else None
-            )
-            kills_before = kills
+            ended, kills = ended_for_memory(nanny), cgroup_kills()
+            killed = kills > kills_before and exit_status == -SIGKILL
+            memory = "limit" if ended != ended_before else "cgroup" if killed else None
+            ended_before, kills_before = ended, kills
             nanny.log_event(WORKER_EXIT_TOPIC, describe(nanny, exit_status, memory))
         on_exit(exit_status)
 
     report.mpiboot = True  # type: ignore[attr-defined]
     return report
+
+
+def ended_for_memory(nanny: Nanny) -> int | None:
+    """The pid of the last worker that the nanny itself ended for its memory; by now the nanny has no pid of it."""
+    return getattr(nanny.memory_manager, "_last_terminated_pid", None)
 
 
 def describe(nanny: Nanny, exit_status: int, memory: str | None) -> dict[str, Any]:

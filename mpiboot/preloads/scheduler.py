@@ -22,6 +22,8 @@ IDLE_TIMEOUT_VARIABLE = "MPIBOOT_IDLE_TIMEOUT_S"
 EVENT_TOPIC = "mpiboot"
 PLUGIN_NAME = "mpiboot"
 FLUSH_S = 0.1
+# Dask looks for workers that hang only as often as it gives them time: the last is found after twice that.
+TTL_CHECK_S = 5.0
 
 
 class Reporter(SchedulerPlugin):  # type: ignore[misc]
@@ -94,6 +96,9 @@ class Reporter(SchedulerPlugin):  # type: ignore[misc]
         """How a worker's process ended: its nanny says so (preloads/nanny.py), and cannot reach boot itself."""
         if topic == WORKER_EXIT_TOPIC:
             self.tell("worker-exit", **message)
+        elif topic == "scheduler" and message.get("action") == "worker-ttl-timed-out":
+            for address in message["workers"]:
+                self.tell("hung-worker", address=address, silent_s=message["ttl"])
 
     def add_client(self, scheduler: Scheduler, client: str) -> None:
         self.tell("client", client=client)
@@ -109,6 +114,8 @@ async def dask_setup(scheduler: Scheduler) -> None:
         timeout = os.environ.get(IDLE_TIMEOUT_VARIABLE)
         reporter = Reporter(scheduler, float(timeout) if timeout else None)
         scheduler.add_plugin(reporter, name=PLUGIN_NAME)
+        if check := scheduler.periodic_callbacks.get("worker-ttl"):
+            check.callback_time = min(check.callback_time, TTL_CHECK_S * 1000)
         await reporter.connect(os.environ[CONTROL_FOLDER_VARIABLE])
     except BaseException:
         # Distributed only logs what a preload raises, and a scheduler that boot cannot see would run for ever.

@@ -336,3 +336,55 @@ def test_links_and_the_ssh_line(two, monkeypatch):
     )
     assert show.tunnel(endpoint, "gate.example.org") == "ssh -N -L 8787:10.0.0.1:8787 me@gate.example.org"
     assert show.tunnel(endpoint, "you@gate") == "ssh -N -L 8787:10.0.0.1:8787 you@gate"
+
+
+def test_secrets_of_ended_jobs_go_and_those_of_live_ones_stay(monkeypatch, tmp_path):
+    class Known(Batch):
+        def job_id(self, key):
+            return key.removeprefix("stand-in-") if key.startswith("stand-in-") else None
+
+        def jobs(self):
+            return [JobState("1", "", "RUNNING")]
+
+        def states(self, job_ids):
+            assert sorted(job_ids) == ["2", "3", "4"]
+            words = {"2": "PENDING", "3": "NODE_FAIL"}  # the second is requeued, the last one forgotten
+            return {job_id: JobState(job_id, "", words.get(job_id, "UNKNOWN")) for job_id in job_ids}
+
+    monkeypatch.setenv("MPIBOOT_HOME", str(tmp_path))
+    monkeypatch.setattr(jobs, "batch_systems", lambda: {"stand-in": Known()})
+    tmp_path.joinpath("jobs").mkdir(mode=0o700)
+    for key in ("stand-in-1", "stand-in-2", "stand-in-3", "stand-in-4", "elsewhere-5"):
+        directory = jobs.JobDirectory(tmp_path / "jobs" / key)
+        (directory.path / "tls").mkdir(mode=0o700, parents=True)
+        directory.path.chmod(0o700)
+        directory.endpoint.touch(mode=0o600)
+        directory.events.touch(mode=0o600)
+    jobs.live_jobs()
+    left = {
+        path.name
+        for path in tmp_path.glob("jobs/*")
+        if (path / "tls").exists() or (path / "endpoint.json").exists()
+    }
+    assert left == {"stand-in-1", "stand-in-2", "elsewhere-5"}
+    assert len(list(tmp_path.glob("jobs/*/events.jsonl"))) == 5
+
+
+def test_what_a_job_has_lost_is_said_once():
+    exit = {
+        "time": 0.0,
+        "event": "worker-exit",
+        "host": "n1",
+        "rank": 3,
+        "address": "a",
+        "how": "for its memory",
+    }
+    lost = {"time": 1.0, "event": "lost-worker", "host": "n1", "rank": 3, "address": "a"}
+    node = {"time": 2.0, "event": "lost-node", "host": "n2"}
+    lines = show.faults([exit, lost, {**lost, "time": 20.0}, {"time": 2.0, "event": "worker"}, node])
+    assert [line[9:] for line in lines] == [
+        "n1 rank 3: the worker ended for its memory",
+        "n1 rank 3: the worker is lost",
+        "n2: no worker is left on this node",
+    ]
+    assert show.faults([node] * 7)[0] == "the last 5 of 7 faults:"

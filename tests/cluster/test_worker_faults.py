@@ -1,0 +1,176 @@
+"""Faults of single processes: memory, deadly tasks, workers that hang; and a notebook that is killed."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from faults import assert_nothing_remains, boot
+from slurmcluster import Minicluster
+
+pytestmark = pytest.mark.cluster
+
+CGROUP_V1 = Path("/sys/fs/cgroup/memory/cgroup.procs")
+WORK = """
+import os, signal, sys, time, mpiboot
+client = mpiboot.connect(sys.argv[1])
+def square(i):
+    time.sleep(0.1)
+    return i * i
+def once(fault):
+    if not os.path.exists(fault):  # in the shared home: the second time it is another worker
+        open(fault, "x").close()
+        if fault.startswith("greedy"):
+            hoard = [b"x" * 2**20 for _ in range(8192)]
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return fault
+def deadly():
+    os.kill(os.getpid(), signal.SIGKILL)
+def all_right(fault):
+    futures = client.map(square, range(40), pure=False)
+    assert client.submit(once, fault).result(90) == fault
+    assert client.gather(futures) == [i * i for i in range(40)]
+    print(fault, "all right", flush=True)
+"""
+GREEDY_AND_HUNG = "all_right('greedy')\nall_right('hung')\n"
+DEADLY = """
+try:
+    client.submit(deadly).result(120)
+except Exception as error:
+    print(type(error).__name__, error.allowed_failures, flush=True)
+assert client.submit(square, 5).result(60) == 25
+print("alive", flush=True)
+"""
+AT_WORK = """
+print("at work", flush=True)
+futures = client.map(time.sleep, [600] * 4, pure=False)
+time.sleep(600)
+"""
+GREEDY_ALONE = "all_right('greedy-job')\n"
+
+
+def types(cluster, *words, **options):
+    return cluster.login([f"{cluster.env}/bin/mpiboot", *words], **options)
+
+
+def notebook(cluster, job, code, timeout_s=150):
+    return cluster.login([f"{cluster.env}/bin/python", "-uc", WORK + code, job.job_id], timeout_s=timeout_s)
+
+
+def test_memory_hang_deadly_task_and_a_killed_notebook(minicluster):
+    """Each costs workers, which come back, and no result; the last client's end is that of the job."""
+    quick = ("--env-var", "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL=6s", "--idle-timeout", "20 s")
+    job = boot(minicluster, "--nodes", "2", "--workers-per-node", "2", "--mem", "1200M", *quick)
+    done = notebook(minicluster, job, GREEDY_AND_HUNG + DEADLY)
+    assert done.stdout.splitlines() == [
+        "greedy all right",
+        "hung all right",
+        "KilledWorker 10",
+        "alive",
+    ]
+    greedy, hung, *killed = job.named("worker-exit")
+    assert greedy["memory"] == "limit"
+    assert greedy["how"].startswith("for its memory: it came near its limit of 5")
+    assert hung["address"] == job.named("hung-worker")[0]["address"]
+    assert [event["how"] for event in killed] == ["by signal 9"] * 11
+    shown = types(minicluster, "status", job.job_id).stdout
+    assert "the last 5 of 14 faults" in shown
+
+    first = subprocess.Popen(
+        minicluster.login_argv([f"{minicluster.env}/bin/python", "-uc", WORK + AT_WORK, job.job_id]),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert first.stdout.readline() == "at work\n"
+        minicluster.login(["pkill", "-KILL", "-f", "[a]t work"])
+        assert first.wait(20)
+    finally:
+        first.kill()
+        first.stdout.close()
+    assert (
+        "done"
+        in notebook(minicluster, job, "assert client.submit(square, 3).result(60) == 9; print('done')").stdout
+    )
+    closed = job.wait_for("closed", timeout_s=40)[-1]
+    assert (closed["reason"], closed["exit_status"]) == ("idle-timeout", 0)
+    job.wait_ended()
+    assert_nothing_remains(minicluster)
+
+
+@pytest.mark.skipif(not CGROUP_V1.exists(), reason="this machine has no cgroup v1 memory controller")
+def test_a_worker_that_the_jobs_cgroup_kills():
+    """No limit of Dask's own ends it here: only the kernel, at the job's."""
+    with Minicluster.booted("--cgroup", "--nodes=2", name=f"mcm{os.getpid()}") as cluster:
+        cluster = Minicluster(cluster.name, cluster.folder, env=cluster.add_env("env", ["openmpi", "demo"]))
+        unlimited = ("--env-var", "DASK_DISTRIBUTED__WORKER__MEMORY__TERMINATE=False")
+        job = boot(cluster, "--nodes", "2", "--workers-per-node", "1", "--mem", "1G", *unlimited)
+        assert notebook(cluster, job, GREEDY_ALONE).stdout == "greedy-job all right\n"
+        (killed,) = job.named("worker-exit")
+        assert (killed["memory"], killed["exit_status"]) == ("cgroup", -signal.SIGKILL)
+        assert "for its memory: the kernel ended it" in types(cluster, "status", job.job_id).stdout
+        types(cluster, "stop", job.job_id, timeout_s=60)
+        job.wait_ended()
+        assert_nothing_remains(cluster, (1, 2))
+
+
+@pytest.mark.parametrize("started", [False, True], ids=["pending", "running"])
+def test_ctrl_c_of_submit_wait_leaves_the_job_alone(minicluster, started):
+    words = [
+        "submit",
+        "--wait",
+        "--no-stage",
+        "--nodes",
+        "2",
+        "--workers-per-node",
+        "1",
+        "--interface",
+        "ib0",
+    ]
+    hold = [] if started else ["--batch-arg=--hold"]
+    submit = subprocess.Popen(
+        minicluster.login_argv([f"{minicluster.env}/bin/mpiboot", *words, *hold]),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        job_id = submit.stdout.readline().strip()
+        seen = ""
+        while (" is staging" if started else " is PENDING") not in seen:
+            seen = submit.stderr.readline()
+            assert seen
+        minicluster.login(["pkill", "-INT", "-f", "[s]ubmit --wait"])
+        said = submit.communicate(timeout=20)[1]
+    finally:
+        submit.kill()
+    assert submit.returncode == 130
+    come_back = f"job {job_id} goes on. Come back: mpiboot connect {job_id}; end it: mpiboot stop {job_id}"
+    assert said.splitlines()[-1] == f"mpiboot: {come_back}"
+    assert types(minicluster, "status", job_id).stdout.startswith(
+        f"job {job_id}: {'RUNNING' if started else 'PENDING'}"
+    )
+    types(minicluster, "stop", job_id, timeout_s=60)
+    assert_nothing_remains(minicluster)
+
+
+def test_what_a_lost_first_node_left_is_swept_and_explained(minicluster):
+    """Nobody is left to clean up after a job whose only node is gone; the next command does."""
+    job = boot(minicluster, "--partition", "single", "--nodes", "1", "--workers-per-node", "1")
+    node = int(job.named("phase")[0]["nodes"][0].removeprefix("node"))
+    minicluster.kill(node)
+    try:
+        job.wait_ended(90)
+        assert (job.folder / "tls").is_dir()
+        assert types(minicluster, "list").stdout == ""
+        left = [
+            path for path in job.folder.iterdir() if path.name in ("tls", "endpoint.json", "scheduler.json")
+        ]
+        assert left == []
+        shown = types(minicluster, "status", job.job_id).stdout
+        assert shown.startswith(f"job {job.job_id}: NODE_FAIL (")
+        assert "mpiboot boot left no last word: it was killed, or its node was lost" in shown
+    finally:
+        minicluster.start(node)
+    assert_nothing_remains(minicluster)
