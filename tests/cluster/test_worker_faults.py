@@ -44,7 +44,7 @@ print("alive", flush=True)
 """
 AT_WORK = """
 print("at work", flush=True)
-futures = client.map(time.sleep, [600] * 4, pure=False)
+futures = client.map(time.sleep, [1] * 1000, pure=False)  # dropped with their client, but for those that run
 time.sleep(600)
 """
 GREEDY_ALONE = "all_right('greedy-job')\n"
