@@ -61,6 +61,7 @@ def test_too_few_workers_and_the_first_node(minicluster):
     minicluster.kill(1)
     try:
         job.wait_ended(120)
+        assert job.wait_for("closed")[-1]["reason"].startswith("the first node, node1, is lost")
         assert_nothing_remains(minicluster, (2,))
     finally:
         minicluster.start(1)
