@@ -242,6 +242,26 @@ def test_a_job_that_is_requeued_meanwhile_is_waited_for(job, batch, cluster):
     assert said[:3] == ["job 7 is starting", "job 7 is PENDING (Resources)", "job 7 is starting"]
 
 
+def test_a_job_that_is_requeued_under_a_client_that_waits_for_workers(job, batch, cluster):
+    job.directory.publish(endpoint_of(cluster, n_workers=2))
+    said = []
+
+    def tell(line):
+        said.append(line)
+        if line == "job 7: 1 of 2 workers":
+            batch.state, batch.restarted = PENDING, 1
+        elif "PENDING" in line:
+            job.directory.publish(endpoint_of(cluster, nonce="b", restart_count=1))
+            batch.state = RUNNING
+
+    connect(job, insecure=True, progress=tell).close()
+    assert said[-3:] == [
+        "job 7: 1 of 2 workers",
+        "job 7 is PENDING (Resources)",
+        "job 7 is ready: 1 workers",
+    ]
+
+
 def test_a_late_directory_is_waited_for(batch, cluster, tmp_path):
     def create():
         JobDirectory.create(tmp_path / 'it\'s a "home"', "stand-in-7").publish(endpoint_of(cluster))
