@@ -103,9 +103,10 @@ test-mpi: $(VENV)/.test $(MPICH_VENV)/.test
 system-deps:
 ifneq ($(SYSTEM_DEPS),0)
 	@tests/minicluster/minicluster deps --install || true
-	@command -v chromium >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || { \
-		echo "installing chromium, for the dashboard's tests" && apt-get update -qq && \
-		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || true
+	@command -v chromium >/dev/null && command -v dropbear >/dev/null && exit; [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && { \
+		echo "installing chromium, dropbear-bin (no service) and openssh-client, for the dashboard's tests" && \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -qq --no-install-recommends chromium dropbear-bin openssh-client >/dev/null; } || true
 endif
 
 test-cluster: $(VENV)/.test system-deps

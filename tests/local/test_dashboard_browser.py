@@ -7,7 +7,7 @@ import time
 
 import dask
 import pytest
-from browser import browse, chromium, listen, tunnel
+from browser import COLOURED_PIXELS, browse, chromium, listen, tunnel
 from distributed import Client, Scheduler, Worker
 from distributed.node import ServerNode
 
@@ -15,29 +15,13 @@ from mpiboot import security
 
 __all__ = ["chromium"]
 
-# What the task stream has been told over its websocket, and what it has drawn of it: colours on its canvases.
+# What the task stream has been told over its websocket.
 TASKS_TOLD = """
 (window.Bokeh?.documents ?? [])
     .flatMap(page => [...page._all_models.values()])
     .filter(model => model.type == "ColumnDataSource" && model.columns().includes("worker_thread"))
     .map(source => source.get_length() ?? 0)
     .reduce((sum, length) => sum + length, 0)
-"""
-COLOURED_PIXELS = """
-(() => {
-    const canvases = root => [...root.querySelectorAll("*")].flatMap(
-        element => element.shadowRoot ? canvases(element.shadowRoot) : element.tagName == "CANVAS" ? [element] : [])
-    let found = 0
-    for (const canvas of canvases(document)) {
-        if (!canvas.width || !canvas.height) continue
-        const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data
-        for (let i = 0; i < pixels.length; i += 4) {
-            const rgb = pixels.slice(i, i + 3)
-            found += pixels[i + 3] > 100 && Math.max(...rgb) - Math.min(...rgb) > 40
-        }
-    }
-    return found
-})()
 """
 OPEN_WEBSOCKET = """
 new Promise(resolve => {

@@ -28,6 +28,24 @@ FLAGS = [
     "--window-size=1200,900",
 ]
 
+# What a page has drawn on its canvases, shadow roots included: how many pixels are coloured.
+COLOURED_PIXELS = """
+(() => {
+    const canvases = root => [...root.querySelectorAll("*")].flatMap(
+        element => element.shadowRoot ? canvases(element.shadowRoot) : element.tagName == "CANVAS" ? [element] : [])
+    let found = 0
+    for (const canvas of canvases(document)) {
+        if (!canvas.width || !canvas.height) continue
+        const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data
+        for (let i = 0; i < pixels.length; i += 4) {
+            const rgb = pixels.slice(i, i + 3)
+            found += pixels[i + 3] > 100 && Math.max(...rgb) - Math.min(...rgb) > 40
+        }
+    }
+    return found
+})()
+"""
+
 
 @pytest.fixture
 def chromium():
