@@ -22,9 +22,9 @@ def main() -> int:
             sys.exit(
                 f"mpiboot: a rank on {os.uname().nodename} cannot read {path}; it does not start without it"
             )
-    environment = {**os.environ, **orders["set"]}
-    for name in orders["unset"]:
-        environment.pop(name, None)
+    # What was asked for by name comes last: `--env-var PYTHONPATH` means it.
+    kept = {name: value for name, value in os.environ.items() if name not in orders["unset"]}
+    environment = {**kept, **orders["set"]}
     # The connection to MPI's process manager that hydra and Slurm's pmi2 leave open (PMI-1 and PMI-2, PMI_FD).
     descriptors = [int(environment["PMI_FD"])] if environment.get("PMI_FD", "").isdigit() else []
     return hand_over(

@@ -111,6 +111,8 @@ from distributed import Client
 if __name__ == "__main__":
     with Client() as client:
         seen = client.run(os.getenv, "SECRET")
+        paths = client.run(lambda: __import__("sys").path).values()
+        print("on the path:", {"/home/alice/mine" in path for path in paths})
         print(client.submit(sum, [1, 2]).result(), sorted(seen.values()), os.getenv("SECRET"), sys.argv[1:])
         print(os.environ["DASK_SCHEDULER_ADDRESS"] == client.scheduler.address, os.environ["MPIBOOT_SCHEDULER_FILE"])
     sys.exit(int(sys.argv[1]))
@@ -123,10 +125,11 @@ if __name__ == "__main__":
 def test_batch(alice, export):
     """An unchanged Dask script; its status becomes the job's; secrets travel in the environment alone."""
     script = alice.writes("a script.py", SCRIPT)
-    options = (*export, "--env-var", "SECRET=it's; $(a) secret")
+    options = (*export, "--env-var", "SECRET=it's; $(a) secret", "--env-var", "PYTHONPATH=/home/alice/mine")
     status, job_id, output = alice.runs_in_batch("python", script, "7", "a b", options=options)
     assert (status, output.count("it's; $(a) secret")) == (7, 3), output
     assert "3 [\"it's; $(a) secret\", \"it's; $(a) secret\"] it's; $(a) secret ['7', 'a b']" in output
+    assert "on the path: {True}" in output
     assert re.search(r"True /home/alice/\.mpiboot/jobs/.*/scheduler\.json", output)
     shown = alice.types("scontrol", "show", "job", job_id).stdout
     assert "ExitCode=7:0" in shown and "secret" not in shown
