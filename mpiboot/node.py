@@ -189,18 +189,18 @@ def remove_shared_memory(since: float, spare: str | None = None, dying: Collecti
     Whoever is killed leaves them, and they hold the node's memory; nothing in their names tells whose they are. Those
     whose names begin with `spare` may be another job's.
     """
-    candidates = {
-        (found.st_dev, found.st_ino): entry
-        for entry in SHARED_MEMORY.iterdir()
-        if SHARED_MEMORY_NAMES.match(entry.name)
-        and not (spare and entry.name.startswith(spare))
-        and (found := entry.lstat()).st_uid == os.getuid()
-        and found.st_ctime >= since - 1
-    }
-    if candidates:
-        for file in candidates.keys() - used_shared_memory(dying):
+    candidates = {}
+    for entry in SHARED_MEMORY.iterdir():
+        if SHARED_MEMORY_NAMES.match(entry.name) and not (spare and entry.name.startswith(spare)):
+            with contextlib.suppress(FileNotFoundError):  # whoever made it has just removed it
+                found = entry.lstat()
+                if found.st_uid == os.getuid() and found.st_ctime >= since - 1:
+                    candidates[entry] = found.st_dev, found.st_ino
+    used = used_shared_memory(dying) if candidates else set()
+    for entry, file in candidates.items():
+        if file not in used:
             with contextlib.suppress(OSError):
-                candidates[file].unlink()
+                entry.unlink()
 
 
 def used_shared_memory(dying: Collection[int]) -> set[tuple[int, int]]:
