@@ -19,19 +19,26 @@ from typing import TYPE_CHECKING, NoReturn
 from envpack import errors, root
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     # Does one frame, by its number, and returns its size in bytes.
     Work = Callable[[int], int]
 
 _NUMBER = struct.Struct("<I")
-# A pipe takes 64 KiB before its writer has to wait (pipe(7)).
-_MOST_NUMBERS = 8192
+# A pipe takes a page before its writer has to wait; 16 of them, but for a user who has a thousand others (pipe(7)).
+_MOST_NUMBERS = 4096 // _NUMBER.size
+# What ends a parent, which may have handlers of its own.
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def may_fork() -> bool:
-    """Tell whether this process may fork: it has no other thread, which could hold a lock, and has not loaded MPI."""
-    return threading.active_count() == 1 and "mpi4py.MPI" not in sys.modules
+    """Tell whether this process may fork.
+
+    It has no other thread, which could hold a lock, has not loaded MPI, and is told how its children end: not so where
+    who started it ignores SIGCHLD (wait(2)).
+    """
+    alone = threading.active_count() == 1 and "mpi4py.MPI" not in sys.modules
+    return alone and signal.getsignal(signal.SIGCHLD) is not signal.SIG_IGN
 
 
 def run(
@@ -98,30 +105,45 @@ class _Children:
 
     def fork(self, numbers: int, frames: int, step: int, begin: Callable[[], Work]) -> None:
         parent = os.getpid()
-        reader, writer = os.pipe()
+        # A handler that raises must find the child in the list; and in the child, none of the parent's may run.
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
-            pid = os.fork()
-        except OSError:
-            # No more processes allowed: those that there are do it.
-            os.close(reader)
+            signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+            reader, writer = os.pipe()
+            try:
+                pid = os.fork()
+            except OSError:
+                # No more processes allowed: those that there are do it.
+                os.close(reader)
+                os.close(writer)
+                return
+            if pid == 0:
+                self._be_child(parent, unblocked, numbers, writer, frames, step, begin)
+            self._pids.append(pid)
+            self._heard[reader] = b""
             os.close(writer)
-            return
-        if pid == 0:
-            self._be_child(parent, numbers, writer, frames, step, begin)
-        os.close(writer)
-        os.set_blocking(reader, False)
-        self._pids.append(pid)
-        self._heard[reader] = b""
+            os.set_blocking(reader, False)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
 
     def _be_child(
-        self, parent: int, numbers: int, writer: int, frames: int, step: int, begin: Callable[[], Work]
+        self,
+        parent: int,
+        unblocked: Iterable[int],
+        numbers: int,
+        writer: int,
+        frames: int,
+        step: int,
+        begin: Callable[[], Work],
     ) -> NoReturn:
         """Work, and end without any of the parent's clean-up."""
         status = 1
         try:
-            # The parent's handlers are for the parent's work.
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.SIG_DFL)
+            # The parent's handlers are for the parent's work; what it ignores (nohup), its children do too.
+            for number in _ENDING:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
             for done in _each(numbers, frames, step, begin()):
                 if self._progress is not None:
                     os.write(writer, b"%d\n" % done)
