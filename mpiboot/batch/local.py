@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -74,7 +75,12 @@ class Local:
         return f"local-{job_id}"
 
     def job_id(self, key: str) -> str | None:
-        return key.removeprefix("local-") if key.startswith(f"local-{socket.gethostname()}-") else None
+        # Not by the start of the key alone: `login` is the start of `login-2`, whose processes cannot be seen here.
+        job_id = key.removeprefix("local-")
+        with contextlib.suppress(BatchError):
+            if job_id != key and parse_job_id(job_id)[0] == socket.gethostname():
+                return job_id
+        return None
 
     def restarts(self, job_id: str) -> int:
         return 0

@@ -134,7 +134,8 @@ class Slurm:
 
     def _squeue(self, *arguments: str, comment: str | None = None) -> list[JobState]:
         try:
-            output = _run(["squeue", "--noheader", *arguments, "--format", FIELDS])
+            # --all: jobs in hidden partitions too.
+            output = _run(["squeue", "--noheader", "--all", *arguments, "--format", FIELDS])
         except BatchError as error:
             if "Invalid job id" in str(error):
                 return []

@@ -237,6 +237,14 @@ def test_what_changes_slurms_answers_is_not_passed_on(commands, monkeypatch):
     assert Slurm().jobs() == []
 
 
+def test_jobs_in_hidden_partitions_are_live(commands):
+    """Without accounting, a job that squeue leaves out would count as ended."""
+    answer = line("7", "RUNNING", "None", "N/A", "N/A", "n1", "mpiboot", "a").strip()
+    commands(squeue=f"""for word; do [ "$word" = --all ] && echo '{answer}'; done; true""")
+    assert [job.job_id for job in Slurm().jobs()] == ["7"]
+    assert Slurm().states(["7"])["7"].live
+
+
 def test_a_refusal_comes_with_the_partitions_limits_and_before_packing(commands, monkeypatch, tmp_path):
     commands(
         sbatch='[ "$1" = --test-only ] && echo "allocation failure: Node count specification invalid" >&2; exit 1',
@@ -368,6 +376,20 @@ def test_secrets_of_ended_jobs_go_and_those_of_live_ones_stay(monkeypatch, tmp_p
     }
     assert left == {"stand-in-1", "stand-in-2", "elsewhere-5"}
     assert len(list(tmp_path.glob("jobs/*/events.jsonl"))) == 5
+
+
+@pytest.mark.parametrize(
+    ("key", "job_id"),
+    [
+        ("local-login-12-345", "login-12-345"),
+        ("local-login-2-12-345", None),  # of the host login-2, which may share this home
+        ("slurm-login-12-345", None),
+        ("local-login", None),
+    ],
+)
+def test_only_this_hosts_local_jobs_can_be_asked(key, job_id, monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "login")
+    assert Local().job_id(key) == job_id
 
 
 def test_what_a_job_has_lost_is_said_once():
