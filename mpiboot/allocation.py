@@ -90,7 +90,7 @@ def scontrol(arguments: Sequence[str]) -> str:
 
 def plain_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """`environ` without what changes how Slurm's commands answer (squeue(1), sacct(1), environment variables)."""
-    changing = ("SLURM_TIME_FORMAT", "SQUEUE_", "SACCT_")
+    changing = ("SLURM_CLUSTERS", "SLURM_TIME_FORMAT", "SQUEUE_", "SACCT_")
     return {name: value for name, value in environ.items() if not name.startswith(changing)}
 
 

@@ -233,7 +233,10 @@ def test_slurmctld_that_restarts_is_asked_again(commands, tmp_path, monkeypatch,
 def test_what_changes_slurms_answers_is_not_passed_on(commands, monkeypatch):
     monkeypatch.setenv("SLURM_TIME_FORMAT", "relative")
     monkeypatch.setenv("SQUEUE_PARTITION", "p")
-    commands(squeue='[ -z "$SLURM_TIME_FORMAT$SQUEUE_PARTITION" ] || { echo changed >&2; exit 1; }')
+    monkeypatch.setenv("SLURM_CLUSTERS", "other")  # sbatch does not get it either
+    commands(
+        squeue='[ -z "$SLURM_TIME_FORMAT$SQUEUE_PARTITION$SLURM_CLUSTERS" ] || { echo changed >&2; exit 1; }'
+    )
     assert Slurm().jobs() == []
 
 
