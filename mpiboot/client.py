@@ -234,7 +234,7 @@ class Watch:
         deadline = self.deadline()
         failing_since: float | None = None
         while True:
-            if self.ask().pending:  # requeued: what it had published is void
+            if self.ask().restarting:  # requeued: what it had published is void
                 self.wait_for_start(queue_timeout_s)
                 deadline, failing_since = self.deadline(), None
             got = self.phase()
@@ -321,7 +321,7 @@ class Watch:
             self.tell(f"job {self.job.job_id}: {there or 0} of {wanted} workers")
             if there is None:
                 self.ask_at_once()
-            if self.ask().pending:
+            if self.ask().restarting:
                 return False
             if there and n_workers is None and time.monotonic() > enough:
                 self.tell(f"job {self.job.job_id}: {there} of {wanted} workers; the others are lost")

@@ -43,6 +43,8 @@ FROM_BATCH_SYSTEM = ("batch_system", "workers_per_node", "cpus_per_worker", "mem
 SILENCE_S = 120.0
 # Where nothing is known of a job yet, somebody waits for a first word.
 FIRST_SILENCE_S = 20.0
+# What no batch system knows any more counts as ended when it has been quiet for so long.
+FORGOTTEN_S = 86400.0
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -329,9 +331,8 @@ def submit_config(config: Config, *, say: Callable[[str], None] = lambda line: N
         if not config.no_stage:
             from envpack.pack import packed
 
-            if (
-                packed(config.env) is None
-            ):  # what takes a minute is not done for a request that will be refused
+            # What takes a minute is not done for a request that will be refused.
+            if packed(config.env) is None:
                 batch.check(submit_command(config, batch, script), environ)
             config = replace(config, archive=str(pack(Path(config.env), say)))
         job_id = batch.submit(submit_command(config, batch, script), environ)
@@ -519,7 +520,9 @@ def clear_ended(directories: Sequence[JobDirectory], batch: BatchSystem) -> None
         found = {job_id: each for each in directories if (job_id := batch.job_id(each.key))}
         states = batch.states(list(found)) if found else {}
         for job_id, directory in found.items():
-            if not states[job_id].live:
+            # Forgotten by the batch system is not ended: such a job has been quiet for a day, too.
+            forgotten = states[job_id].state == "UNKNOWN" and not states[job_id].reason
+            if not states[job_id].live and (not forgotten or directory.quiet_s() > FORGOTTEN_S):
                 check_trusted(directory.path, "directory")
                 directory.clear()
 

@@ -98,6 +98,11 @@ class JobDirectory:
     def is_clear(self) -> bool:
         return not any(path.exists() for path in (*self.leads, self.path / "tls"))
 
+    def quiet_s(self) -> float:
+        """Seconds since the job last wrote an event, or since its directory was made."""
+        latest = self.events if self.events.exists() else self.path
+        return time.time() - latest.stat().st_mtime
+
     def clear(self) -> None:
         """Remove what opens anything, and what leads to it. Boot and the agents of several nodes may all try."""
         for name in self.leads:

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from mpiboot.config import Config
 
 PENDING = frozenset(
-    ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED", "RESIZING")
+    (
+        *("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD"),
+        *("SPECIAL_EXIT", "SUSPENDED", "RESIZING"),
+    )
 )
 RUNNING = frozenset(("RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "STOPPED"))
 
@@ -43,6 +46,11 @@ class JobState:
     @property
     def pending(self) -> bool:
         return self.state in PENDING
+
+    @property
+    def restarting(self) -> bool:
+        """Of a job that has run: it was requeued, and waits. Not one that was suspended, whose processes are there."""
+        return self.pending and self.state not in ("SUSPENDED", "RESIZING")
 
     @property
     def running(self) -> bool:

@@ -51,6 +51,9 @@ def jupyter(minicluster):
         process.terminate()
         process.wait(30)
         minicluster.login(["scancel", "--me"])
+        wait_until(
+            lambda: not minicluster.login(["squeue", "--noheader", "--me"]).stdout, "end of all jobs", 60
+        )
 
 
 def test_the_tour(chromium, jupyter, tmp_path):

@@ -1,6 +1,7 @@
 """Faults of single processes: memory, deadly tasks, workers that hang; and a notebook that is killed."""
 
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -60,7 +61,7 @@ def notebook(cluster, job, code, timeout_s=150):
 
 def test_memory_hang_deadly_task_and_a_killed_notebook(minicluster):
     """Each costs workers, which come back, and no result; the last client's end is that of the job."""
-    quick = ("--env-var", "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL=6s", "--idle-timeout", "20 s")
+    quick = ("--env-var", "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL=20s", "--idle-timeout", "20 s")
     job = boot(minicluster, "--nodes", "2", "--workers-per-node", "2", "--mem", "1200M", *quick)
     done = notebook(minicluster, job, GREEDY_AND_HUNG + DEADLY)
     assert done.stdout.splitlines() == [
@@ -137,10 +138,8 @@ def test_ctrl_c_of_submit_wait_leaves_the_job_alone(minicluster, started):
     )
     try:
         job_id = submit.stdout.readline().strip()
-        seen = ""
-        while (" is staging" if started else " is PENDING") not in seen:
-            seen = submit.stderr.readline()
-            assert seen
+        wanted = re.compile(" is (staging|starting)" if started else " is PENDING")
+        assert any(wanted.search(line) for line in iter(submit.stderr.readline, ""))
         minicluster.login(["pkill", "-INT", "-f", "[s]ubmit --wait"])
         said = submit.communicate(timeout=20)[1]
     finally:

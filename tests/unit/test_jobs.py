@@ -1,3 +1,4 @@
+import os
 import shlex
 from pathlib import Path
 
@@ -358,27 +359,36 @@ def test_secrets_of_ended_jobs_go_and_those_of_live_ones_stay(monkeypatch, tmp_p
             return [JobState("1", "", "RUNNING")]
 
         def states(self, job_ids):
-            assert sorted(job_ids) == ["2", "3", "4"]
-            words = {"2": "PENDING", "3": "NODE_FAIL"}  # the second is requeued, the last one forgotten
+            assert sorted(job_ids) == ["2", "3", "4", "5"]
+            words = {"2": "PENDING", "3": "NODE_FAIL"}  # the second is requeued, the last two forgotten
             return {job_id: JobState(job_id, "", words.get(job_id, "UNKNOWN")) for job_id in job_ids}
 
     monkeypatch.setenv("MPIBOOT_HOME", str(tmp_path))
     monkeypatch.setattr(jobs, "batch_systems", lambda: {"stand-in": Known()})
     tmp_path.joinpath("jobs").mkdir(mode=0o700)
-    for key in ("stand-in-1", "stand-in-2", "stand-in-3", "stand-in-4", "elsewhere-5"):
+    for key in ("stand-in-1", "stand-in-2", "stand-in-3", "stand-in-4", "stand-in-5", "elsewhere-6"):
         directory = jobs.JobDirectory(tmp_path / "jobs" / key)
         (directory.path / "tls").mkdir(mode=0o700, parents=True)
         directory.path.chmod(0o700)
         directory.endpoint.touch(mode=0o600)
         directory.events.touch(mode=0o600)
+        if key == "stand-in-4":
+            os.utime(directory.events, (1, 1))
     jobs.live_jobs()
     left = {
         path.name
         for path in tmp_path.glob("jobs/*")
         if (path / "tls").exists() or (path / "endpoint.json").exists()
     }
-    assert left == {"stand-in-1", "stand-in-2", "elsewhere-5"}
-    assert len(list(tmp_path.glob("jobs/*/events.jsonl"))) == 5
+    assert left == {"stand-in-1", "stand-in-2", "stand-in-5", "elsewhere-6"}
+    assert len(list(tmp_path.glob("jobs/*/events.jsonl"))) == 6
+
+
+@pytest.mark.parametrize(
+    ("state", "restarting"), [("REQUEUED", True), ("SUSPENDED", False), ("RUNNING", False)]
+)
+def test_a_suspended_job_keeps_its_client(state, restarting):
+    assert JobState("1", "", state).restarting == restarting
 
 
 @pytest.mark.parametrize(
