@@ -24,7 +24,7 @@ from envpack import condaenv, venv
 from envpack.archive import FRAME_BYTES, Index, content_id, encode_index, read_index
 from envpack.compiling import Compiler
 from envpack.errors import ArchiveError, BrokenEnvironmentError, EnvpackError, NotAnEnvironmentError
-from envpack.fingerprint import fingerprint
+from envpack.fingerprint import fingerprints
 from envpack.framing import FrameWriter
 from envpack.members import DIRECTORY, FILE, HARDLINK, SYMLINK, Member, arrange
 from envpack.names import editable_warnings, names_of
@@ -111,7 +111,7 @@ def pack(
         raise ValueError(f"jobs must be at least 1, not {jobs}")
     kind = _kind(prefix)
     name = safe_name(prefix.name)
-    print_ = _fingerprint(prefix, kind)
+    wanted = _wanted(prefix, kind)
     if output is None:
         folder = _folder(prefix, home)
         # One by one, as mkdir gives parents the umask's mode.
@@ -130,7 +130,6 @@ def pack(
             raise BrokenEnvironmentError(
                 f"cannot write {output}: it lies in the environment that is to be packed; choose another --output"
             )
-    wanted = {"fingerprint": print_, "prefix": os.fspath(prefix), "kind": kind}
     with _locked(folder / ".lock" if output is None else None):
         for path in candidates:
             index = _reusable(path, wanted, level)
@@ -164,7 +163,7 @@ def packed(prefix: StrPath, *, home: StrPath | None = None) -> Path | None:
     """
     prefix = Path(os.path.abspath(prefix))  # noqa: PTH100
     kind = _kind(prefix)
-    wanted = {"fingerprint": _fingerprint(prefix, kind), "prefix": os.fspath(prefix), "kind": kind}
+    wanted = _wanted(prefix, kind)
     candidates = _newest_first(_folder(prefix, home))
     return next((path for path in candidates if _reusable(path, wanted, None) is not None), None)
 
@@ -183,8 +182,15 @@ def safe_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]", "_", name)[:40].lstrip(".-") or "env"
 
 
-def _fingerprint(prefix: Path, kind: str) -> str:
-    return fingerprint(prefix, condaenv.LEFT_OUT if kind == "conda" else ())
+def _wanted(prefix: Path, kind: str) -> dict[str, str]:
+    """Return what an archive's index says of an environment that has not changed since."""
+    left_out = condaenv.LEFT_OUT if kind == "conda" else ()
+    return {
+        "prefix": os.fspath(prefix),
+        "kind": kind,
+        "file_system": venv.file_system(prefix.resolve())[0],
+        **fingerprints(prefix, left_out),
+    }
 
 
 def _kind(prefix: Path) -> str:
@@ -205,8 +211,10 @@ def _reusable(path: Path, wanted: dict[str, str], level: int | None) -> Index | 
         index = read_index(path)
     except ArchiveError:
         return None
-    if any(index.meta.get(key) != value for key, value in wanted.items()):
-        return None
+    seen_alike = index.meta.get("file_system") == wanted["file_system"]
+    for key in ("prefix", "kind", "fingerprint" if seen_alike else "fingerprint_s"):
+        if index.meta.get(key) != wanted[key]:
+            return None
     return index if level in (None, index.meta.get("level")) else None
 
 

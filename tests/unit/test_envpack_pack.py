@@ -450,6 +450,26 @@ def test_file_systems(path: str, expected: tuple[str, str], shared: bool) -> Non
     assert envpack.venv.is_shared(kind[0]) is shared
 
 
+def test_the_same_environment_seen_through_another_file_system(
+    prefix: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a node sees a home by sshfs: other inodes and status times, whole seconds."""
+    first = pack(prefix)
+    source = next(prefix.rglob("*.py"))
+    content, times = source.read_bytes(), source.stat()
+    source.unlink()
+    source.write_bytes(content)
+    os.utime(source, ns=(times.st_mtime_ns // 10**9 * 10**9,) * 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(envpack.venv, "file_system", lambda path: ("fuse.sshfs", "/home"))
+        assert packed(prefix) == first.path and pack(prefix).reused
+        source.write_bytes(content + b"#")
+        assert packed(prefix) is None
+        source.write_bytes(content)
+        os.utime(source, ns=(times.st_mtime_ns // 10**9 * 10**9,) * 2)
+    assert packed(prefix) is None  # where everything can be seen, everything counts
+
+
 def test_a_base_interpreter_on_a_shared_file_system(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(envpack.venv, "file_system", lambda path: ("nfs4", "/home"))
     (warning,) = pack(prefix).warnings
