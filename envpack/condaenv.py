@@ -55,7 +55,8 @@ def collect(prefix: Path) -> tuple[list[Member], list[str]]:
             skipped.append(file.target)
             continue
         members.append(member)
-        if file.file_mode is None and _was_changed(prefix / file.target, member):
+        bytecode = file.target.endswith(".pyc")  # made anew by every Python that finds it stale
+        if file.file_mode is None and not bytecode and _was_changed(prefix / file.target, member):
             changed.append(file.target)
     members += _activation()
     if changed:

@@ -52,6 +52,14 @@ class Sizing:
     memory_limit_bytes: int
 
 
+def check_min_workers(wanted: int, there: int) -> None:
+    """Refuse what would end the job as soon as it is ready."""
+    if wanted > there:
+        raise UsageError(
+            f"--min-workers {wanted}: the job has {there} workers at most. Ask for fewer, or for more nodes"
+        )
+
+
 def read(environ: Mapping[str, str], *, local: bool = False, walltime: str | None = None) -> Allocation:
     """The allocation of the job that this process runs in; `walltime` counts where no batch system keeps one.
 

@@ -193,9 +193,11 @@ def size(job: Job, answers: nodes.Answers, staged: nodes.Answers) -> Sizing:
             for answer in answers.values()
         )
     in_memory = [result["size_bytes"] for node, result in staged.items() if answers[node]["root_is_memory"]]
-    return allocations.size_workers(
+    sizing = allocations.size_workers(
         allocation, memory, config.workers_per_node, config.cpus_per_worker, max(in_memory, default=0)
     )
+    allocations.check_min_workers(config.min_workers, len(allocation.nodes) * sizing.workers_per_node)
+    return sizing
 
 
 # ---- the cluster ----------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpiboot import config as configuration
 from mpiboot import environment
+from mpiboot.allocation import check_min_workers
 from mpiboot.batch import SETUP_VARIABLE, BatchSystem, JobState, batch_systems, choose
 from mpiboot.batch.answers import answers_of
 from mpiboot.batch.local import parse_job_id
@@ -265,6 +266,8 @@ def load_config(options: Mapping[str, Any]) -> Config:
     prefix = (
         Path(merged.env) if merged.env else environment.active_prefix(os.environ, sys.prefix, sys.base_prefix)
     )
+    if merged.workers_per_node:
+        check_min_workers(merged.min_workers, merged.nodes * merged.workers_per_node)
     return replace(merged, env=str(prefix.expanduser().absolute()))
 
 
@@ -276,7 +279,10 @@ def site_layer() -> dict[str, Any]:
     UsageError
         An unknown key or a bad value; names the file and lists the valid keys.
     """
-    import dask
+    try:
+        import dask
+    except ValueError as error:  # it reads all of its files at once
+        raise UsageError(" ".join(str(error).split())) from error
 
     section = dask.config.get("mpiboot", {}) or {}
     if not isinstance(section, Mapping):

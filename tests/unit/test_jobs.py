@@ -1,5 +1,7 @@
 import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import dask.config
@@ -423,3 +425,21 @@ def test_what_a_job_has_lost_is_said_once():
         "n2: no worker is left on this node",
     ]
     assert show.faults([node] * 7)[0] == "the last 5 of 7 faults:"
+
+
+def test_more_workers_than_there_will_be_cannot_be_the_least():
+    with pytest.raises(UsageError, match="--min-workers 9: the job has 8 workers at most"):
+        jobs.load_config({"nodes": 2, "workers_per_node": 4, "min_workers": 9})
+    jobs.load_config({"nodes": 2, "workers_per_node": 4, "min_workers": 8})
+
+
+def test_a_malformed_settings_file_is_told_in_a_line(tmp_path):
+    (tmp_path / "mpiboot.yaml").write_text("mpiboot:\n  nodes: 2\n interface: ib0\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "mpiboot", "submit", "--dry-run"],
+        env={**os.environ, "DASK_CONFIG": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"{tmp_path}/mpiboot.yaml' is malformed" in done.stderr and "line 3" in done.stderr
