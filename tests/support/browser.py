@@ -118,6 +118,7 @@ async def browse(chromium):
             *(["--no-sandbox"] if os.geteuid() == 0 else []),  # the sandbox refuses root
             f"--user-data-dir={folder}",
             "about:blank",
+            env={**os.environ, "TMPDIR": folder},  # killed, it leaves folders there
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
             start_new_session=True,
