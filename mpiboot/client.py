@@ -237,21 +237,21 @@ class Watch:
             if self.ask().restarting:  # requeued: what it had published is void
                 self.wait_for_start(queue_timeout_s)
                 deadline, failing_since = self.deadline(), None
-            got = self.phase()
+            got, verb = self.phase(), " is"
             try:
                 endpoint = self.read_endpoint()
                 if endpoint is not None:
                     return endpoint, self.verify(endpoint)
                 failing_since = None
             except RendezvousError as error:
-                got = str(error)
+                got, verb = str(error), ":"
                 self.ask_at_once()  # the job may just have ended, or been requeued
                 failing_since = failing_since or time.monotonic()
                 if time.monotonic() - failing_since > SETTLE_S:
                     raise RendezvousError(
                         f"job {self.job.job_id} is {self.ask().state}, but {error}\n{self.job.log_tail()}"
                     ) from error
-            self.tell(f"job {self.job.job_id} is {got}")
+            self.tell(f"job {self.job.job_id}{verb} {got}")
             self.check(deadline, got)
             time.sleep(FILE_POLL_S if time.monotonic() - self.began < 60 else 4 * FILE_POLL_S)
 

@@ -193,6 +193,8 @@ def test_a_batch_job_writes_into_the_home(cluster: Minicluster) -> None:
 
 def test_kill_ends_a_node_and_start_boots_it(cluster: Minicluster) -> None:
     cluster.node(2, ["touch", "/tmp/old"])
+    hardware = ["cat", "/sys/class/net/eth0/address", "/sys/class/net/ib0/address"]
+    addresses = cluster.node(2, hardware).stdout
     with running(cluster.login_argv(["srun", "--nodes=3", "sleep", "4711"])):
         _wait_for(lambda: len(_sleepers("4711")) == 3)
         cluster.kill(2)
@@ -201,6 +203,7 @@ def test_kill_ends_a_node_and_start_boots_it(cluster: Minicluster) -> None:
         assert refused.stderr.startswith("minicluster: node2 is not up")
     cluster.start(2)
     assert cluster.node(2, ["ls", "/tmp"]).stdout == ""
+    assert cluster.node(2, hardware).stdout == addresses  # others still send to them
     _wait_for(lambda: cluster.login(["squeue", "--noheader"]).stdout == "", timeout_s=60)
     assert sorted(cluster.login(["srun", "--nodes=3", "hostname"]).stdout.split()) == [
         "node1",

@@ -27,7 +27,7 @@ SETTINGS = [
 ]
 # What the page shows below each cell.
 SHOWN = "jupyterapp.shell.currentWidget.content.widgets.map(cell => cell.outputArea?.node.innerText ?? '')"
-IDLE = "jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status == 'idle'"
+IDLE = "globalThis.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status == 'idle'"
 
 
 @pytest.fixture

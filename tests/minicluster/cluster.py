@@ -318,8 +318,11 @@ def ports(site: Site, host: str) -> list[tuple[str, str]]:
 
 
 def plug_commands(site: Site, host: str, pid: int) -> list[str]:
+    """A host that boots again has the hardware addresses that it had, as others remember them."""
+    number = site.host_number(host)
     return [
-        f"link add {port} master switch{index} up type veth peer name {name} netns {pid}"
+        f"link add {port} master switch{index} up type veth peer name {name} "
+        f"address 02:00:00:00:{index:02x}:{number:02x} netns {pid}"
         for index, (port, name) in enumerate(ports(site, host))
     ]
 

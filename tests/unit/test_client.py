@@ -182,9 +182,11 @@ def test_a_plain_address_is_refused_unless_it_is_asked_for(job, cluster):
 def test_a_foreign_endpoint_is_never_connected_to(job, cluster, change, message):
     job.directory.publish(endpoint_of(cluster, **change))
     start = time.monotonic()
+    said = []
     with pytest.raises(RendezvousError, match=message):
-        connect(job, insecure=True)
+        connect(job, insecure=True, progress=said.append)
     assert time.monotonic() - start < 5
+    assert [line for line in said if "answer" in line and not line.startswith("job 7: ")] == [], said
 
 
 @pytest.mark.parametrize(
