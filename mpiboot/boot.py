@@ -27,6 +27,7 @@ from mpiboot.signals import JobStop, Walltime, catch_signals, ignore_signals
 from mpiboot.staging import archive_of, orders, stage
 from mpiboot.state import Job
 from mpiboot.supervise import POLL_S, STATUS_OF_REASON, messages, supervise, wait_for_workers
+from mpiboot.trust import remove_files
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +161,7 @@ def make_secrets(job: Job) -> None:
     if job.config.insecure:
         logger.warning("--insecure: anyone who reaches these nodes can run code as you")
         return
-    security.remove_job_secrets(job.directory.path)  # those of the same job before its requeue
+    remove_files(job.directory.path / "tls")  # those of the same job before its requeue
     remaining = allocation.end_time - time.time() if allocation.end_time else VALID_WITHOUT_WALLTIME_S
     security.make_job_secrets(
         job.directory.path,

@@ -28,7 +28,8 @@ from mpiboot.errors import (
 from mpiboot.jobs import SILENCE_S, Job, find_job, poll_interval_s
 from mpiboot.progress import Progress
 from mpiboot.rendezvous import MAX_ENDPOINT_BYTES, Endpoint
-from mpiboot.security import check_trusted, client_security_arguments, open_trusted
+from mpiboot.security import client_security_arguments
+from mpiboot.trust import check_trusted, open_trusted
 from mpiboot.units import parse_duration_s, show_duration
 from mpiboot.verify import Answer, ask_scheduler
 

@@ -32,7 +32,7 @@ from mpiboot.errors import (
     UsageError,
 )
 from mpiboot.rendezvous import Endpoint, JobDirectory
-from mpiboot.security import check_trusted
+from mpiboot.trust import check_trusted
 from mpiboot.units import show_duration
 
 if TYPE_CHECKING:

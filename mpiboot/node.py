@@ -25,7 +25,7 @@ from mpiboot.adopt import Ranks
 from mpiboot.errors import StageError
 from mpiboot.interfaces import interfaces
 from mpiboot.rendezvous import EventLog, JobDirectory
-from mpiboot.security import check_trusted
+from mpiboot.trust import check_trusted
 from mpiboot.units import show_duration
 
 MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")

@@ -1,32 +1,29 @@
 """The job directory, where a job and its clients meet: `$MPIBOOT_HOME/jobs/<job key>/`, 0700, shared.
 
-Boot alone writes; what others read is JSON, bounded, and trusted only if it is the user's own (`security`).
+Boot alone writes; what others read is JSON, bounded, and trusted only if it is the user's own (`trust`).
 """
 
 import contextlib
 import json
 import logging
 import os
-import secrets
-import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mpiboot.errors import RendezvousError
-from mpiboot.security import check_trusted, open_trusted, remove_job_secrets
+from mpiboot.trust import check_trusted, open_trusted, remove_files
 
 logger = logging.getLogger(__name__)
 
 ENDPOINT_VERSION = 1
 MAX_ENDPOINT_BYTES = 1024**2
 MAX_EVENTS_BYTES = 64 * 1024**2
+NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-@dataclass(frozen=True)
-class Endpoint:
+class Endpoint(NamedTuple):
     """What to connect to, published once the workers are there.
 
     `nonce` and `restart_count` tell one run of a job from the next; `scheduler_id` is what the scheduler itself
@@ -107,12 +104,12 @@ class JobDirectory:
         """Remove what opens anything, and what leads to it. Boot and the agents of several nodes may all try."""
         for name in self.leads:
             name.unlink(missing_ok=True)
-        remove_job_secrets(self.path)
+        remove_files(self.path / "tls")
 
     def publish(self, endpoint: Endpoint) -> None:
         with contextlib.suppress(FileNotFoundError):
             self.scheduler_file.chmod(0o600)  # Dask's own, written with the user's umask
-        write_atomic(self.endpoint, asdict(endpoint))
+        write_atomic(self.endpoint, endpoint._asdict())
 
     def read_endpoint(self) -> Endpoint | None:
         """The published endpoint; None when there is none yet.
@@ -148,7 +145,7 @@ def parse_endpoint(data: bytes, path: Path) -> Endpoint:
                 f"{path}: version {found['version']!r}; this mpiboot reads {ENDPOINT_VERSION}. "
                 "Use the same mpiboot in the job and here"
             )
-        endpoint = Endpoint(**{key.name: found[key.name] for key in fields(Endpoint)})
+        endpoint = Endpoint(**{name: found[name] for name in Endpoint._fields})
         wrong = [
             name
             for name, kinds in _KINDS.items()
@@ -195,15 +192,15 @@ def parse_events(data: bytes) -> Iterator[dict[str, Any]]:
 
 def write_atomic(path: Path, content: Any) -> None:
     """JSON at `path`, 0600: whole or not at all, for readers on every node."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    temporary = path.with_name(f".{path.name}-{os.urandom(8).hex()}")
     try:
-        with os.fdopen(descriptor, "w") as file:
+        with os.fdopen(os.open(temporary, NEW_FILE, 0o600), "w") as file:
             json.dump(content, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -231,4 +228,4 @@ class EventLog:
 
 
 def new_nonce() -> str:
-    return secrets.token_hex(8)
+    return os.urandom(8).hex()

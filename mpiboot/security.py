@@ -1,7 +1,7 @@
-"""A job's secrets, and what may be trusted: TLS files, the dashboard's token, owners and modes.
+"""A job's secrets: TLS files and the dashboard's token.
 
 Boot runs this from a slow shared file system, so it imports the standard library alone; `cryptography` is
-imported where certificates are made, for checking trust needs none of it.
+imported where certificates are made.
 
     <job directory>/tls/     0700
         ca.pem               the job's own authority; its key is thrown away once the three are signed
@@ -12,28 +12,25 @@ imported where certificates are made, for checking trust needs none of it.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import errno
 import hashlib
 import hmac
 import ipaddress
 import os
-import pwd
 import secrets
 import shlex
-import stat
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from mpiboot.errors import SecurityError
+from mpiboot.trust import check_trusted, open_trusted, remove_files
 
 if TYPE_CHECKING:
     from cryptography import x509
 
-    StrPath = str | os.PathLike[str]
+    from mpiboot.trust import StrPath
 
 ROLES = ("scheduler", "worker", "client")
 SECRET_NAMES = ("ca.pem", *(f"{role}{end}.pem" for role in ROLES for end in ("", "-key")), "token")
@@ -46,7 +43,6 @@ _BACKDATE_S = 3600.0  # clocks of two nodes differ
 _MARGIN_S = 24 * 3600.0  # an administrator may lengthen a running job
 _YEAR_S = 365 * 24 * 3600.0
 _SECRET_MAX_BYTES = 64 * 1024
-_LINKS_MAX = 40  # Linux's own limit, path_resolution(7)
 
 
 # ---- a job's secrets ------------------------------------------------------------------------------------
@@ -95,7 +91,7 @@ def make_job_secrets(
         for name, content in contents.items():
             _write_new(tls / name, content)
     except OSError as error:
-        remove_job_secrets(job_directory)
+        remove_files(tls)
         raise SecurityError(
             f"{error.filename or tls}: the job's secrets could not be written: {error.strerror}; "
             "check the quota of that file system (quota, df -h)"
@@ -107,28 +103,6 @@ def load_cryptography() -> None:
     from cryptography import x509  # noqa: F401
     from cryptography.hazmat.primitives import hashes, serialization  # noqa: F401
     from cryptography.hazmat.primitives.asymmetric import ec  # noqa: F401
-
-
-def remove_job_secrets(job_directory: StrPath) -> None:
-    """Remove what `make_job_secrets` made, if it is there. Two may try at once.
-
-    Parameters
-    ----------
-    job_directory : path
-        The job's directory.
-    """
-    tls = Path(job_directory) / "tls"
-    with contextlib.suppress(FileNotFoundError):
-        # By descriptor, never through a link: what is emptied here must be the job's own folder.
-        directory = os.open(tls, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            with os.scandir(directory) as entries:
-                for name in [entry.name for entry in entries]:
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(name, dir_fd=directory)
-        finally:
-            os.close(directory)
-        tls.rmdir()
 
 
 def read_token(job_directory: StrPath) -> str:
@@ -295,158 +269,6 @@ def dashboard_cookie(job_name: str, token: str) -> tuple[str, str]:
     name = "mpiboot-" + urllib.parse.quote(job_name, safe="")
     value = hmac.new(token.encode(), b"mpiboot dashboard cookie\0" + job_name.encode(), hashlib.sha256)
     return name, value.hexdigest()
-
-
-# ---- what may be trusted ----------------------------------------------------------------------------------
-
-
-def check_trusted(path: StrPath, kind: Literal["directory", "file"]) -> None:
-    """Refuse a path that anybody but its owner, who must be us, could have made, changed or swapped.
-
-    Parameters
-    ----------
-    path : path
-        What is about to be used.
-    kind : {"directory", "file"}
-        What it must be.
-
-    Raises
-    ------
-    SecurityError
-        The path, or a directory or link on the way to it, is not only ours (or root's); says which and why.
-    FileNotFoundError
-        There is no such path, which is no question of trust.
-    """
-    path = Path(path).absolute()
-    try:
-        *passed, (last, status) = _walk(path)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise SecurityError(f"{path} cannot be trusted: {error.filename}: {error.strerror}") from error
-    for component, component_status in passed:
-        if reason := _passable_fault(component_status):
-            raise SecurityError(
-                f"{path} cannot be trusted: {component} {reason}. "
-                f"{_remedy_on_the_way(component, component_status)}"
-            )
-    if reason := _owned_fault(status, kind):
-        raise SecurityError(f"{last} cannot be trusted: it {reason}. {_remedy_at_the_end(last, status)}")
-
-
-def open_trusted(path: StrPath, max_bytes: int, *, secret: bool = True) -> bytes:
-    """Read a file that must be ours. What is checked is what is read: the open file itself.
-
-    The directories on the way are `check_trusted`'s part, once per job directory.
-
-    Parameters
-    ----------
-    path : path
-        The file.
-    max_bytes : int, bytes
-        The most it may hold.
-    secret : bool, default True
-        Others may not even read it. False: they may, as they may read Dask's own scheduler file.
-
-    Returns
-    -------
-    bytes
-        All of it.
-
-    Raises
-    ------
-    SecurityError
-        It is a link, no regular file, not ours, open to others, unreadable or too big.
-    FileNotFoundError
-        There is none (yet).
-    """
-    path = Path(path)
-    try:
-        # O_NONBLOCK: a planted FIFO must not make us wait for its writer.
-        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
-        raise SecurityError(f"{path} cannot be trusted: {reason}. Remove it, and boot again.") from error
-    try:
-        status = os.fstat(file)
-        if reason := _owned_fault(status, "file", 0o077 if secret else 0o022):
-            raise SecurityError(f"{path} cannot be trusted: it {reason}. {_remedy_at_the_end(path, status)}")
-        with os.fdopen(file, "rb", closefd=False) as stream:
-            content = stream.read(max_bytes + 1)
-    finally:
-        os.close(file)
-    if len(content) > max_bytes:
-        raise SecurityError(
-            f"{path} cannot be trusted: it has more than {max_bytes} bytes. Remove it, and boot again."
-        )
-    return content
-
-
-def _walk(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """Give every directory and link that the kernel passes on its way to `path`, and `path` itself."""
-    todo = list(reversed(path.parts))
-    here = Path()
-    links = 0
-    while todo:
-        part = todo.pop()
-        here = (
-            here.parent if part == ".." else here / part
-        )  # `here` never ends in a link: its parent is right
-        status = here.lstat()
-        yield here, status
-        if stat.S_ISLNK(status.st_mode) and todo:
-            links += 1
-            if links > _LINKS_MAX:
-                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(here))
-            todo += reversed(here.readlink().parts)
-            here = here.parent
-
-
-def _passable_fault(status: os.stat_result) -> str | None:
-    """Say why a directory or link on the way is not safe to pass, or None."""
-    if status.st_uid not in (0, os.geteuid()):
-        return f"belongs to {_user(status.st_uid)}, who could swap what lies behind it"
-    if stat.S_ISLNK(status.st_mode):
-        return None  # a link's own mode means nothing; who may replace it, its directory says
-    if status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX:
-        return f"can be written by others (mode {stat.S_IMODE(status.st_mode):04o})"
-    return None
-
-
-def _owned_fault(
-    status: os.stat_result, kind: Literal["directory", "file"], forbidden: int = 0o077
-) -> str | None:
-    """Say why something that must be ours, with none of the forbidden bits in its mode, is not, or None."""
-    if stat.S_ISLNK(status.st_mode):
-        return "is a symbolic link"
-    if not (stat.S_ISDIR if kind == "directory" else stat.S_ISREG)(status.st_mode):
-        return f"is not a {'directory' if kind == 'directory' else 'regular file'}"
-    if status.st_uid != os.geteuid():
-        return f"belongs to {_user(status.st_uid)}, not to {_user(os.geteuid())}"
-    if status.st_mode & forbidden:
-        return f"is open to others (mode {stat.S_IMODE(status.st_mode):04o})"
-    return None
-
-
-def _remedy_on_the_way(path: Path, status: os.stat_result) -> str:
-    if status.st_uid == os.geteuid() and stat.S_ISDIR(status.st_mode):
-        return f"If you trust what is in there: chmod go-w {shlex.quote(str(path))}"
-    return "Use a folder that only you and root can change: set MPIBOOT_HOME (or MPIBOOT_STAGE_ROOT)."
-
-
-def _remedy_at_the_end(path: Path, status: os.stat_result) -> str:
-    if status.st_uid == os.geteuid() and stat.S_IFMT(status.st_mode) in (stat.S_IFDIR, stat.S_IFREG):
-        return f"If you trust its content: chmod go-rwx {shlex.quote(str(path))}"
-    return "Somebody else may have put it there: remove it, or set MPIBOOT_HOME to a folder of your own."
-
-
-def _user(uid: int) -> str:
-    try:
-        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
-    except KeyError:
-        return f"uid {uid}"
 
 
 # ---- files and certificates -------------------------------------------------------------------------------

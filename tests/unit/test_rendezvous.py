@@ -1,5 +1,4 @@
 import json
-from dataclasses import asdict, replace
 
 import pytest
 
@@ -57,10 +56,10 @@ def test_a_job_that_starts_again_withdraws_what_it_had_published(directory):
         "null",
         "[" * 100_000,
         json.dumps({"version": 1}),
-        json.dumps(asdict(replace(ENDPOINT, version=2))),
-        json.dumps(asdict(ENDPOINT) | {"n_workers": "8"}),
-        json.dumps(asdict(ENDPOINT) | {"n_workers": True}),
-        json.dumps(asdict(ENDPOINT) | {"address": None}),
+        json.dumps(ENDPOINT._replace(version=2)._asdict()),
+        json.dumps(ENDPOINT._asdict() | {"n_workers": "8"}),
+        json.dumps(ENDPOINT._asdict() | {"n_workers": True}),
+        json.dumps(ENDPOINT._asdict() | {"address": None}),
     ],
     ids=range(10),
 )

@@ -1,0 +1,194 @@
+"""What may be trusted: who owns a path, and who else could have made, changed or swapped it.
+
+Agents import this from the shared file system, all nodes at once: standard library only, and few modules of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pwd
+import shlex
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from mpiboot.errors import SecurityError
+
+if TYPE_CHECKING:
+    StrPath = str | os.PathLike[str]
+
+_LINKS_MAX = 40  # Linux's own limit, path_resolution(7)
+
+
+def check_trusted(path: StrPath, kind: Literal["directory", "file"]) -> None:
+    """Refuse a path that anybody but its owner, who must be us, could have made, changed or swapped.
+
+    Parameters
+    ----------
+    path : path
+        What is about to be used.
+    kind : {"directory", "file"}
+        What it must be.
+
+    Raises
+    ------
+    SecurityError
+        The path, or a directory or link on the way to it, is not only ours (or root's); says which and why.
+    FileNotFoundError
+        There is no such path, which is no question of trust.
+    """
+    path = Path(path).absolute()
+    try:
+        *passed, (last, status) = _walk(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise SecurityError(f"{path} cannot be trusted: {error.filename}: {error.strerror}") from error
+    for component, component_status in passed:
+        if reason := _passable_fault(component_status):
+            raise SecurityError(
+                f"{path} cannot be trusted: {component} {reason}. "
+                f"{_remedy_on_the_way(component, component_status)}"
+            )
+    if reason := _owned_fault(status, kind):
+        raise SecurityError(f"{last} cannot be trusted: it {reason}. {_remedy_at_the_end(last, status)}")
+
+
+def open_trusted(path: StrPath, max_bytes: int, *, secret: bool = True) -> bytes:
+    """Read a file that must be ours. What is checked is what is read: the open file itself.
+
+    The directories on the way are `check_trusted`'s part, once per job directory.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    max_bytes : int, bytes
+        The most it may hold.
+    secret : bool, default True
+        Others may not even read it. False: they may, as they may read Dask's own scheduler file.
+
+    Returns
+    -------
+    bytes
+        All of it.
+
+    Raises
+    ------
+    SecurityError
+        It is a link, no regular file, not ours, open to others, unreadable or too big.
+    FileNotFoundError
+        There is none (yet).
+    """
+    path = Path(path)
+    try:
+        # O_NONBLOCK: a planted FIFO must not make us wait for its writer.
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+        raise SecurityError(f"{path} cannot be trusted: {reason}. Remove it, and boot again.") from error
+    try:
+        status = os.fstat(file)
+        if reason := _owned_fault(status, "file", 0o077 if secret else 0o022):
+            raise SecurityError(f"{path} cannot be trusted: it {reason}. {_remedy_at_the_end(path, status)}")
+        with os.fdopen(file, "rb", closefd=False) as stream:
+            content = stream.read(max_bytes + 1)
+    finally:
+        os.close(file)
+    if len(content) > max_bytes:
+        raise SecurityError(
+            f"{path} cannot be trusted: it has more than {max_bytes} bytes. Remove it, and boot again."
+        )
+    return content
+
+
+def remove_files(directory: StrPath) -> None:
+    """Remove a directory of plain files, if it is there, never through a link. Two may try at once.
+
+    Parameters
+    ----------
+    directory : path
+        The directory.
+    """
+    directory = Path(directory)
+    with contextlib.suppress(FileNotFoundError):
+        # By descriptor: what is emptied here must be the directory itself.
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            with os.scandir(descriptor) as entries:
+                for name in [entry.name for entry in entries]:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(name, dir_fd=descriptor)
+        finally:
+            os.close(descriptor)
+        directory.rmdir()
+
+
+def _walk(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Give every directory and link that the kernel passes on its way to `path`, and `path` itself."""
+    todo = list(reversed(path.parts))
+    here = Path()
+    links = 0
+    while todo:
+        part = todo.pop()
+        here = (
+            here.parent if part == ".." else here / part
+        )  # `here` never ends in a link: its parent is right
+        status = here.lstat()
+        yield here, status
+        if stat.S_ISLNK(status.st_mode) and todo:
+            links += 1
+            if links > _LINKS_MAX:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(here))
+            todo += reversed(here.readlink().parts)
+            here = here.parent
+
+
+def _passable_fault(status: os.stat_result) -> str | None:
+    """Say why a directory or link on the way is not safe to pass, or None."""
+    if status.st_uid not in (0, os.geteuid()):
+        return f"belongs to {_user(status.st_uid)}, who could swap what lies behind it"
+    if stat.S_ISLNK(status.st_mode):
+        return None  # a link's own mode means nothing; who may replace it, its directory says
+    if status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX:
+        return f"can be written by others (mode {stat.S_IMODE(status.st_mode):04o})"
+    return None
+
+
+def _owned_fault(
+    status: os.stat_result, kind: Literal["directory", "file"], forbidden: int = 0o077
+) -> str | None:
+    """Say why something that must be ours, with none of the forbidden bits in its mode, is not, or None."""
+    if stat.S_ISLNK(status.st_mode):
+        return "is a symbolic link"
+    if not (stat.S_ISDIR if kind == "directory" else stat.S_ISREG)(status.st_mode):
+        return f"is not a {'directory' if kind == 'directory' else 'regular file'}"
+    if status.st_uid != os.geteuid():
+        return f"belongs to {_user(status.st_uid)}, not to {_user(os.geteuid())}"
+    if status.st_mode & forbidden:
+        return f"is open to others (mode {stat.S_IMODE(status.st_mode):04o})"
+    return None
+
+
+def _remedy_on_the_way(path: Path, status: os.stat_result) -> str:
+    if status.st_uid == os.geteuid() and stat.S_ISDIR(status.st_mode):
+        return f"If you trust what is in there: chmod go-w {shlex.quote(str(path))}"
+    return "Use a folder that only you and root can change: set MPIBOOT_HOME (or MPIBOOT_STAGE_ROOT)."
+
+
+def _remedy_at_the_end(path: Path, status: os.stat_result) -> str:
+    if status.st_uid == os.geteuid() and stat.S_IFMT(status.st_mode) in (stat.S_IFDIR, stat.S_IFREG):
+        return f"If you trust its content: chmod go-rwx {shlex.quote(str(path))}"
+    return "Somebody else may have put it there: remove it, or set MPIBOOT_HOME to a folder of your own."
+
+
+def _user(uid: int) -> str:
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
+    except KeyError:
+        return f"uid {uid}"
