@@ -19,8 +19,15 @@ from mpiboot.processes import keep_orphans
 from mpiboot.rendezvous import write_atomic
 from mpiboot.state import Job
 
-# Variables that only MPI itself is meant to see; the nanny's preload keeps them from the tasks.
+# Variables that only MPI itself is meant to see: kept from the tasks (preloads/nanny.py), and from the command.
 MPI_ONLY_VARIABLE = "MPIBOOT_MPI_ONLY"
+# MPI is needed to count ranks, no more: that TCP can do. Open MPI's libfabric sleeps a second in MPI_Init, looking for
+# better; and ranks that wait in MPI for their scheduler would take the cores from it.
+COUNTING_RANKS = {
+    "OMPI_MCA_pml": "ob1",
+    "OMPI_MCA_btl": "^ofi,uct,openib,usnic",
+    "OMPI_MCA_mpi_yield_when_idle": "1",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +57,11 @@ def launch(job: Job, interface: str, sizing: Sizing, variables: Mapping[str, str
 
 def rank_variables(job: Job, prefix: Path, variables: Mapping[str, str], interface: str) -> dict[str, str]:
     """The environment that the ranks' processes find, launcher's variables aside."""
-    # MPI is needed to count ranks, no more. With all of a node's devices in it, an address of UCX's is longer than the
-    # 1024 bytes of a PMI-1 value (Slurm 22.05's pmi2), and MPICH aborts.
-    kept = (
-        {}
-        if job.allocation.batch_system == "local"
-        else {"UCX_TLS": "tcp,self,sm", "UCX_NET_DEVICES": interface}
-    )
+    kept = dict(COUNTING_RANKS)
+    if job.allocation.batch_system != "local":
+        # With all of a node's devices in it, an address of UCX's is longer than the 1024 bytes of a PMI-1 value
+        # (Slurm 22.05's pmi2), and MPICH aborts.
+        kept |= {"UCX_TLS": "tcp,self,sm", "UCX_NET_DEVICES": interface}
     clean = environment.relocated(os.environ, job.prefix, prefix)
     found = environment.carried(environment.activation(prefix, clean))
     settings = {
@@ -70,7 +75,7 @@ def rank_variables(job: Job, prefix: Path, variables: Mapping[str, str], interfa
         "MPIBOOT_IDLE_TIMEOUT_S": "" if job.config.command else f"{job.config.idle_timeout:g}",
         JOB_KEY_VARIABLE: job.allocation.job_key,
         "MPI4PY_RC_FINALIZE": "0",
-        MPI_ONLY_VARIABLE: " ".join(kept),
+        MPI_ONLY_VARIABLE: " ".join(name for name in kept if name not in found),
         "TMPDIR": str(job.local_folder),
         **variables,
     }
@@ -102,6 +107,7 @@ def write_rank_environment(
             "lock": str(job.staged) if job.staged else None,
             "agent_folder": str(job.local_folder),
             "command": list(command),
+            "server": str(module_file(prefix, "forkserver.py")),
         },
     )
 
@@ -124,7 +130,13 @@ def rank_command(job: Job, prefix: Path, interface: str, sizing: Sizing) -> list
 
 def first_step(job: Job, prefix: Path) -> list[str]:
     """What each rank of the cluster runs first."""
-    return [str(prefix / "bin/python"), "-I", "-S", str(rank_script(prefix)), str(job.directory.path)]
+    return [
+        str(prefix / "bin/python"),
+        "-I",
+        "-S",
+        str(module_file(prefix, "rank.py")),
+        str(job.directory.path),
+    ]
 
 
 def launcher_command(
@@ -159,10 +171,10 @@ def launcher_command(
     return mpi, build(mpirun, place, job.directory.host_file, kept_to, rank)
 
 
-def rank_script(prefix: Path) -> Path:
-    """`mpiboot/rank.py` of the staged prefix; an editable install's lies where its code stays."""
-    found = sorted(prefix.glob("lib/python3*/site-packages/mpiboot/rank.py"))
-    return found[0] if found else Path(__file__).with_name("rank.py")
+def module_file(prefix: Path, name: str) -> Path:
+    """A file of mpiboot's in the staged prefix; an editable install's lies where its code stays."""
+    found = sorted(prefix.glob(f"lib/python3*/site-packages/mpiboot/{name}"))
+    return found[0] if found else Path(__file__).with_name(name)
 
 
 def pmi_plugin() -> str:
@@ -236,9 +248,10 @@ def start_command(job: Job) -> "subprocess.Popen[bytes] | None":
         return None
     assert job.cluster.scheduler
     orders = json.loads(job.directory.rank_environment.read_text())
+    mpi_only = (*orders["set"][MPI_ONLY_VARIABLE].split(), MPI_ONLY_VARIABLE)
     variables = {
         **{name: value for name, value in os.environ.items() if name.startswith("SLURM_")},
-        **orders["set"],
+        **{name: value for name, value in orders["set"].items() if name not in mpi_only},
         "DASK_SCHEDULER_ADDRESS": job.cluster.scheduler["address"],
         "MPIBOOT_SCHEDULER_FILE": str(job.directory.scheduler_file),
         "MPIBOOT_STAGED_PREFIX": str(job.staged or job.prefix),

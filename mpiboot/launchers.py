@@ -85,7 +85,6 @@ def openmpi4(
         *("-n", str(place.world_size), "--hostfile", str(host_file)),
         *("--map-by", "slot:OVERSUBSCRIBE", "--bind-to", "none"),
         *("--enable-recovery", "--continuous"),
-        *("--mca", "mpi_yield_when_idle", "1"),
         *kept_to,
         *rank,
     ]
@@ -105,8 +104,6 @@ def openmpi(
         *("-n", str(place.world_size), "--hostfile", str(host_file)),
         *("--map-by", "slot:OVERSUBSCRIBE", "--bind-to", "none"),
         *("--runtime-options", "recoverable,continuous"),
-        # dask-mpi waits in MPI for its scheduler alone; on few cores that wait would take them from it.
-        *("--mca", "mpi_yield_when_idle", "1"),
         *kept_to,
         *rank,
     ]

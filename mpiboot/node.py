@@ -170,12 +170,12 @@ def sweep(root: Path) -> None:
                 os.close(descriptor)
 
 
-def clean(folder: Path, grace_s: float, ranks: Ranks | None = None) -> None:
+def clean(folder: Path, grace_s: float) -> None:
     """Leave nothing of a job on this node: processes, shared memory, its folder."""
     began = (folder / LOCK_NAME).stat().st_mtime
-    end_leftovers(folder.name, grace_s, ranks)
+    end_leftovers(folder.name, grace_s)
     others = {key for _, key in marked()} - {folder.name}
-    remove_shared_memory(began, spare=PASSED_ON if others else None, dying=leftovers(folder.name, ranks))
+    remove_shared_memory(began, spare=PASSED_ON if others else None, dying=leftovers(folder.name))
     for key in others:  # whichever ends last removes what was spared
         with contextlib.suppress(OSError):
             other = folder.parent / key / LOCK_NAME
@@ -235,18 +235,15 @@ def marked() -> Iterator[tuple[int, str]]:
                         yield int(entry.name), variable[len(mark) :].decode(errors="replace")
 
 
-def leftovers(job_key: str, ranks: Ranks | None = None) -> set[int]:
-    """Those of one job, and of `ranks` those that are not their own yet, and so lack its mark."""
-    if ranks:
-        ranks.reap()
-    mine = ranks.stand_ins.keys() if ranks else ()
-    return {pid for pid, key in marked() if key == job_key}.union(mine) - {os.getpid()}
+def leftovers(job_key: str) -> set[int]:
+    """Those of one job."""
+    return {pid for pid, key in marked() if key == job_key} - {os.getpid()}
 
 
-def end_leftovers(job_key: str, grace_s: float, ranks: Ranks | None = None) -> None:
+def end_leftovers(job_key: str, grace_s: float) -> None:
     """Wait until the job's processes have ended by themselves, then end the rest: SIGTERM, then SIGKILL."""
     for number, wait_s in ((None, grace_s), (signal.SIGTERM, TERM_GRACE_S), (signal.SIGKILL, KILL_GRACE_S)):
-        left = leftovers(job_key, ranks)
+        left = leftovers(job_key)
         if number:
             for pid in left:
                 with contextlib.suppress(OSError):
@@ -254,7 +251,7 @@ def end_leftovers(job_key: str, grace_s: float, ranks: Ranks | None = None) -> N
         deadline = time.monotonic() + wait_s
         while left and time.monotonic() < deadline:
             time.sleep(0.05)
-            left = leftovers(job_key, ranks)
+            left = leftovers(job_key)
         if not left:
             return
 
@@ -267,19 +264,18 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     failed = cancelled = False
-    ranks = None
     try:
         failed = not answer(orders, lambda: prepare(orders))
         if not failed:
-            ranks = Ranks(folder)
-            cancelled = not serve(orders, ranks)
+            with contextlib.closing(Ranks(folder)) as ranks:
+                cancelled = not serve(orders, ranks)
     except JobOver:
         cancelled = True
     except BrokenPipeError:
         pass
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if folder.is_dir():
-        clean(folder, LEFTOVERS_GRACE_S, ranks)
+        clean(folder, LEFTOVERS_GRACE_S)
     if cancelled or node_name(orders) == orders["first_node"]:
         # Boot does so too, unless it was killed. An agent elsewhere that only lost its connection must not.
         JobDirectory(Path(orders["job_directory"])).clear()
@@ -298,11 +294,8 @@ def serve(orders: Mapping[str, Any], ranks: Ranks) -> bool:
         cancelled then, for with `--no-kill` Slurm would let it run on without its first node.
     """
     partial, silent_s = b"", 0.0
-    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    signal.set_wakeup_fd(writer)
-    signal.signal(signal.SIGCHLD, lambda *_: None)  # its byte in the pipe wakes us
     with selectors.DefaultSelector() as selector:
-        for end in (0, reader, ranks.listener):
+        for end in (0, ranks.listener):
             selector.register(end, selectors.EVENT_READ)
         while silent_s < SILENCE_S:
             began = time.monotonic()
@@ -318,9 +311,6 @@ def serve(orders: Mapping[str, Any], ranks: Ranks) -> bool:
                     answer(orders, lambda asked=asked: stage(orders, **asked))  # type: ignore[misc]
             if ranks.listener in ready:
                 ranks.adopt()
-            if reader in ready:
-                os.read(reader, 1 << 16)
-                ranks.reap()
     if job_id := os.environ.get("SLURM_JOB_ID"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # scancel's own, before what follows it
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):

@@ -31,6 +31,7 @@ def main() -> int:
         orders["agent_folder"],
         {
             "command": orders["command"],
+            "server": orders["server"],
             "environment": environment,
             "folder": os.getcwd(),  # noqa: PTH109
             "lock": orders["lock"],

@@ -1,4 +1,4 @@
-"""The agent starts ranks for their stand-ins: environment, folder, MPI's open connection, exit status."""
+"""The agent has ranks started for their stand-ins, by one fork server: environment, folder, MPI's connection, status."""
 
 import json
 import os
@@ -14,68 +14,144 @@ import pytest
 import mpiboot.rank
 from mpiboot.adopt import Ranks
 
+FORKSERVER = Path(mpiboot.rank.__file__).with_name("forkserver.py")
+# A rank tells where it is, and waits for its end.
+TELL = """
+import json, os, sys
+from pathlib import Path
+told = {"pid": os.getpid(), "server": os.getppid(), "folder": os.getcwd(), "argv": sys.argv, "path": sys.path[0],
+        "environment": dict(os.environ), "shared": "dask_mpi.cli" in sys.modules}
+Path("partial" + os.environ["RANK"]).write_text(json.dumps(told))
+Path("partial" + os.environ["RANK"]).rename("told" + os.environ["RANK"])
+open("end").read()
+"""
 
-def stand_in(folder, command, **variables):
-    orders = {"set": {}, "unset": [], "required_files": [], "lock": None, "agent_folder": str(folder)}
-    (folder / "rank-environment.json").write_text(json.dumps({**orders, "command": command}))
-    return subprocess.Popen(
-        [sys.executable, "-I", "-S", mpiboot.rank.__file__, str(folder)],
-        env={**os.environ, **variables},
-        cwd=folder,
-        close_fds=False,
-    )
+
+class Node:
+    """The agent's part, and what the launcher starts."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        os.mkfifo(folder / "end")
+        self.ranks = Ranks(folder)
+        self.ranks.listener.settimeout(10)
+        self.closed = False
+
+    def stand_in(self, script, *arguments, **variables):
+        (self.folder / "script").write_text(script)
+        orders = {
+            "set": {},
+            "unset": [],
+            "required_files": [],
+            "lock": None,
+            "agent_folder": str(self.folder),
+            "command": [sys.executable, str(self.folder / "script"), *arguments],
+            "server": str(FORKSERVER),
+        }
+        (self.folder / "rank-environment.json").write_text(json.dumps(orders))
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", mpiboot.rank.__file__, str(self.folder)],
+            env={**os.environ, **variables},
+            cwd=self.folder,
+            close_fds=False,
+        )
+        self.ranks.adopt()
+        return process
+
+    def close(self):
+        """No more ranks are started; the server ends with those that there are."""
+        if not self.closed:
+            self.ranks.close()
+        self.closed = True
+
+    def told(self, rank):
+        return json.loads(wait_for(self.folder / f"told{rank}").read_text())
 
 
-def served(ranks, process):
-    """The stand-in's exit status, with the agent's part played."""
-    ranks.listener.settimeout(10)
-    ranks.adopt()
-    deadline = time.monotonic() + 10
-    while process.poll() is None and time.monotonic() < deadline:
-        ranks.reap()
+def wait_for(path, there=True):
+    deadline = time.monotonic() + 20
+    while path.exists() != there:
+        assert time.monotonic() < deadline, path
         time.sleep(0.01)
-    return process.wait(0)
+    return path
 
 
 @pytest.fixture
-def ranks(tmp_path):
-    ranks = Ranks(tmp_path)
-    yield ranks
-    ranks.listener.close()
-    os.close(ranks._folder)
+def node(tmp_path):
+    node = Node(tmp_path)
+    yield node
+    node.close()
+    if node.ranks.server:
+        node.ranks.server.wait(20)
 
 
-def test_a_rank_has_its_stand_ins_environment_folder_and_connection(tmp_path, ranks):
+def test_a_rank_has_its_stand_ins_environment_folder_and_connection(node):
     ours, theirs = socket.socketpair()
     os.set_inheritable(theirs.fileno(), True)
     script = "import os; os.write(int(os.environ['PMI_FD']), (os.getcwd() + os.environ['RANK']).encode())"
-    number = str(theirs.fileno())
-    process = stand_in(tmp_path, [sys.executable, "-c", script], PMI_FD=number, RANK=" 3")
-    assert served(ranks, process) == 0
+    process = node.stand_in(script, PMI_FD=str(theirs.fileno()), RANK=" 3")
+    assert process.wait(20) == 0
     ours.settimeout(5)
-    assert ours.recv(4096).decode() == f"{tmp_path} 3"
-    ours.close()
+    assert ours.recv(4096).decode() == f"{node.folder} 3"
     theirs.close()
+    assert ours.recv(1) == b""  # nobody else holds it: MPI's process manager sees the rank's end
+    ours.close()
 
 
-@pytest.mark.parametrize(("script", "status"), [("exit 7", 7), ("kill -9 $$", 128 + signal.SIGKILL)])
-def test_a_stand_in_ends_as_its_rank(tmp_path, ranks, script, status):
-    assert served(ranks, stand_in(tmp_path, ["/bin/sh", "-c", script])) == status
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [("raise SystemExit(7)", 7), ("import os; os.kill(os.getpid(), 9)", 128 + signal.SIGKILL)],
+)
+def test_a_stand_in_ends_as_its_rank(node, script, status):
+    assert node.stand_in(script).wait(20) == status
 
 
-def test_a_rank_outlives_its_stand_in(tmp_path, ranks):
-    process = stand_in(tmp_path, ["/bin/sleep", "60"])
-    ranks.listener.settimeout(10)
-    ranks.adopt()
-    process.kill()
-    process.wait()
-    ranks.reap()
-    (pid,) = ranks.stand_ins
-    assert Path(f"/proc/{pid}").exists()
-    os.kill(pid, signal.SIGKILL)
-    while ranks.stand_ins:
-        ranks.reap()
+def test_ranks_share_what_they_import_and_nothing_else(node):
+    stand_ins = [node.stand_in(TELL, "a", RANK="0", FIRST="yes"), node.stand_in(TELL, "b", RANK="1")]
+    first, second = node.told(0), node.told(1)
+    assert first["server"] == second["server"] != os.getpid()
+    assert first["shared"] and second["shared"]
+    assert (first["environment"]["RANK"], first["environment"]["FIRST"]) == ("0", "yes")
+    assert second["environment"]["RANK"] == "1" and "FIRST" not in second["environment"]
+    # As the interpreter itself would have it.
+    script = str(node.folder / "script")
+    assert (first["argv"], second["argv"]) == ([script, "a"], [script, "b"])
+    assert (first["path"], first["folder"]) == (str(node.folder), str(node.folder))
+
+    node.close()
+    os.kill(second["pid"], signal.SIGKILL)
+    assert stand_ins[1].wait(20) == 128 + signal.SIGKILL
+    assert stand_ins[0].poll() is None
+    (node.folder / "end").write_text("")
+    assert stand_ins[0].wait(20) == 0
+    assert node.ranks.server.wait(20) == 0
 
 
-def test_without_an_agent_a_rank_refuses(tmp_path):
-    assert stand_in(tmp_path, ["/bin/true"]).wait(10) == 1
+def test_a_rank_outlives_its_stand_in_and_its_server(node):
+    stand_ins = [node.stand_in(TELL, RANK="0"), node.stand_in(TELL, RANK="1")]
+    rank = node.told(0)
+    node.told(1)
+    stand_ins[0].kill()
+    stand_ins[0].wait()
+    os.kill(rank["server"], signal.SIGKILL)
+    assert stand_ins[1].wait(20) == 1  # nobody will tell how its rank ends
+    assert Path(f"/proc/{rank['pid']}/cmdline").read_bytes()
+    (node.folder / "end").write_text("")
+
+
+def test_a_server_that_cannot_start_is_told(node, capfd):
+    """The environment lacks dask-mpi, say."""
+    (node.folder / "dask_mpi").mkdir()
+    (node.folder / "dask_mpi/__init__.py").write_text("raise ImportError('broken')")
+    assert node.stand_in("", PYTHONPATH=str(node.folder)).wait(20) == 1
+    assert "ImportError: broken" in capfd.readouterr().err
+
+
+def test_without_an_agent_a_rank_refuses(node, tmp_path):
+    node.stand_in("").wait(20)
+    node.close()
+    (tmp_path / "agent.sock").unlink()
+    refused = subprocess.run(
+        [sys.executable, "-I", "-S", mpiboot.rank.__file__, str(node.folder)], timeout=20
+    )
+    assert refused.returncode == 1

@@ -19,7 +19,7 @@ def test_openmpi():
     assert launchers.openmpi("/s/bin/mpirun", PLACE, HOSTS, "ib0", RANK) == [
         *("/s/bin/mpirun", "-n", "9", "--hostfile", "/j/hosts"),
         *("--map-by", "slot:OVERSUBSCRIBE", "--bind-to", "none"),
-        *("--runtime-options", "recoverable,continuous", "--mca", "mpi_yield_when_idle", "1"),
+        *("--runtime-options", "recoverable,continuous"),
         *("--mca", "btl_tcp_if_include", "ib0", "--prtemca", "prte_if_include", "ib0"),
         *RANK,
     ]
@@ -29,7 +29,6 @@ def test_openmpi_4():
     assert launchers.openmpi4("/m/mpirun", PLACE, HOSTS, "ib0", RANK) == [
         *("/m/mpirun", "-n", "9", "--hostfile", "/j/hosts"),
         *("--map-by", "slot:OVERSUBSCRIBE", "--bind-to", "none", "--enable-recovery", "--continuous"),
-        *("--mca", "mpi_yield_when_idle", "1"),
         *("--mca", "btl_tcp_if_include", "ib0", "--mca", "oob_tcp_if_include", "ib0"),
         *RANK,
     ]

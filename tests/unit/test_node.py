@@ -4,40 +4,32 @@ import multiprocessing
 import os
 import secrets
 import signal
-import socket
+import subprocess
 import time
 from multiprocessing import shared_memory
 from pathlib import Path
 
 import pytest
 
-from mpiboot import adopt, node
+from mpiboot import node
 
 SHARED_MEMORY = Path("/dev/shm")
 
 
-def test_a_child_that_is_not_its_rank_yet_is_ended(tmp_path):
-    os.mkfifo(tmp_path / "lock")  # opening it blocks: the child is held between fork and exec
-    orders = {"folder": "/", "descriptors": [], "lock": str(tmp_path / "lock"), "command": ["/bin/true"]}
-    ranks = adopt.Ranks(tmp_path)
-    ours, theirs = socket.socketpair()
-    pid = adopt.start(orders, [])
-    ranks.stand_ins[pid] = theirs
+def test_a_jobs_processes_are_found_by_its_mark_and_ended():
+    ours, other = (
+        subprocess.Popen(["/bin/sleep", "600"], env={node.JOB_KEY_VARIABLE: key})
+        for key in ("slurm-c-7", "slurm-c-8")
+    )
     try:
-        assert node.leftovers("slurm-c-7", ranks) == {pid}
-        node.end_leftovers("slurm-c-7", 0.0, ranks)
-        assert not ranks.stand_ins
-        assert int(ours.recv(16)) in (
-            -signal.SIGTERM,
-            -signal.SIGKILL,
-        )  # the second on a machine that is too busy
+        assert node.leftovers("slurm-c-7") == {ours.pid}
+        node.end_leftovers("slurm-c-7", 0.0)
+        assert ours.wait(10) == -signal.SIGTERM
+        assert other.poll() is None
     finally:
-        for pid in ranks.stand_ins:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-        ours.close()
-        ranks.listener.close()
-        os.close(ranks._folder)
+        for process in (ours, other):
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture
