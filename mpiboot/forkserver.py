@@ -15,6 +15,7 @@ import selectors
 import signal
 import socket
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def serve(agent: socket.socket) -> "tuple[dict[str, Any], list[int]] | None":
                     selector.unregister(agent)
                     continue
                 orders = json.loads(agent.recv(int(length), socket.MSG_WAITALL))
-                pid = os.fork()
+                pid = fork()
                 if not pid:
                     break
                 stand_ins[pid] = socket.socket(fileno=descriptors[0])
@@ -77,6 +78,13 @@ def serve(agent: socket.socket) -> "tuple[dict[str, Any], list[int]] | None":
     return orders, descriptors[1:]
 
 
+def fork() -> int:
+    """OpenBLAS's threads, of which Python 3.12 warns, end before a fork and come again after it (pthread_atfork(3))."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
 def reap(stand_ins: dict[int, socket.socket]) -> None:
     """Tell the stand-ins of ranks that have ended how."""
     for pid, connection in list(stand_ins.items()):
@@ -90,6 +98,7 @@ def reap(stand_ins: dict[int, socket.socket]) -> None:
 
 def become(orders: dict[str, Any], descriptors: list[int]) -> None:
     """Be what the launcher started: its environment, its folder, its open connection under the same number."""
+    os.setpgrp()  # a task that signals its process group must not reach the others
     os.environ.clear()
     os.environ.update(orders["environment"])
     os.chdir(orders["folder"])

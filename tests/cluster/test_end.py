@@ -6,17 +6,13 @@ from faults import assert_nothing_remains, boot, kill
 pytestmark = pytest.mark.cluster
 
 TWO = ("--nodes", "2", "--workers-per-node", "1")
-SCHEDULER = "dask-mpi --scheduler-file"
+OF_RANK_0 = "cat /tmp/mpiboot-$UID/.jobs/*/scheduler.pid"
 
 
 @pytest.mark.parametrize(
     ("victim", "which", "reason"),
     [
-        (
-            SCHEDULER,
-            "while read p; do tr '\\0' '\\n' < /proc/$p/environ | grep -qx PMIX_RANK=0 && echo $p; done | head -1",
-            "the scheduler (rank 0, on node1) died",
-        ),
+        ("bin/[d]ask-mpi", OF_RANK_0, "the scheduler (rank 0, on node1) died"),
         ("prterun -n", "head -1", "mpirun, on node1, was killed by SIGKILL"),
         ("mpiboot [b]oot", "head -1", None),
     ],

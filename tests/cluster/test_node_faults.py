@@ -89,8 +89,8 @@ def stop(cluster, job):
 
 
 def rank_of(job):
-    """The pids that pgrep prints: the first whose environment names the job."""
-    return f"while read p; do grep -qz 'MPIBOOT_JOB_KEY={job.folder.name}' /proc/$p/environ && echo $p; done | head -1"
+    """The pids that pgrep prints: the last, a rank, whose environment names the job."""
+    return f"while read p; do grep -qz 'MPIBOOT_JOB_KEY={job.folder.name}' /proc/$p/environ && echo $p; done | tail -1"
 
 
 def cut_for_a_while(cluster, stream):

@@ -17,7 +17,7 @@ assert client.gather(futures) == [i * i for i in range(160)]
 print("all right", flush=True)
 """
 WORKER = "[s]pawn_main"
-RANK = "bin/[d]ask-mpi"
+RANK = "bin/[d]ask-mpi"  # the first of a node is the server that the others are forked from
 
 
 def test_losses_cost_tasks_not_results(minicluster):
@@ -32,7 +32,8 @@ def test_losses_cost_tasks_not_results(minicluster):
     ended = job.wait_for("worker-exit")[0]
     assert (ended["host"], ended["how"]) == ("node3", "by signal 9")
     job.wait_for("worker", 7)
-    kill(minicluster, 3, RANK)
+    kill(minicluster, 3, RANK, which="head -1")
+    kill(minicluster, 3, RANK, which="tail -1")
     job.wait_for("lost-worker", 2)
     minicluster.kill(2)
     try:

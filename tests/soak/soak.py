@@ -28,6 +28,7 @@ NODES, WORKERS_PER_NODE = 3, 2
 JOB_S = 300.0
 # The pause between two faults: long enough for the last one to be noticed, short enough to meet what it set off.
 PAUSE_S = (2.0, 8.0)
+# The first RANK of a node is the server that the others are forked from.
 RANK, WORKER = "bin/[d]ask-mpi", "[s]pawn_main"
 STREAM = """
 import json, sys, time, mpiboot
@@ -154,8 +155,8 @@ def break_something(cluster: Minicluster, choose: random.Random, down: set[int],
         cluster.kill(node := choose.choice(alive))
         down.add(node)
         lost.add(node)
-    elif what == "rank killed" and alive and count(cluster, node := choose.choice(alive), RANK) > 1:
-        kill(cluster, node, RANK)
+    elif what == "rank killed" and alive and count(cluster, node := choose.choice(alive), RANK) > 2:
+        kill(cluster, node, RANK, which="tail -1")
     else:
         what, node = "worker killed", choose.choice([1, *alive])
         cluster.node(node, ["pkill", "-KILL", "-o", "-f", WORKER], check=False)  # none: its nanny starts one

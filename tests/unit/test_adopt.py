@@ -20,7 +20,7 @@ TELL = """
 import json, os, sys
 from pathlib import Path
 told = {"pid": os.getpid(), "server": os.getppid(), "folder": os.getcwd(), "argv": sys.argv, "path": sys.path[0],
-        "environment": dict(os.environ), "shared": "dask_mpi.cli" in sys.modules}
+        "group": os.getpgrp(), "environment": dict(os.environ), "shared": "dask_mpi.cli" in sys.modules}
 Path("partial" + os.environ["RANK"]).write_text(json.dumps(told))
 Path("partial" + os.environ["RANK"]).rename("told" + os.environ["RANK"])
 open("end").read()
@@ -111,6 +111,7 @@ def test_ranks_share_what_they_import_and_nothing_else(node):
     first, second = node.told(0), node.told(1)
     assert first["server"] == second["server"] != os.getpid()
     assert first["shared"] and second["shared"]
+    assert (first["group"], second["group"]) == (first["pid"], second["pid"])
     assert (first["environment"]["RANK"], first["environment"]["FIRST"]) == ("0", "yes")
     assert second["environment"]["RANK"] == "1" and "FIRST" not in second["environment"]
     # As the interpreter itself would have it.
