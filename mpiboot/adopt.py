@@ -9,7 +9,6 @@ step (forkserver.py). How that ended, the stand-in is told.
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -20,8 +19,6 @@ from mpiboot.control import socket_address
 
 SOCKET_NAME = "agent.sock"
 HANDOVER_TIMEOUT_S = 10.0
-# What goes to the fork server before a rank's orders: their length, and with it the connections.
-LENGTH_BYTES = 12
 DESCRIPTORS_MAX = 8
 
 
@@ -42,20 +39,43 @@ class Ranks:
         connection.settimeout(HANDOVER_TIMEOUT_S)
         descriptors: list[int] = []
         try:
-            _, descriptors, _, _ = socket.recv_fds(connection, 1, DESCRIPTORS_MAX - 1)
+            _, descriptors, _, _ = socket.recv_fds(connection, 1, DESCRIPTORS_MAX)
             with connection.makefile("rb") as file:
-                orders = file.read()
-            if self._to_server is None:
-                self.server, self._to_server = start_server(json.loads(orders))
-            length = str(len(orders)).rjust(LENGTH_BYTES).encode()
-            socket.send_fds(self._to_server, [length], [connection.fileno(), *descriptors])
-            self._to_server.sendall(orders)
+                orders = json.load(file)
+            if self.server is None or self.server.poll() is not None:
+                self.start_server(orders)
+            assert self.server and self._to_server
+            # Until it has a pid of its own: a server that cannot start is rank 0's end, too.
+            tell_boot(orders["environment"], self.server.pid)
+            # In a file of memory, so that one byte with descriptors is all that travels, and nobody waits for another.
+            with os.fdopen(os.memfd_create("orders"), "w+b") as file:
+                file.write(json.dumps(orders).encode())
+                file.flush()
+                given = [file.fileno(), connection.fileno(), *descriptors]
+                socket.send_fds(self._to_server, [b"."], given)
         except (OSError, ValueError) as error:
             print(f"mpiboot: a rank on {os.uname().nodename} could not be started: {error}", file=sys.stderr)
         finally:
             connection.close()
             for descriptor in descriptors:
                 os.close(descriptor)
+
+    def start_server(self, rank: dict[str, Any]) -> None:
+        """In the environment of a rank, for the dynamic linker reads its variables only as a program starts."""
+        if self._to_server:
+            self._to_server.close()
+        python, *command = rank["command"]
+        self._to_server, theirs = socket.socketpair()
+        with theirs:
+            self.server = subprocess.Popen(
+                [python, rank["server"], str(theirs.fileno()), *command],
+                env=rank["environment"],
+                cwd=rank["folder"],
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # the agent's own is for its answers to boot
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
 
     def close(self) -> None:
         """Start no more: the fork server ends with the last of its ranks."""
@@ -65,25 +85,7 @@ class Ranks:
             self._to_server.close()
 
 
-def start_server(rank: dict[str, Any]) -> "tuple[subprocess.Popen[bytes], socket.socket]":
-    """Start the fork server in the environment of a rank, for the dynamic linker reads its variables only then."""
-    python, *command = rank["command"]
-    ours, theirs = socket.socketpair()
-    with theirs:
-        server = subprocess.Popen(
-            [python, rank["server"], str(theirs.fileno()), *command],
-            env=rank["environment"],
-            cwd=rank["folder"],
-            stdin=subprocess.DEVNULL,
-            stdout=2,  # the agent's own is for its answers to boot
-            pass_fds=[theirs.fileno()],
-            preexec_fn=apart,
-        )
-    return server, ours
-
-
-def apart() -> None:
-    """In the child: a process group of its own; and what the agent ignores would stay ignored."""
-    os.setpgrp()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL)
+def tell_boot(environment: dict[str, str], pid: int) -> None:
+    """Rank 0 (PMI_RANK: of MPICH and srun) becomes the scheduler; boot sees its end even before the two have spoken."""
+    if environment.get("PMIX_RANK", environment.get("PMI_RANK")) == "0":
+        Path(environment["MPIBOOT_CONTROL_FOLDER"], "scheduler.pid").write_text(str(pid))

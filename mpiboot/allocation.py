@@ -184,11 +184,12 @@ def local_allocation() -> Allocation:
 
 
 def process_start(pid: int) -> str | None:
-    """A process's start in ticks since boot: with the pid it names a process for good. None: no such process."""
+    """A process's start in ticks since boot: with the pid it names a process for good. None: it has ended."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
+    return None if words[0] == "Z" else words[19]
 
 
 def size_workers(

@@ -1,7 +1,8 @@
-"""What the ranks of one node are forked from: dask-mpi and distributed are imported once, and lie in memory once.
+"""What the ranks of one node are forked from, so that dask-mpi and distributed are imported but once there.
 
-Started by the node's agent (adopt.py), which hands on what each stand-in asked for: a length, JSON, and with the first
-byte the stand-in's connection and MPI's. Each child becomes a rank, and runs dask-mpi as its own interpreter would.
+Started by the node's agent (adopt.py), which hands on what each stand-in asked for: a byte, and with it the descriptors
+of its orders (JSON), of the stand-in's connection, and of MPI's. Each child becomes a rank, and runs dask-mpi as its own
+interpreter would. Workers, which nannies spawn, import by themselves.
 """
 
 import contextlib
@@ -17,30 +18,34 @@ import socket
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
 
-from mpiboot.adopt import DESCRIPTORS_MAX, LENGTH_BYTES
+from mpiboot.adopt import DESCRIPTORS_MAX, tell_boot
 
 
 def main() -> None:
-    # As if the rank's own script had been started.
+    # As if the rank's own script had been started; and what the agent ignores has been ignored so far.
     sys.path[0] = str(Path(sys.argv[2]).parent)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
     agent = socket.socket(fileno=int(sys.argv[1]))
     import dask_mpi.cli  # noqa: F401
 
     gc.freeze()  # else the first collection would copy what all share
-    if rank := serve(agent):
-        become(*rank)
+    if descriptors := serve(agent):
+        try:
+            become(*descriptors)
+        except (OSError, ValueError) as error:
+            sys.exit(f"mpiboot: a rank on {os.uname().nodename} could not be started: {error}")
         runpy.run_path(sys.argv[0], run_name="__main__")
 
 
-def serve(agent: socket.socket) -> "tuple[dict[str, Any], list[int]] | None":
+def serve(agent: socket.socket) -> list[int]:
     """Fork ranks, and tell their stand-ins how they end, until the agent asks for no more and all have ended.
 
     Returns
     -------
-    tuple[dict, list of int] or None
-        In a rank: its orders, and MPI's descriptors. None: in the server, at the end.
+    list of int
+        In a rank: what was handed on. Empty: in the server, at its end.
     """
     stand_ins: dict[int, socket.socket] = {}
     woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -52,37 +57,43 @@ def serve(agent: socket.socket) -> "tuple[dict[str, Any], list[int]] | None":
         while stand_ins or agent in selector.get_map():
             ready = {key.fileobj for key, _ in selector.select()}
             if agent in ready:
-                length, descriptors, _, _ = socket.recv_fds(agent, LENGTH_BYTES, DESCRIPTORS_MAX)
-                if not length:
+                asked, descriptors, _, _ = socket.recv_fds(agent, 1, DESCRIPTORS_MAX + 2)
+                if not asked:
                     selector.unregister(agent)
-                    continue
-                orders = json.loads(agent.recv(int(length), socket.MSG_WAITALL))
-                pid = fork()
-                if not pid:
+                elif not (pid := fork()):
                     break
-                stand_ins[pid] = socket.socket(fileno=descriptors[0])
-                for descriptor in descriptors[1:]:
-                    os.close(descriptor)
+                else:
+                    if pid > 0:
+                        stand_ins[pid] = socket.socket(fileno=descriptors.pop(1))
+                    for descriptor in descriptors:
+                        os.close(descriptor)
             if woken in ready:
                 os.read(woken, 1 << 16)
                 reap(stand_ins)
         else:
-            return None
+            return []
     # A child: nothing of the server's stays open.
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for end in (agent, *stand_ins.values()):
         end.close()
-    for descriptor in (woken, waker, descriptors[0]):
+    for descriptor in (woken, waker):
         os.close(descriptor)
-    return orders, descriptors[1:]
+    return descriptors
 
 
 def fork() -> int:
-    """OpenBLAS's threads, of which Python 3.12 warns, end before a fork and come again after it (pthread_atfork(3))."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return os.fork()
+    """os.fork; -1 where it fails.
+
+    OpenBLAS's threads, of which Python 3.12 warns, end before a fork and come again after it (pthread_atfork(3)).
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return os.fork()
+    except OSError as error:
+        print(f"mpiboot: a rank on {os.uname().nodename} could not be started: {error}", file=sys.stderr)
+        return -1
 
 
 def reap(stand_ins: dict[int, socket.socket]) -> None:
@@ -96,29 +107,41 @@ def reap(stand_ins: dict[int, socket.socket]) -> None:
             connection.close()
 
 
-def become(orders: dict[str, Any], descriptors: list[int]) -> None:
+def become(memory: int, connection: int, *mpi: int) -> None:
     """Be what the launcher started: its environment, its folder, its open connection under the same number."""
+    with os.fdopen(memory, "rb") as file:
+        file.seek(0)
+        orders = json.load(file)
     os.setpgrp()  # a task that signals its process group must not reach the others
     os.environ.clear()
     os.environ.update(orders["environment"])
     os.chdir(orders["folder"])
-    # First out of the way, then to their numbers: one may be what another shall become.
-    moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 1000) for descriptor in descriptors]
-    for descriptor, number in zip(moved, orders["descriptors"], strict=True):
-        os.dup2(descriptor, number)
     # A scheduler of hundreds of workers needs thousands of descriptors; dask-mpi leaves the soft limit as it is.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # The stand-in's stays open as long as this process lives, and so the stand-in outlives the server.
+    # First out of the way, then to their numbers: one may be what another shall become.
+    _, *away = [move(descriptor, None) for descriptor in (connection, *mpi)]
+    for descriptor, number in zip(away, orders["descriptors"], strict=True):
+        move(descriptor, number)
     if orders["lock"]:
         # Held by this process and its children: while it is, `envpack gc` spares the stage.
         lock = os.open(orders["lock"], os.O_RDONLY | os.O_NOFOLLOW)
         fcntl.flock(lock, fcntl.LOCK_SH)
         os.set_inheritable(lock, True)
-    # Rank 0 (PMI_RANK: of MPICH and srun) becomes the scheduler; boot sees its end even before the two have spoken.
-    environment = orders["environment"]
-    if environment.get("PMIX_RANK", environment.get("PMI_RANK")) == "0":
-        Path(environment["MPIBOOT_CONTROL_FOLDER"], "scheduler.pid").write_text(str(os.getpid()))
+    tell_boot(orders["environment"], os.getpid())
     sys.argv = orders["command"][1:]
+
+
+def move(descriptor: int, number: int | None) -> int:
+    """To that number, inheritable; None: to any from 1000 on, for this process alone."""
+    moved = (
+        fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 1000)
+        if number is None
+        else os.dup2(descriptor, number)
+    )
+    os.close(descriptor)
+    return moved
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def rank_variables(job: Job, prefix: Path, variables: Mapping[str, str], interfa
         "MPIBOOT_IDLE_TIMEOUT_S": "" if job.config.command else f"{job.config.idle_timeout:g}",
         JOB_KEY_VARIABLE: job.allocation.job_key,
         "MPI4PY_RC_FINALIZE": "0",
-        MPI_ONLY_VARIABLE: " ".join(name for name in kept if name not in found),
+        MPI_ONLY_VARIABLE: " ".join(kept.keys() - found.keys() - variables.keys()),
         "TMPDIR": str(job.local_folder),
         **variables,
     }

@@ -135,9 +135,34 @@ def test_a_rank_outlives_its_stand_in_and_its_server(node):
     stand_ins[0].kill()
     stand_ins[0].wait()
     os.kill(rank["server"], signal.SIGKILL)
-    assert stand_ins[1].wait(20) == 1  # nobody will tell how its rank ends
+    assert node.stand_in("raise SystemExit(7)").wait(20) == 7  # of a new server
+    assert stand_ins[1].poll() is None
     assert Path(f"/proc/{rank['pid']}/cmdline").read_bytes()
     (node.folder / "end").write_text("")
+    assert stand_ins[1].wait(20) == 1  # nobody can tell how its rank ended
+
+
+def test_a_stand_in_that_dies_while_it_asks_costs_itself(node, capfd):
+    process = node.stand_in(TELL, RANK="0")
+    node.told(0)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as broken:
+        broken.connect(str(node.folder / "agent.sock"))
+        broken.sendall(b'.{"command": ')
+    node.ranks.adopt()
+    assert "a rank on" in capfd.readouterr().err
+    assert node.stand_in("raise SystemExit(7)").wait(20) == 7
+    (node.folder / "end").write_text("")
+    assert process.wait(20) == 0
+
+
+def test_rank_0_is_told_to_boot(node):
+    """First the server that it is forked from, for that may not start; then itself."""
+    process = node.stand_in(TELL, RANK="0", PMIX_RANK="0", MPIBOOT_CONTROL_FOLDER=str(node.folder))
+    assert (node.folder / "scheduler.pid").read_text()
+    pid = node.told(0)["pid"]
+    assert (node.folder / "scheduler.pid").read_text() == str(pid)
+    (node.folder / "end").write_text("")
+    assert process.wait(20) == 0
 
 
 def test_a_server_that_cannot_start_is_told(node, capfd):

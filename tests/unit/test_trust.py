@@ -225,7 +225,7 @@ def test_trust_needs_the_standard_library_alone():
     root = Path(trust.__file__).parent.parent
     script = (
         f"import sys; sys.path.insert(0, {str(root)!r})\n"
-        "from mpiboot.security import check_trusted; check_trusted('/', 'file')"
+        "from mpiboot.trust import check_trusted; check_trusted('/', 'file')"
     )
     done = subprocess.run([sys.executable, "-I", "-S", "-c", script], capture_output=True, text=True)
     assert "SecurityError: / cannot be trusted: it is not a regular file" in done.stderr
