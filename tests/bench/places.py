@@ -58,6 +58,7 @@ class Cluster:
                 ]
             ).strip()
         )
+        os.sync()  # what is still to be written must not slow whoever comes first
 
     def pack_path(self) -> str:
         return str(self.pack.get("archive") or self.pack.get("path"))
