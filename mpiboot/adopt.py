@@ -54,7 +54,7 @@ class Ranks:
                 given = [file.fileno(), connection.fileno(), *descriptors]
                 socket.send_fds(self._to_server, [b"."], given)
         except (OSError, ValueError) as error:
-            print(f"mpiboot: a rank on {os.uname().nodename} could not be started: {error}", file=sys.stderr)
+            print(not_started(error), file=sys.stderr)
         finally:
             connection.close()
             for descriptor in descriptors:
@@ -83,6 +83,10 @@ class Ranks:
         os.close(self._folder)
         if self._to_server:
             self._to_server.close()
+
+
+def not_started(error: Exception) -> str:
+    return f"mpiboot: a rank on {os.uname().nodename} could not be started: {error}"
 
 
 def tell_boot(environment: dict[str, str], pid: int) -> None:

@@ -19,7 +19,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from mpiboot.adopt import DESCRIPTORS_MAX, tell_boot
+from mpiboot.adopt import DESCRIPTORS_MAX, not_started, tell_boot
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
         try:
             become(*descriptors)
         except (OSError, ValueError) as error:
-            sys.exit(f"mpiboot: a rank on {os.uname().nodename} could not be started: {error}")
+            sys.exit(not_started(error))
         runpy.run_path(sys.argv[0], run_name="__main__")
 
 
@@ -92,7 +92,7 @@ def fork() -> int:
             warnings.simplefilter("ignore", DeprecationWarning)
             return os.fork()
     except OSError as error:
-        print(f"mpiboot: a rank on {os.uname().nodename} could not be started: {error}", file=sys.stderr)
+        print(not_started(error), file=sys.stderr)
         return -1
 
 
@@ -119,11 +119,14 @@ def become(memory: int, connection: int, *mpi: int) -> None:
     # A scheduler of hundreds of workers needs thousands of descriptors; dask-mpi leaves the soft limit as it is.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    # The stand-in's stays open as long as this process lives, and so the stand-in outlives the server.
-    # First out of the way, then to their numbers: one may be what another shall become.
-    _, *away = [move(descriptor, None) for descriptor in (connection, *mpi)]
+    # First out of the way, then to their numbers: one may be what another shall become. The stand-in's stays open as
+    # long as this process lives, so that the stand-in outlives the server.
+    _, *away = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 1000) for descriptor in (connection, *mpi)]
+    for descriptor in (connection, *mpi):
+        os.close(descriptor)
     for descriptor, number in zip(away, orders["descriptors"], strict=True):
-        move(descriptor, number)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
     if orders["lock"]:
         # Held by this process and its children: while it is, `envpack gc` spares the stage.
         lock = os.open(orders["lock"], os.O_RDONLY | os.O_NOFOLLOW)
@@ -131,17 +134,6 @@ def become(memory: int, connection: int, *mpi: int) -> None:
         os.set_inheritable(lock, True)
     tell_boot(orders["environment"], os.getpid())
     sys.argv = orders["command"][1:]
-
-
-def move(descriptor: int, number: int | None) -> int:
-    """To that number, inheritable; None: to any from 1000 on, for this process alone."""
-    moved = (
-        fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 1000)
-        if number is None
-        else os.dup2(descriptor, number)
-    )
-    os.close(descriptor)
-    return moved
 
 
 if __name__ == "__main__":

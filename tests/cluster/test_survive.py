@@ -34,7 +34,7 @@ def test_losses_cost_tasks_not_results(minicluster):
     job.wait_for("worker", 7)
     kill(minicluster, 3, RANK, which="head -1")
     kill(minicluster, 3, RANK, which="tail -1")
-    job.wait_for("lost-worker", 2)
+    assert len(job.wait_for("lost-worker", 2)) == 2  # none of them by the end of the server
     minicluster.kill(2)
     try:
         assert job.wait_for("lost-node")[0]["host"] == "node2"
