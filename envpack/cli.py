@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _pack(arguments: argparse.Namespace) -> int:
-    from envpack.pack import pack
+    from envpack.pack.packing import pack
 
     prefix = arguments.prefix or os.environ.get("CONDA_PREFIX") or os.environ.get("VIRTUAL_ENV") or sys.prefix
     with _Bar("packing") as bar:
@@ -129,7 +129,7 @@ def _pack(arguments: argparse.Namespace) -> int:
 
 
 def _stage(arguments: argparse.Namespace) -> int:
-    from envpack.stage import stage
+    from envpack.stage.stager import stage
 
     # All modes are given in full, so none need be put right file by file.
     umask = os.umask(0)
@@ -146,7 +146,7 @@ def _stage(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from envpack.verify import verify
+    from envpack.stage.verify import verify
 
     result = verify(arguments.path)
     print(f"{arguments.path}: {result.files} files, {result.size_bytes} bytes, pack id {result.pack_id}")
@@ -154,7 +154,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _gc(arguments: argparse.Namespace) -> int:
-    from envpack.gc import gc
+    from envpack.stage.gc import gc
 
     for path in gc(arguments.root, older_than_s=arguments.older_than, max_size_bytes=arguments.max_size):
         print(path)

@@ -7,16 +7,16 @@ for `distributed`.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mpiboot.client import connect as connect
-    from mpiboot.cluster import MPICluster as MPICluster
-    from mpiboot.jobs import Job as Job
-    from mpiboot.jobs import submit as submit
+    from mpiboot.client.cluster import MPICluster as MPICluster
+    from mpiboot.client.connect import connect as connect
+    from mpiboot.client.jobs import Job as Job
+    from mpiboot.client.jobs import submit as submit
 
 _HOMES = {
-    "connect": "mpiboot.client",
-    "MPICluster": "mpiboot.cluster",
-    "Job": "mpiboot.jobs",
-    "submit": "mpiboot.jobs",
+    "connect": "mpiboot.client.connect",
+    "MPICluster": "mpiboot.client.cluster",
+    "Job": "mpiboot.client.jobs",
+    "submit": "mpiboot.client.jobs",
 }
 __all__ = ["Job", "MPICluster", "connect", "submit"]
 

@@ -4,9 +4,9 @@ import sys
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["boot"]:
-        from mpiboot.boot import main as boot
+        from mpiboot.boot.sequence import main as boot
 
         sys.exit(boot(sys.argv[2:]))
-    from mpiboot.cli import main
+    from mpiboot.cli.main import main
 
     sys.exit(main())

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from mpiboot.common.units import parse_duration_s, parse_size_bytes, parse_walltime_s
 from mpiboot.errors import UsageError
-from mpiboot.units import parse_duration_s, parse_size_bytes, parse_walltime_s
 
 BATCH_SYSTEMS = ("auto", "slurm", "local")
 MPIS = ("auto", "openmpi", "mpich", "intelmpi", "srun")

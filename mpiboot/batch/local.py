@@ -11,8 +11,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mpiboot.allocation import process_start
 from mpiboot.batch import JobState
+from mpiboot.batch.allocation import process_start
 from mpiboot.config import Config, home
 from mpiboot.errors import BatchError
 

@@ -9,8 +9,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mpiboot.allocation import find_word, plain_environment, slurm_time
 from mpiboot.batch import SETUP_VARIABLE, JobState
+from mpiboot.batch.allocation import find_word, plain_environment, slurm_time
 from mpiboot.config import Config
 from mpiboot.errors import BatchAwayError, BatchError, UsageError
 

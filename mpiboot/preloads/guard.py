@@ -32,7 +32,12 @@ from tornado.httputil import (
 from tornado.routing import Router
 
 from mpiboot.errors import SecurityError
-from mpiboot.security import check_rank_secrets, client_security_arguments, dashboard_cookie, read_token
+from mpiboot.protocol.secrets import (
+    check_rank_secrets,
+    client_security_arguments,
+    dashboard_cookie,
+    read_token,
+)
 
 logger = logging.getLogger(__name__)
 

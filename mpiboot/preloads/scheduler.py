@@ -12,8 +12,8 @@ from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 from tornado.ioloop import PeriodicCallback
 
-from mpiboot.control import socket_address
 from mpiboot.preloads.nanny import WORKER_EXIT_TOPIC
+from mpiboot.protocol.control import socket_address
 
 logger = logging.getLogger(__name__)
 

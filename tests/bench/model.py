@@ -36,7 +36,7 @@ from figures import median, number, table
 TRANSPORTS = ("direct", "sbcast", "mpi", "no staging")
 FANOUT = 50  # slurm.conf(5), TreeWidth
 BLOCK_BYTES = 8 * 1024**2  # sbcast(1)
-CHUNK_BYTES = 16 * 1024**2  # mpiboot.broadcast
+CHUNK_BYTES = 16 * 1024**2  # mpiboot.agent.broadcast
 CACHE = Path(__file__).resolve().parents[2] / ".cache" / "bench"
 
 

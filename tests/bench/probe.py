@@ -145,7 +145,7 @@ def jobqueue(orders: dict[str, Any]) -> dict[str, Any]:
 def mpiboot(orders: dict[str, Any]) -> dict[str, Any]:
     """mpiboot, as in a notebook."""
     import mpiboot as package
-    import mpiboot.client  # the notebook has imported distributed, too
+    import mpiboot.client.connect  # the notebook has imported distributed, too
     from mpiboot.batch.local import Local
     from mpiboot.batch.slurm import Slurm
 

@@ -74,7 +74,7 @@ def measure(count: int) -> dict[str, Any]:
 
 
 def crowd(client: Any, directory: Path, count: int) -> dict[str, Any]:
-    from mpiboot.security import dask_tls_environment
+    from mpiboot.protocol.secrets import dask_tls_environment
 
     first = set(client.scheduler_info(n_workers=-1)["workers"])
     before = client.run_on_scheduler(usage)

@@ -138,9 +138,7 @@ def test_sizes_never_exceed_what_the_job_was_given(probe):
 
 
 def test_main_job(alice, job):
-    code = (
-        f"import mpiboot; from mpiboot.demo import main_job\nwith mpiboot.connect({job!r}) as c: main_job(c)"
-    )
+    code = f"import mpiboot; from mpiboot.examples.demo import main_job\nwith mpiboot.connect({job!r}) as c: main_job(c)"
     shown = alice.types(alice.bin / "python", "-c", code, timeout_s=240).stdout
     assert "Equal to plain pandas on the same 336,776 flights" in shown
     assert "8 of 8 workers" in shown

@@ -13,7 +13,7 @@ from faults import wait_until
 pytestmark = pytest.mark.cluster
 __all__ = ["chromium"]
 
-TOUR = Path(__file__).resolve().parents[2] / "mpiboot/notebooks/tour.ipynb"
+TOUR = Path(__file__).resolve().parents[2] / "mpiboot/examples/notebooks/tour.ipynb"
 # As at many sites: Jupyter is the site's, and the kernel is of the user's own environment.
 KERNEL = {
     "argv": ["/home/alice/env/bin/python", "-m", "ipykernel_launcher", "-f", "{connection_file}"],

@@ -200,7 +200,7 @@ def test_no_secret_is_shown(alice, second, victim):
             shown[path.name] = path.read_text()
     assert {"scheduler.json", "endpoint.json", "job.json", "ranks.log", "boot.log", "events.jsonl"} < {*shown}
     assert (
-        "dask-mpi" in shown["ps on 2"] and "mpiboot.node" in shown["proc on 1"]
+        "dask-mpi" in shown["ps on 2"] and "mpiboot.agent.agent" in shown["proc on 1"]
     )  # so that one could be seen
     assert f"slurm-{victim.job_id}.out" in shown["scontrol"]
     assert [

@@ -11,7 +11,7 @@ from browser import COLOURED_PIXELS, browse, chromium, listen, tunnel
 from distributed import Client, Scheduler, Worker
 from distributed.node import ServerNode
 
-from mpiboot import security
+from mpiboot.protocol import secrets as security
 
 __all__ = ["chromium"]
 

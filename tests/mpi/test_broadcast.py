@@ -29,7 +29,7 @@ def content(size_bytes):
 
 
 def test_every_rank_gets_every_byte_and_only_one_reads(comm, folder, monkeypatch):
-    from mpiboot import broadcast
+    from mpiboot.agent import broadcast
 
     path = str(folder / "archive")
     if comm.rank == 0:
@@ -49,7 +49,7 @@ def make_archive(folder):
     import sys
     import venv
 
-    from envpack.pack import pack
+    from envpack.pack.packing import pack
 
     venv.create(folder / "env", symlinks=True)
     package = folder / f"env/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages/thing"
@@ -68,7 +68,7 @@ def orders(comm, folder):
 
 
 def test_every_node_is_staged_then_reused(comm, folder, orders):
-    from mpiboot import broadcast
+    from mpiboot.agent import broadcast
 
     first = broadcast.stage(comm, orders)["stage"]
     assert (first["transport"], first["reused"]) == ("mpi", False)
@@ -79,7 +79,7 @@ def test_every_node_is_staged_then_reused(comm, folder, orders):
 
 
 def test_a_node_that_cannot_says_so_and_holds_up_nobody(comm, folder, orders):
-    from mpiboot import broadcast
+    from mpiboot.agent import broadcast
 
     broken = comm.rank == comm.size - 1
     if broken:
@@ -90,7 +90,7 @@ def test_a_node_that_cannot_says_so_and_holds_up_nobody(comm, folder, orders):
 
 
 def test_another_archive_than_the_one_submitted_is_refused_everywhere(comm, folder, orders):
-    from mpiboot import broadcast
+    from mpiboot.agent import broadcast
 
     answer = broadcast.stage(comm, {**orders, "pack_id": "0" * 64})
     assert "submit again" in answer["error"]

@@ -17,7 +17,7 @@ from pathlib import Path
 from distributed import Client, Security, Worker
 from distributed.comm import connect
 
-from mpiboot import security
+from mpiboot.protocol import secrets as security
 
 PATIENCE_S = 5.0
 HTTP_PATIENCE_S = 60.0  # Bokeh makes each page anew

@@ -17,9 +17,9 @@ print(*sorted({{name.partition(".")[0] for name in sys.modules}} - set(sys.stdli
 @pytest.mark.parametrize(
     ("module", "more"),
     [
-        ("mpiboot.boot", "from mpiboot import security; security._make_pems(60.0, (), ())"),
-        ("mpiboot.boot", "import envpack.archive"),
-        ("mpiboot.node", "import envpack.stage"),
+        ("mpiboot.boot.sequence", "from mpiboot.protocol import secrets; secrets._make_pems(60.0, (), ())"),
+        ("mpiboot.boot.sequence", "import envpack.archive.index"),
+        ("mpiboot.agent.agent", "import envpack.stage.stager"),
     ],
 )
 def test_only_the_standard_library_zstandard_and_cryptography(module, more):

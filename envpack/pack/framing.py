@@ -1,0 +1,269 @@
+"""Cut members into frames, read, compress: several threads, in the order of the archive, in bounded memory."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO
+
+import zstandard
+
+from envpack.archive.index import FRAME_BYTES, digest, frame_check, show
+from envpack.errors import BrokenEnvironmentError
+from envpack.pack.members import FILE, SYMLINK, Member, header_bytes, padding, tar_header
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from envpack.pack.scan import Data, Scanner
+
+# Two NUL blocks end a tar archive.
+_END_BYTES = 1024
+
+
+@dataclass(slots=True)
+class Piece:
+    """Part of a member, or all of it: `length` bytes of its content from `start`, with its header if it is the first."""
+
+    member: Member
+    start: int
+    length: int
+
+
+@dataclass(slots=True)
+class Frame:
+    """What one frame holds, compressed."""
+
+    packed: bytes
+    raw_size: int
+
+
+def cut(members: Iterable[Member]) -> Iterator[list[Piece]]:
+    """Sort members into frames, and note where each one's content starts in the tar stream."""
+    pieces: list[Piece] = []
+    filled = 0
+    at = 0
+    for member in members:
+        size = member.size if member.kind == FILE else 0
+        blocks = header_bytes(member) + size + len(padding(size))
+        member.offset = at + header_bytes(member)
+        at += blocks
+        if pieces and filled + blocks > FRAME_BYTES:
+            yield pieces
+            pieces, filled = [], 0
+        if size <= FRAME_BYTES:
+            pieces.append(Piece(member, 0, size))
+            filled += blocks
+            continue
+        for start in range(0, size, FRAME_BYTES):
+            yield [Piece(member, start, min(FRAME_BYTES, size - start))]
+    yield pieces
+
+
+class FrameWriter:
+    """Writes frames to an open file.
+
+    Parameters
+    ----------
+    file : BinaryIO
+    level : int
+        Of zstd.
+    jobs : int
+        Threads.
+    scanner : Scanner
+    progress : callable, optional
+        Called with the bytes read since the last call.
+    """
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        level: int,
+        jobs: int,
+        scanner: Scanner,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self._file = file
+        self._level = level
+        self._jobs = jobs
+        self._scanner = scanner
+        self._progress = progress
+        self.sizes: list[int] = []
+        self.raw_sizes: list[int] = []
+        self.checks: list[int] = []
+        self._hole: tuple[Frame, bytes] | None = None
+
+    def write(self, members: Iterable[Member]) -> None:
+        """Write all members, in order, and the tar stream's end."""
+        pending: deque[Future[Frame]] = deque()
+        with ThreadPoolExecutor(self._jobs) as pool:
+            try:
+                frames = cut(members)
+                last: list[Piece] = next(frames)
+                for pieces in frames:
+                    pending.append(pool.submit(self._make, last, False))
+                    last = pieces
+                    if len(pending) > 2 * self._jobs:
+                        self._put(pending.popleft().result())
+                pending.append(pool.submit(self._make, last, True))
+                while pending:
+                    self._put(pending.popleft().result())
+            except BaseException:
+                for future in pending:
+                    future.cancel()
+                raise
+
+    def _put(self, frame: Frame) -> None:
+        self._file.write(frame.packed)
+        self.sizes.append(len(frame.packed))
+        self.raw_sizes.append(frame.raw_size)
+        self.checks.append(frame_check(frame.packed))
+        if self._progress is not None:
+            self._progress(frame.raw_size)
+
+    def _make(self, pieces: list[Piece], is_last: bool) -> Frame:
+        if self._is_hole(pieces, is_last):
+            return self._hole_frame(pieces[0])
+        parts: list[bytes] = []
+        for piece in pieces:
+            member = piece.member
+            if piece.start == 0:
+                parts.append(tar_header(member))
+            if member.kind == FILE:
+                parts.append(self._content(piece))
+                if piece.start + piece.length == member.size:
+                    parts.append(padding(member.size))
+            elif member.kind == SYMLINK and member.relocation != "none":
+                member.record = self._scanner.link(member.link) or []
+        if is_last:
+            parts.append(bytes(_END_BYTES))
+        return self._compressed(b"".join(parts))
+
+    def _compressed(self, raw: bytes) -> Frame:
+        compressor = zstandard.ZstdCompressor(level=self._level, write_checksum=True, write_content_size=True)
+        return Frame(compressor.compress(raw), len(raw))
+
+    def _is_hole(self, pieces: list[Piece], is_last: bool) -> bool:
+        """Tell whether a frame holds nothing but a full part of a sparse file's hole: gigabytes of it cost nothing."""
+        piece = pieces[0]
+        if is_last or piece.length < FRAME_BYTES or piece.start == 0 or piece.member.data is not None:
+            return False
+        if piece.start + piece.length == piece.member.size and padding(piece.member.size):
+            return False
+        fd = _open(piece.member)
+        try:
+            return os.lseek(fd, piece.start, os.SEEK_DATA) >= piece.start + piece.length
+        except OSError as exc:
+            # After the last data there is only a hole; some file systems know of none.
+            return exc.errno == errno.ENXIO
+        finally:
+            os.close(fd)
+
+    def _hole_frame(self, piece: Piece) -> Frame:
+        if self._hole is None:
+            zeros = bytes(FRAME_BYTES)
+            self._hole = self._compressed(zeros), digest(zeros)
+        frame, found = self._hole
+        piece.member.parts[piece.start] = found
+        return frame
+
+    def _content(self, piece: Piece) -> bytes:
+        """Return a piece's bytes; note their digest, and what is to be relocated in them."""
+        member = piece.member
+        if member.data is not None:
+            data = member.data[piece.start : piece.start + piece.length]
+        else:
+            fd = _open(member)
+            try:
+                data = _pread(fd, piece)
+            finally:
+                os.close(fd)
+        if piece.length == member.size:
+            member.digest = digest(data)
+            member.record = self._record(member, data)
+        else:
+            member.parts[piece.start] = digest(data)
+            if self._hints(piece, data):
+                member.suspect = True
+        return data
+
+    def _record(self, member: Member, data: Data) -> list[object]:
+        record = None
+        if member.relocation == "text":
+            record = self._scanner.text(data, member.placeholder)
+        elif member.relocation == "binary":
+            record = self._scanner.binary(data, member.placeholder)
+        elif member.relocation == "unknown":
+            record = self._scanner.unknown(data, member.path)
+        return record or []
+
+    def _hints(self, piece: Piece, data: bytes) -> bool:
+        """Tell whether a part of a large file, or its border with the next, holds what would be relocated."""
+        member = piece.member
+        if member.relocation == "none":
+            return False
+        wanted = self._scanner.placeholders if member.relocation == "unknown" else [member.placeholder]
+        if member.data is None and piece.start:
+            before = max(map(len, wanted))
+            fd = _open(member)
+            try:
+                data = (
+                    _pread(fd, Piece(member, max(0, piece.start - before), min(before, piece.start))) + data
+                )
+            finally:
+                os.close(fd)
+        return member.data is not None or any(value in data for value in wanted)
+
+    def finish(self, members: list[Member]) -> None:
+        """Note digests and records of files that span frames, after all frames have been written."""
+        for member in members:
+            if not member.parts:
+                continue
+            member.digest = digest(b"".join(found for _, found in sorted(member.parts.items())))
+            if not member.suspect:
+                continue
+            if member.data is not None:
+                member.record = self._record(member, member.data)
+                continue
+            fd = _open(member)
+            try:
+                with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as whole:
+                    member.record = self._record(member, whole)
+            finally:
+                os.close(fd)
+
+
+def _open(member: Member) -> int:
+    """Open a member's source, if it still is what was found there."""
+    try:
+        fd = os.open(member.source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as exc:
+        raise BrokenEnvironmentError(
+            f"cannot read {show(member.source)}: {exc.strerror}; make it readable, or take it out of the environment"
+        ) from exc
+    info = os.fstat(fd)
+    if info.st_size != member.size or info.st_mtime_ns != member.mtime_ns:
+        os.close(fd)
+        raise _changed(member)
+    return fd
+
+
+def _pread(fd: int, piece: Piece) -> bytes:
+    data = os.pread(fd, piece.length, piece.start)
+    while len(data) < piece.length:
+        more = os.pread(fd, piece.length - len(data), piece.start + len(data))
+        if not more:
+            raise _changed(piece.member)
+        data += more
+    return data
+
+
+def _changed(member: Member) -> BrokenEnvironmentError:
+    return BrokenEnvironmentError(
+        f"{show(member.source)} changed while it was packed: pack again when nothing installs into, or writes to, "
+        "the environment"
+    )

@@ -1,0 +1,95 @@
+"""By which names an environment is known, and what in it points elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+from envpack.pack.members import FILE, Member
+
+_VIRTUAL_ENV = re.compile(rb"""^\s*(?:export\s+)?VIRTUAL_ENV=(['"]?)(/[^'"\n]+)\1\s*$""", re.MULTILINE)
+
+
+def names_of(prefix: Path, members: list[Member]) -> list[bytes]:
+    """Return all paths by which files of a prefix may name it: as given, resolved, and as its own scripts have it.
+
+    Parameters
+    ----------
+    prefix : Path
+        Absolute.
+    members : list[Member]
+
+    Returns
+    -------
+    list[bytes]
+        `prefix` first, each once.
+    """
+    names = [os.fsencode(prefix), os.fsencode(prefix.resolve())]
+    candidates: set[bytes] = set()
+    for member in members:
+        if member.kind != FILE or not member.source or not member.path.startswith(b"bin/"):
+            continue
+        try:
+            with open(member.source, "rb") as file:  # noqa: PTH123
+                start = file.read(4096)
+        except OSError:
+            continue
+        if start.startswith(b"#!"):
+            interpreter = start[2:].partition(b"\n")[0].strip()
+            candidates.add(interpreter.rpartition(b"/bin/")[0])
+        elif member.path in (b"bin/activate", b"bin/activate.csh"):
+            candidates.update(match.group(2) for match in _VIRTUAL_ENV.finditer(start))
+    for candidate in sorted(candidates):
+        if candidate.startswith(b"/") and candidate not in names and _same(candidate, names[0]):
+            names.append(candidate)
+    return list(dict.fromkeys(names))
+
+
+def _same(path: bytes, other: bytes) -> bool:
+    try:
+        return os.path.samefile(path, other)  # noqa: PTH121
+    except OSError:
+        return False
+
+
+def editable_warnings(prefix: Path, members: list[Member]) -> list[str]:
+    """Return a warning that names the editable installs and where their code stays, if there are any."""
+    found: dict[str, str] = {}
+    for member in members:
+        if member.kind != FILE or b"/site-packages/" not in member.path:
+            continue
+        path = os.fsdecode(member.path)
+        if path.endswith(".dist-info/direct_url.json"):
+            try:
+                record = json.loads((prefix / path).read_bytes())
+            except (OSError, ValueError):
+                continue
+            if (record.get("dir_info") or {}).get("editable"):
+                package = Path(path).parent.name.partition("-")[0]
+                found[package] = str(record.get("url", "")).removeprefix("file://")
+        elif path.endswith(".egg-link"):
+            found[Path(path).stem] = _first_line(prefix / path)
+        elif path.endswith(".pth"):
+            for line in _lines(prefix / path):
+                if line.startswith("/") and not Path(line).is_relative_to(prefix):
+                    found.setdefault(Path(path).name, line)
+    if not found:
+        return []
+    listed = ", ".join(f"{package} ({where})" for package, where in sorted(found.items()))
+    return [
+        f"editable installs are not packed, their code is read from where it is: {listed}; on a node that is slow, "
+        "and fails where the node does not see it; install them without -e to have them packed"
+    ]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return []
+
+
+def _first_line(path: Path) -> str:
+    return next(iter(_lines(path)), "")

@@ -1,0 +1,136 @@
+"""Find where a file names the prefix it is packed from: at pack time, so that staging need not search.
+
+The rules are those of conda-pack and its conda-unpack: a conda package's own records for its files; in all else, text
+that names the source prefix. The staged tree differs from conda-unpack's in this only:
+
+- First lines of scripts name the staged interpreter. conda-unpack leaves `#!/usr/bin/env python`, which would find the
+  source prefix's interpreter in a job that was submitted from the activated environment.
+- The source prefix is known by its other names too (a symlinked home, the name that its scripts have for it), and is left
+  alone where it is only the beginning of another name (`/home/u/env` in `/home/u/env-project`).
+- Symlinks that name the source prefix point into the staged one.
+- Text in another encoding than UTF-8, and the first lines of zip applications, are relocated.
+- `bin/python*-config` and the like are relocated; conda-unpack leaves out all that is called `bin/python*`.
+- Binaries of packages that are in the package cache no more are relocated too, by conda's own records.
+- Libraries whose run path names the source prefix, as conda's compilers make them, get one relative to themselves.
+- bin/conda-unpack and its helper are not there; `.envpack/`, the stager's own folder, is.
+- `.pyc` files: added where there are none, or stale ones, and made anew where their source was relocated.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from envpack.pack.elf import relative_run_paths
+
+if TYPE_CHECKING:
+    import mmap
+
+    Data = bytes | mmap.mmap
+
+# What may follow a path that ends here: anything that cannot continue a file's name.
+_BOUNDARY = rb"(?![A-Za-z0-9_+~@%\x80-\xff-]|\.[A-Za-z0-9_])"
+_FIRST_LINE_BYTES = 4096
+
+
+class Scanner:
+    """Makes a member's relocation record from its content.
+
+    Parameters
+    ----------
+    prefixes : list[bytes]
+        All names of the source prefix.
+
+    Attributes
+    ----------
+    placeholders : list[bytes]
+        What the records number.
+    rigid : list[bytes]
+        Libraries whose run path names the source prefix, and has no room for another.
+    """
+
+    def __init__(self, prefixes: list[bytes]) -> None:
+        self.placeholders: list[bytes] = list(prefixes)
+        self.rigid: list[bytes] = []
+        self._prefixes = list(prefixes)
+        # The longest first: one name may begin with another.
+        names = sorted(prefixes, key=len, reverse=True)
+        self._pattern = re.compile(b"(?:" + b"|".join(map(re.escape, names)) + b")" + _BOUNDARY)
+
+    def placeholder(self, value: bytes) -> int:
+        """Return the number of a placeholder, a new one if need be."""
+        if value not in self.placeholders:
+            self.placeholders.append(value)
+        return self.placeholders.index(value)
+
+    def link(self, target: bytes) -> list[object] | None:
+        """Return the record of a symlink that names the source prefix."""
+        for prefix in sorted(self._prefixes, key=len, reverse=True):
+            if target == prefix or target.startswith(prefix + b"/"):
+                return ["link", self.placeholder(prefix)]
+        return None
+
+    def text(self, data: Data, placeholder: bytes) -> list[object] | None:
+        """Return the record of a text file that a conda package says holds its placeholder."""
+        return self._text(data, [(m.start(), placeholder) for m in re.finditer(re.escape(placeholder), data)])
+
+    def binary(self, data: Data, placeholder: bytes) -> list[object] | None:
+        """Return the record of a binary that a conda package says holds its placeholder."""
+        spans = []
+        for match in re.finditer(re.escape(placeholder) + rb"[^\0]*?\0", data):
+            end = match.end() - 1
+            spans.append([end, *_all(data, placeholder, match.start(), end)])
+        return ["binary", self.placeholder(placeholder), *spans] if spans else None
+
+    def unknown(self, data: Data, path: bytes) -> list[object] | None:
+        """Return the record of any other file: a text that names the source prefix, a script's first line, a run path."""
+        if not any(data.find(prefix) >= 0 for prefix in self._prefixes):
+            return None
+        found = [(m.start(), m.group()) for m in self._pattern.finditer(data)]
+        if found and is_text(data):
+            return self._text(data, found)
+        if data[:4] == b"\x7fELF":
+            edits, fits = relative_run_paths(data, path, self._prefixes)
+            if not fits:
+                self.rigid.append(path)
+            edits.sort()
+            changes = [[at, was.decode("latin-1"), put.decode("latin-1")] for at, was, put in edits]
+            return ["bytes", *changes] if changes else None
+        first_line = _first_line(data, [prefix for _, prefix in found])
+        return ["text", [], first_line] if first_line else None
+
+    def _text(self, data: Data, found: list[tuple[int, bytes]]) -> list[object] | None:
+        if not found:
+            return None
+        places = [number for offset, value in found for number in (offset, self.placeholder(value))]
+        return ["text", places, _first_line(data, [value for _, value in found])]
+
+
+def is_text(data: Data) -> bool:
+    """Tell text from binary: by conda-pack's rule, and what has no NUL is text in some other encoding."""
+    if data.find(b"\0") < 0:
+        return True
+    try:
+        str(memoryview(data), "utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _first_line(data: Data, prefixes: list[bytes]) -> str | None:
+    if data[:2] != b"#!":
+        return None
+    line = data[:_FIRST_LINE_BYTES].partition(b"\n")[0].rstrip(b"\r")
+    command = line[2:].lstrip(b" \t")
+    if any(command.startswith(prefix + b"/") for prefix in prefixes):
+        return line.decode("latin-1")
+    return None
+
+
+def _all(data: Data, value: bytes, start: int, end: int) -> list[int]:
+    places = []
+    at = data.find(value, start, end)
+    while at >= 0:
+        places.append(at)
+        at = data.find(value, at + len(value), end)
+    return places

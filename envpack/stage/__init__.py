@@ -1,0 +1,1 @@
+"""Putting an archive on a node, checking it, removing it."""

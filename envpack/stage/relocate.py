@@ -1,0 +1,198 @@
+"""Make packed bytes name the staged prefix: from records made at pack time, while the bytes are in memory.
+
+What results equals what `conda-unpack` leaves, but for the list in `envpack.scan`. A record says where the old prefix
+stands in a file, so staging searches for nothing, and a file that spans several frames can be written in any order.
+
+Records, as they stand in the index under `relocations`, one per member:
+
+    [member, "text", [offset, p, offset, p, …], first line or null]
+    [member, "binary", p, [end, offset, offset, …], [end, …], …]
+    [member, "bytes", [offset, old, new], …]
+    [member, "link", p]
+
+`p` numbers a placeholder. A binary span runs from its first offset to the NUL at `end`: what the shorter prefix leaves
+over is filled with NULs before it. "bytes" replaces some by as many others, both as latin-1. A first line (`#!…`) is
+rewritten as a whole, as the kernel bounds its length.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from envpack.errors import CorruptArchiveError, PrefixTooLongError
+
+if TYPE_CHECKING:
+    from envpack.archive.index import Index
+
+    # [start, end) of the packed bytes, what replaces them, and what they are.
+    Edit = tuple[int, int, bytes, bytes]
+
+# The shortest limit in use: Linux before 5.1 cuts a first line after 127 bytes, silently.
+SHEBANG_BYTES = 127
+
+
+class Relocation:
+    """All edits that a staged prefix needs: member number -> edits, and symlink targets.
+
+    Parameters
+    ----------
+    index : Index
+    prefix : str or os.PathLike
+        The staged prefix.
+
+    Raises
+    ------
+    PrefixTooLongError
+        A binary has no room for `prefix`.
+    CorruptArchiveError
+        The records contradict the index.
+    """
+
+    def __init__(self, index: Index, prefix: str | os.PathLike[str]) -> None:
+        new = os.fsencode(prefix)
+        old = [os.fsencode(placeholder) for placeholder in index.meta["placeholders"]]
+        self.edits: dict[int, list[Edit]] = {}
+        self.links: dict[int, bytes] = {}
+        try:
+            for member, mode, *rest in index.meta["relocations"]:
+                if mode == "link":
+                    self.links[member] = new + index.links[member][len(old[rest[0]]) :]
+                    continue
+                if mode == "text":
+                    edits = _text(old, new, *rest)
+                elif mode == "binary":
+                    edits = _binary(old[rest[0]], new, rest[1:])
+                else:
+                    edits = _bytes(rest)
+                _check(edits, index.sizes[member])
+                self.edits[member] = edits
+        except (IndexError, KeyError, TypeError, ValueError) as exc:
+            raise CorruptArchiveError(f"{index.path}: its relocation records make no sense: {exc!r}") from exc
+
+    def size(self, index: Index, member: int) -> int:
+        """Return a file's size in bytes once it is staged."""
+        edits = self.edits.get(member)
+        size = index.sizes[member]
+        return size + sum(len(put) - (end - start) for start, end, put, _ in edits) if edits else size
+
+
+def longest_prefix(index: Index) -> int | None:
+    """Return how many bytes a staged prefix may have, None where nothing limits it."""
+    lengths = [
+        len(os.fsencode(index.meta["placeholders"][rest[0]]))
+        for _, mode, *rest in index.meta["relocations"]
+        if mode == "binary"
+    ]
+    return min(lengths, default=None)
+
+
+def apply(data: memoryview | bytes, edits: list[Edit]) -> bytes:
+    """Return a whole file's bytes with its edits made."""
+    pieces: list[memoryview | bytes] = []
+    at = 0
+    for start, end, put, _ in edits:
+        pieces += (data[at:start], put)
+        at = end
+    pieces.append(data[at:])
+    return b"".join(pieces)
+
+
+def apply_part(part_start: int, data: memoryview, edits: list[Edit]) -> tuple[int, bytes | memoryview]:
+    """Return what one part of a file becomes, and its offset in the staged file.
+
+    An edit belongs to the part that holds its first byte; the others leave its bytes out.
+    """
+    part_end = part_start + len(data)
+    pieces: list[memoryview | bytes] = []
+    at = part_start
+    shift = 0
+    offset = None
+    for start, end, put, _ in edits:
+        if start >= part_end:
+            break
+        if at < start:
+            offset = at + shift if offset is None else offset
+            pieces.append(data[at - part_start : start - part_start])
+            at = start
+        if start >= part_start:
+            offset = start + shift if offset is None else offset
+            pieces.append(put)
+        shift += len(put) - (end - start)
+        at = max(at, end)
+    if at < part_end:
+        offset = at + shift if offset is None else offset
+        pieces.append(data[at - part_start :])
+    return offset or 0, pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _text(old: list[bytes], new: bytes, places: list[int], first_line: str | None) -> list[Edit]:
+    edits: list[Edit] = []
+    rest_at = 0
+    if first_line is not None:
+        line = first_line.encode("latin-1")
+        edits.append((0, len(line), shebang(line, old, new), line))
+        rest_at = len(line)
+    for offset, placeholder in zip(places[::2], places[1::2], strict=True):
+        if offset >= rest_at:
+            edits.append((offset, offset + len(old[placeholder]), new, old[placeholder]))
+    return edits
+
+
+def _binary(old: bytes, new: bytes, spans: list[Any]) -> list[Edit]:
+    room = len(old) - len(new)
+    if room < 0:
+        raise PrefixTooLongError(
+            f"the staged prefix {os.fsdecode(new)} has {len(new)} bytes, but a binary of this environment holds "
+            f"room for {len(old)}: choose a shorter --root (or MPIBOOT_STAGE_ROOT)"
+        )
+    edits: list[Edit] = []
+    for end, *offsets in spans:
+        edits.extend((offset, offset + len(old), new, old) for offset in offsets)
+        edits.append((end, end, b"\0" * (room * len(offsets)), b""))
+    return edits
+
+
+def _bytes(changes: list[Any]) -> list[Edit]:
+    return [
+        (offset, offset + len(was), put.encode("latin-1"), was.encode("latin-1"))
+        for offset, was, put in changes
+    ]
+
+
+def _check(edits: list[Edit], size: int) -> None:
+    at = 0
+    for start, end, _, _ in edits:
+        if not at <= start <= end <= size:
+            raise ValueError(f"edit at {start} to {end} of {size} bytes")
+        at = end
+
+
+def shebang(line: bytes, old: list[bytes], new: bytes) -> bytes:
+    """Return a first line that starts the staged interpreter, however long or odd its path is.
+
+    Parameters
+    ----------
+    line : bytes
+        `#!`, perhaps blanks, one of `old`, the rest of the interpreter's path, perhaps options. No newline.
+    old : list[bytes]
+        The placeholders.
+    new : bytes
+        The staged prefix.
+    """
+    command = line[2:].lstrip(b" \t")
+    placeholder = max((p for p in old if command.startswith(p + b"/")), key=len)
+    tail, _, options = command[len(placeholder) :].partition(b" ")
+    options = options.strip()
+    plain = line[: len(line) - len(command)] + new + command[len(placeholder) :]
+    # The line feed counts.
+    if len(plain) < SHEBANG_BYTES and not any(byte in b" \t\n" for byte in new):
+        return plain
+    program = tail.rpartition(b"/")[2]
+    if not program.startswith((b"python", b"pypy")):
+        return b"#!/usr/bin/env " + (b"-S " if options else b"") + program + (options and b" " + options)
+    quoted = new + tail
+    for special in (b"\\", b'"', b"$", b"`"):
+        quoted = quoted.replace(special, b"\\" + special)
+    # To sh a command, to Python a string: the form that pip gives such scripts too.
+    return b"#!/bin/sh\n'''exec' \"" + quoted + b'" ' + (options and options + b" ") + b"\"$0\" \"$@\"\n' '''"

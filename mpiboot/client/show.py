@@ -1,0 +1,171 @@
+"""What the command line prints about jobs, in 80 columns; links are never broken."""
+
+from __future__ import annotations
+
+import getpass
+import html
+import os
+import socket
+import textwrap
+import time
+import urllib.parse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mpiboot.batch import JobState
+from mpiboot.client import timeline
+from mpiboot.client.jobs import Job
+from mpiboot.common.units import show_duration
+from mpiboot.errors import BatchError
+from mpiboot.protocol import secrets as security
+from mpiboot.protocol.job_directory import Endpoint
+
+COLUMNS = 80
+FAULTS_SHOWN = 5
+# The scheduler and the nanny both tell of a worker that ended.
+SAME_LOSS_S = 10.0
+
+
+def ready(job: Job, ssh_host: str | None, *, with_token: bool) -> str:
+    """What a person needs next, once the workers are there."""
+    endpoint = endpoint_of(job)
+    job_id, nodes = job.job_id, endpoint.nodes
+    cores = endpoint.n_workers * endpoint.threads_per_worker
+    head = f"job {job_id} is ready: {endpoint.n_workers} workers, {cores} cores, {len(nodes)} node(s)"
+    named = [*nodes[:8], *([f"and {len(nodes) - 8} more"] if len(nodes) > 8 else [])]
+    on = textwrap.wrap(f"{', '.join(named)}, over {endpoint.interface}", COLUMNS - 13, break_on_hyphens=False)
+    rows = [
+        *zip(["nodes", *[""] * len(on)], on, strict=False),
+        ("connect", f'client = mpiboot.connect("{job_id}")'),
+        ("dashboard", link(job, endpoint, with_token=with_token)),
+        ("from home", tunnel(endpoint, ssh_host)),
+        ("", f"then {link(job, endpoint, with_token=with_token, host='localhost')}"),
+        *([] if with_token else [("", f"the link with its token: mpiboot dashboard {job_id}")]),
+        ("ends", ends(endpoint.end_time)),
+        ("stop", f"mpiboot stop {job_id}"),
+    ]
+    return "\n".join([head, *(f"  {name:<11}{text}" for name, text in rows)])
+
+
+def endpoint_of(job: Job) -> Endpoint:
+    """The endpoint of a job that is ready.
+
+    Raises
+    ------
+    BatchError
+        It is not, or not any more.
+    """
+    endpoint = job.endpoint
+    state = job.ask(max_age_s=5)
+    if not state.live:
+        raise BatchError(
+            f"job {job.job_id} has ended: {state.show()}; its dashboard is gone. What it said: mpiboot logs {job.job_id}"
+        )
+    if endpoint is None:
+        raise BatchError(
+            f"job {job.job_id} is {state.show()}, and not ready. Wait for it: mpiboot connect {job.job_id}"
+        )
+    return endpoint
+
+
+def link(job: Job, endpoint: Endpoint, *, with_token: bool, host: str | None = None) -> str:
+    """The dashboard's address; the token in it is the key to the cluster."""
+    url = urllib.parse.urlsplit(endpoint.dashboard)
+    shown = url._replace(netloc=f"{host}:{url.port}") if host else url
+    if with_token and endpoint.address.startswith("tls://"):
+        shown = shown._replace(
+            query=urllib.parse.urlencode({"token": security.read_token(job.directory.path)})
+        )
+    return shown.geturl()
+
+
+def tunnel(endpoint: Endpoint, ssh_host: str | None) -> str:
+    """The ssh line that brings the dashboard home. The local port is the dashboard's own, which is free most likely."""
+    url = urllib.parse.urlsplit(endpoint.dashboard)
+    host = ssh_host or socket.getfqdn()
+    to = host if "@" in host else f"{getpass.getuser()}@{host}"
+    return f"ssh -N -L {url.port}:{url.hostname}:{url.port} {to}"
+
+
+def ends(end_time: float | None) -> str:
+    if end_time is None:
+        return "when it is stopped, or unused for long"
+    left = show_duration(max(0.0, end_time - time.time()))
+    return f"{time.strftime('%a %d %b %H:%M', time.localtime(end_time))}, in {left}"
+
+
+def table(live: Sequence[tuple[Job, JobState]]) -> str:
+    """A line for each live job, under a heading."""
+    rows = [("JOB", "NAME", "STATE", "LEFT", "NODES, OR WHY IT WAITS")]
+    for job, state in live:
+        left = show_duration(state.end - time.time()) if state.running and state.end else ""
+        rows.append((job.job_id, state.name, state.state, left, state.nodes or state.reason))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = ["  ".join([*(f"{row[i]:<{widths[i]}}" for i in range(4)), row[4]]).rstrip() for row in rows]
+    return "\n".join(line if len(line) <= COLUMNS else line[: COLUMNS - 1] + "…" for line in lines)
+
+
+def redirect_page(job: Job, link: str) -> Path:
+    """A page of the user's own that leads to the dashboard: a link with its token on a command line is for all to see."""
+    page = job.directory.dashboard_page
+    page.unlink(missing_ok=True)
+    with os.fdopen(os.open(page, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(f'<meta http-equiv="refresh" content="0; url={html.escape(link)}">')
+    return page
+
+
+def status(job: Job, state: JobState) -> str:
+    """A job's state, its workers, and its phases with their times."""
+    lines = [f"job {job.job_id}: {state.show()}"]
+    if state.pending and state.start:
+        lines.append(f"may start {time.strftime('%a %d %b %H:%M', time.localtime(state.start))}")
+    events = job.directory.read_events()
+    if state.running:
+        endpoint = job.endpoint
+        counted = [event["n"] for event in events if event["event"] in ("worker", "lost-worker")]
+        promised = endpoint.n_workers if endpoint else job.promised_workers()
+        over = f", over {endpoint.interface}" if endpoint else ""
+        of = f" of {promised}" if promised else ""
+        lines.append(f"{counted[-1] if counted else 0}{of} workers on {state.nodes}{over}")
+        lines.append(f"ends {ends(state.end)}")
+    lines += faults(events)
+    if events:
+        lines.append(timeline.render_text(timeline.phases(events), COLUMNS))
+    return "\n".join(lines)
+
+
+def faults(events: Sequence[dict[str, Any]]) -> list[str]:
+    """The last of what a job has lost, and why: a line each, or more."""
+    exits = [(e["rank"], e["time"]) for e in events if e["event"] == "worker-exit"]
+    said = [
+        (event, what)
+        for event in events
+        if (what := fault(event))
+        and not (
+            event["event"] == "lost-worker"
+            and any(rank == event["rank"] and abs(at - event["time"]) < SAME_LOSS_S for rank, at in exits)
+        )
+    ]
+    lines = [f"the last {FAULTS_SHOWN} of {len(said)} faults:"] if len(said) > FAULTS_SHOWN else []
+    for event, what in said[-FAULTS_SHOWN:]:
+        rank = f" rank {event['rank']}" if event.get("rank") is not None else ""
+        start = f"{time.strftime('%H:%M:%S', time.localtime(event['time']))} {event.get('host', '')}{rank}: "
+        lines += textwrap.wrap(start + what, COLUMNS, subsequent_indent="  ")
+    return lines
+
+
+def fault(event: dict[str, Any]) -> str | None:
+    """What happened, in words; None: no fault."""
+    match event["event"]:
+        case "worker-exit":
+            return f"the worker ended {event['how']}"
+        case "lost-worker":
+            return "the worker is lost"
+        case "hung-worker":
+            return f"the worker hung, silent for {show_duration(event['silent_s'])}"
+        case "lost-node":
+            return "no worker is left on this node"
+        case "launcher-ended":
+            return f"mpirun ended with status {event['status']}; the ranks go on"
+    return None

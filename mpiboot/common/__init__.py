@@ -1,0 +1,1 @@
+"""Small modules that every room may import: trust, units, processes, network interfaces."""

@@ -1,0 +1,1 @@
+"""Programs that ship with mpiboot: the demo, the scaling test, a notebook."""

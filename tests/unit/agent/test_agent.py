@@ -1,0 +1,101 @@
+"""What the agent finds of a job on its node: processes, and shared memory that nobody uses."""
+
+import multiprocessing
+import os
+import secrets
+import signal
+import subprocess
+import time
+from multiprocessing import shared_memory
+from pathlib import Path
+
+import pytest
+
+from mpiboot.agent import agent as node
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def test_a_jobs_processes_are_found_by_its_mark_and_ended():
+    ours, other = (
+        subprocess.Popen(["/bin/sleep", "600"], env={node.JOB_KEY_VARIABLE: key})
+        for key in ("slurm-c-7", "slurm-c-8")
+    )
+    try:
+        assert node.leftovers("slurm-c-7") == {ours.pid}
+        node.end_leftovers("slurm-c-7", 0.0)
+        assert ours.wait(10) == -signal.SIGTERM
+        assert other.poll() is None
+    finally:
+        for process in (ours, other):
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def orphan():
+    """A semaphore whose maker was killed before it had its name (glibc's sem_open.c)."""
+    path = SHARED_MEMORY / f"sem.{secrets.token_hex(3)}"
+    path.touch(mode=0o600)
+    yield path
+    path.unlink(missing_ok=True)
+
+
+def test_what_nobody_uses_goes(orphan):
+    began = time.time()
+    mine = SHARED_MEMORY / f"{secrets.token_hex(3)}-of-mine"
+    mine.touch()
+    used = shared_memory.SharedMemory(create=True, size=8)
+    semaphore = multiprocessing.get_context("spawn").Semaphore()
+    with orphan.open() as opened:
+        node.remove_shared_memory(began)
+        assert orphan.exists()
+        opened.close()
+    node.remove_shared_memory(began + 60)
+    assert orphan.exists()
+    node.remove_shared_memory(began)
+    try:
+        assert not orphan.exists()
+        assert mine.exists()
+        assert (SHARED_MEMORY / used.name).exists()
+        assert (SHARED_MEMORY / f"sem.{semaphore._semlock.name.lstrip('/')}").exists()
+    finally:
+        mine.unlink()
+        used.close()
+        used.unlink()
+
+
+def test_both_names_of_a_semaphore_go(orphan):
+    """Whoever was killed while it named one leaves two."""
+    named = SHARED_MEMORY / f"sem.mp-{secrets.token_hex(4)}"
+    named.hardlink_to(orphan)
+    node.remove_shared_memory(orphan.stat().st_mtime)
+    assert not (orphan.exists() or named.exists())
+
+
+def test_what_goes_meanwhile_is_no_error(orphan, monkeypatch):
+    """Others use the folder too: what it lists may be gone when it is looked at."""
+    gone = SHARED_MEMORY / "psm_gone"
+    monkeypatch.setattr(Path, "iterdir", lambda self: [gone, orphan] if self == SHARED_MEMORY else [])
+    node.remove_shared_memory(0.0)
+    assert not orphan.exists()
+
+
+def test_a_killed_process_that_takes_its_time_to_die_keeps_nothing(orphan):
+    began = time.time()
+    pid = os.fork()
+    if not pid:
+        handle = orphan.open()
+        signal.pause()
+        os._exit(int(handle.closed))
+    try:
+        file = (orphan.stat().st_dev, orphan.stat().st_ino)
+        while file not in node.used_shared_memory(()):
+            pass
+        node.remove_shared_memory(began)
+        assert orphan.exists()
+        node.remove_shared_memory(began, dying=[pid])
+        assert not orphan.exists()
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)

@@ -1,0 +1,132 @@
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from mpiboot.boot import launch, launchers
+from mpiboot.errors import LaunchError
+
+PLACE = launchers.placement(["n1", "n2"], 4)
+RANK = ["/s/bin/python", "-I", "-S", "/s/rank.py", "/home/a b/job"]
+HOSTS = Path("/j/hosts")
+
+
+def test_rank_0_shares_the_first_node():
+    assert (PLACE.ranks_per_node, PLACE.world_size) == ((5, 4), 9)
+
+
+def test_openmpi():
+    assert launchers.openmpi("/s/bin/mpirun", PLACE, HOSTS, "ib0", RANK) == [
+        *("/s/bin/mpirun", "-n", "9", "--hostfile", "/j/hosts"),
+        *("--map-by", "slot:OVERSUBSCRIBE", "--bind-to", "none"),
+        *("--runtime-options", "recoverable,continuous"),
+        *("--mca", "btl_tcp_if_include", "ib0", "--prtemca", "prte_if_include", "ib0"),
+        *RANK,
+    ]
+
+
+def test_openmpi_4():
+    assert launchers.openmpi4("/m/mpirun", PLACE, HOSTS, "ib0", RANK) == [
+        *("/m/mpirun", "-n", "9", "--hostfile", "/j/hosts"),
+        *("--map-by", "slot:OVERSUBSCRIBE", "--bind-to", "none", "--enable-recovery", "--continuous"),
+        *("--mca", "btl_tcp_if_include", "ib0", "--mca", "oob_tcp_if_include", "ib0"),
+        *RANK,
+    ]
+
+
+def test_intelmpi():
+    assert launchers.intelmpi("mpirun", PLACE, HOSTS, None, RANK) == [
+        *("mpirun", "-n", "9", "-machinefile", "/j/hosts"),
+        *("-genv", "I_MPI_FAULT_CONTINUE", "on", "-genv", "I_MPI_PIN", "off"),
+        *RANK,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mpi", "version", "expected"),
+    [
+        ("openmpi", "mpirun (Open MPI) 5.0.11", launchers.openmpi),
+        ("openmpi", "mpirun (Open MPI) 4.1.6", launchers.openmpi4),
+        ("mpich", "HYDRA build details:\n    Version:   3.4.1", launchers.hydra),
+        ("intelmpi", "Intel(R) MPI Library for Linux* OS, Version 2021.9", launchers.intelmpi),
+    ],
+)
+def test_builder(mpi, version, expected):
+    assert launchers.builder(mpi, version) is expected
+
+
+def test_hydra():
+    assert launchers.hydra("mpiexec", PLACE, HOSTS, "ib0", RANK) == [
+        *("mpiexec", "-n", "9", "-f", "/j/hosts", "-disable-auto-cleanup", "-bind-to", "none"),
+        *("-iface", "ib0"),
+        *RANK,
+    ]
+
+
+def test_srun():
+    assert launchers.srun(PLACE, "pmi2", RANK) == [
+        *("srun", "--overlap", "--mem=0", "--export=ALL", "--mpi=pmi2", "--ntasks=9", "--nodes=2"),
+        *("--distribution=arbitrary", "--overcommit", "--cpu-bind=none", "--no-kill", "--kill-on-bad-exit=0"),
+        *RANK,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mpi", "text"),
+    [
+        ("openmpi", "n1 slots=5\nn2 slots=4\n"),
+        ("mpich", "n1:5\nn2:4\n"),
+        ("srun", "n1\n" * 5 + "n2\n" * 4),
+    ],
+)
+def test_host_file(mpi, text):
+    assert launchers.host_file(mpi, PLACE) == text
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ("mpirun (Open MPI) 5.0.11\n\nReport bugs to …", "openmpi"),
+        ("HYDRA build details:\n    Version:   5.0.2", "mpich"),
+        ("Intel(R) MPI Library for Linux* OS, Version 2021.9 Build 20230307", "intelmpi"),
+    ],
+)
+def test_flavour(version, expected):
+    assert launchers.flavour(version) == expected
+
+
+def test_unknown_flavour():
+    with pytest.raises(LaunchError, match=r"LAM 7\.0\.6.*which is neither"):
+        launchers.flavour("LAM 7.0.6")
+
+
+def test_a_path_mpirun_of_another_mpi_than_mpi4pys_is_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "pmi_plugin", lambda: "pmi2")
+    scripts = {
+        "site/mpirun": "HYDRA build details:",
+        "e/bin/python": "MPICH Version: 5.0.2",
+        "srun/srun": "",
+    }
+    for name, text in scripts.items():
+        script = tmp_path / name
+        script.parent.mkdir(parents=True)
+        script.write_text(f"#!/bin/sh\necho '{text}'\n")
+        script.chmod(0o755)
+    job = SimpleNamespace(
+        config=SimpleNamespace(mpi="auto"),
+        allocation=SimpleNamespace(batch_system="slurm"),
+        directory=SimpleNamespace(host_file=HOSTS),
+        prefix=tmp_path / "e",
+    )
+
+    def chosen(*folders):
+        path = ":".join(str(tmp_path / folder) for folder in folders)
+        return launch.launcher_command(job, tmp_path / "e", {"PATH": path}, PLACE, "ib0", RANK)[0]
+
+    assert chosen("site", "srun") == "mpich"
+    (tmp_path / "e/bin/python").write_text("#!/bin/sh\necho Open MPI v5.0.11\n")
+    assert chosen("site", "srun") == "srun"
+    with pytest.raises(LaunchError, match=r"PATH that fits \(.*/site/mpirun is the mpirun of mpich"):
+        chosen("site")
+    job.config.mpi = "mpich"  # whoever names it is believed
+    assert chosen("site", "srun") == "mpich"

@@ -1,0 +1,507 @@
+"""Waits against a real scheduler in this process; the batch system alone is a stand-in that says what it is told to."""
+
+import asyncio
+import dataclasses
+import json
+import socket
+import threading
+import time
+
+import pytest
+from distributed import LocalCluster
+
+from mpiboot.batch import JobState
+from mpiboot.client import connect as clients
+from mpiboot.client import job_states as answers
+from mpiboot.client import jobs, verify
+from mpiboot.client.connect import connect
+from mpiboot.client.verify import Answer
+from mpiboot.errors import (
+    BatchAwayError,
+    BatchError,
+    DeadlineError,
+    JobEndedError,
+    MpibootError,
+    RendezvousError,
+    SecurityError,
+)
+from mpiboot.protocol.job_directory import Endpoint, EventLog, JobDirectory
+
+RUNNING = JobState("7", "mpiboot", "RUNNING", nodes="node1")
+PENDING = JobState("7", "mpiboot", "PENDING", "Resources")
+
+
+class Batch:
+    """Says what `state` holds: a JobState, an error, or a function of the number of questions."""
+
+    name = "stand-in"
+
+    def __init__(self):
+        self.state = RUNNING
+        self.restarted = 0
+        self.questions = []
+
+    def states(self, job_ids):
+        self.questions.append(list(job_ids))
+        said = self.state(len(self.questions)) if callable(self.state) else self.state
+        if isinstance(said, Exception):
+            raise said
+        return {job_id: dataclasses.replace(said, job_id=job_id) for job_id in job_ids}
+
+    def restarts(self, job_id):
+        return self.restarted
+
+    def stop(self, job_id, *, by_force=False):
+        pass
+
+    def output(self, job_id):
+        return None
+
+    def job_key(self, job_id):
+        return f"stand-in-{job_id}"
+
+
+@pytest.fixture
+def batch(tmp_path, monkeypatch):
+    monkeypatch.setenv("MPIBOOT_HOME", str(tmp_path / 'it\'s a "home"'))
+    monkeypatch.setattr(answers, "_answers", {})
+    monkeypatch.setattr(clients, "poll_interval_s", lambda waited_s: 0.1)
+    monkeypatch.setattr(clients, "FILE_POLL_S", 0.02)
+    monkeypatch.setattr(clients, "SETTLE_S", 0.5)
+    monkeypatch.setattr(clients, "ATTEMPT_S", 1.0)
+    monkeypatch.setattr(clients, "REPLACED_S", 0.5)
+    return Batch()
+
+
+@pytest.fixture
+def job(batch, tmp_path):
+    JobDirectory.create(tmp_path / 'it\'s a "home"', "stand-in-7")
+    return jobs.Job("7", batch)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with LocalCluster(n_workers=1, processes=False, protocol="tcp", dashboard_address=":0") as cluster:
+        yield cluster
+
+
+def endpoint_of(cluster, **changes):
+    values = {
+        **{"job_id": "7", "job_key": "stand-in-7", "nonce": "a", "restart_count": 0},
+        **{
+            "scheduler_id": cluster.scheduler.id,
+            "address": cluster.scheduler_address,
+            "dashboard": "http://x:1/",
+        },
+        **{
+            "n_workers": 1,
+            "threads_per_worker": 1,
+            "memory_limit_bytes": 1,
+            "nodes": ["node1"],
+            "interface": "lo",
+        },
+        **{"prefix": "/p", "source_prefix": "/p", "end_time": None, "published": time.time()},
+    }
+    return Endpoint(**(values | changes))
+
+
+def free_address():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.fixture
+def listener(request):
+    """An address where something else listens: it is silent, or says what `request.param` holds."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        connections = []
+
+        def serve():
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                connections.append(connection)
+                if request.param:
+                    connection.sendall(request.param)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        for connection in connections:
+            connection.close()
+
+
+def later(seconds, action):
+    timer = threading.Timer(seconds, action)
+    timer.start()
+    return timer
+
+
+# ---- a job's endpoint -----------------------------------------------------------------------------------------------
+
+
+def test_connects_and_says_what_goes_on(job, batch, cluster):
+    batch.state = lambda n: PENDING if n < 3 else RUNNING
+    events = EventLog(job.directory.events)
+    events.phase("stage")
+    later(0.5, lambda: job.directory.publish(endpoint_of(cluster)))
+    said = []
+    with connect(job, insecure=True, progress=said.append) as client:
+        assert client.submit(sum, [1, 2]).result() == 3
+    events.close()
+    assert said == [
+        "job 7 is PENDING (Resources)",
+        "job 7 is staging",
+        "job 7 is ready: 1 workers",
+    ]
+
+
+def test_a_plain_address_is_refused_unless_it_is_asked_for(job, cluster):
+    job.directory.publish(endpoint_of(cluster))
+    with pytest.raises(MpibootError, match=r"is not encrypted.*pass insecure=True"):
+        connect(job)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"address": free_address()},
+            r"job 7 is RUNNING, but no Dask scheduler answers at tcp://127\.0\.0\.1",
+        ),
+        ({"scheduler_id": "Scheduler-old"}, "answers as Scheduler-.*, not as Scheduler-old"),
+        ({"job_key": "stand-in-8"}, "endpoint.json is of job stand-in-8, not of stand-in-7"),
+        ({"version": 2}, "version 2; this mpiboot reads 1"),
+    ],
+    ids=["nobody-listens", "another-scheduler", "another-job", "another-version"],
+)
+def test_a_foreign_endpoint_is_never_connected_to(job, cluster, change, message):
+    job.directory.publish(endpoint_of(cluster, **change))
+    start = time.monotonic()
+    said = []
+    with pytest.raises(RendezvousError, match=message):
+        connect(job, insecure=True, progress=said.append)
+    assert time.monotonic() - start < 5
+    assert [line for line in said if "answer" in line and not line.startswith("job 7: ")] == [], said
+
+
+@pytest.mark.parametrize(
+    "listener", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"], indirect=True, ids=["mute", "http"]
+)
+def test_where_something_else_listens(job, cluster, listener):
+    job.directory.publish(endpoint_of(cluster, address=listener))
+    with pytest.raises(RendezvousError, match=f"no Dask scheduler answers at {listener}: "):
+        connect(job, insecure=True)
+
+
+def test_a_node_that_has_just_died_is_said_to_be_silent(monkeypatch):
+    """Nothing answers there, not even with a refusal."""
+
+    async def never(*_, **__):
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(verify, "connect", never)
+    message = r"no Dask scheduler answers at tcp://x:1: nothing was heard within 0\.1 s"
+    with pytest.raises(RendezvousError, match=message):
+        verify.ask_scheduler("tcp://x:1", None, 0.1)
+
+
+@pytest.mark.parametrize("content", ["", '{"version": 1, "job_id"'], ids=["empty", "half-written"])
+def test_a_partial_endpoint(job, content):
+    job.directory.endpoint.touch(mode=0o600)
+    job.directory.endpoint.write_text(content)
+    with pytest.raises(RendezvousError, match="is no endpoint of mpiboot's"):
+        connect(job, insecure=True)
+
+
+def test_an_endpoint_that_others_could_write(job, cluster):
+    job.directory.publish(endpoint_of(cluster))
+    job.directory.endpoint.chmod(0o666)
+    with pytest.raises(SecurityError, match=r"open to others|written by others"):
+        connect(job, insecure=True)
+
+
+def test_what_a_job_published_before_its_requeue_is_void(job, batch, cluster):
+    """The job runs again, but boot has not removed the old endpoint yet."""
+    batch.restarted = 1
+    job.directory.publish(endpoint_of(cluster, scheduler_id="Scheduler-old", address=free_address()))
+    later(0.5, lambda: job.directory.publish(endpoint_of(cluster, nonce="b", restart_count=1)))
+    said = []
+    with connect(job, insecure=True, progress=said.append) as client:
+        assert client.scheduler.address == cluster.scheduler_address
+    assert said == ["job 7 is starting", "job 7 is ready: 1 workers"]
+
+
+def test_a_job_that_is_requeued_meanwhile_is_waited_for(job, batch, cluster):
+    batch.state = lambda n: PENDING if n in (2, 3) else RUNNING
+    later(0.6, lambda: job.directory.publish(endpoint_of(cluster)))
+    said = []
+    connect(job, insecure=True, progress=said.append).close()
+    assert said[:3] == ["job 7 is starting", "job 7 is PENDING (Resources)", "job 7 is starting"]
+
+
+def test_a_job_that_is_requeued_under_a_client_that_waits_for_workers(job, batch, cluster):
+    job.directory.publish(endpoint_of(cluster, n_workers=2))
+    said = []
+
+    def tell(line):
+        said.append(line)
+        if line == "job 7: 1 of 2 workers":
+            batch.state, batch.restarted = PENDING, 1
+        elif "PENDING" in line:
+            job.directory.publish(endpoint_of(cluster, nonce="b", restart_count=1))
+            batch.state = RUNNING
+
+    connect(job, insecure=True, progress=tell).close()
+    assert said[-3:] == [
+        "job 7: 1 of 2 workers",
+        "job 7 is PENDING (Resources)",
+        "job 7 is ready: 1 workers",
+    ]
+
+
+def test_a_late_directory_is_waited_for(batch, cluster, tmp_path):
+    def create():
+        JobDirectory.create(tmp_path / 'it\'s a "home"', "stand-in-7").publish(endpoint_of(cluster))
+
+    later(1, create)
+    connect(jobs.Job("7", batch), insecure=True).close()
+
+
+def test_workers_that_are_lost_for_good_do_not_hold_a_client_back(job, cluster):
+    job.directory.publish(endpoint_of(cluster, n_workers=3))
+    said = []
+    connect(job, insecure=True, progress=said.append).close()
+    assert said[-1] == "job 7: 1 of 3 workers; the others are lost"
+
+
+def test_workers_that_are_asked_for_are_waited_for(job, cluster):
+    job.directory.publish(endpoint_of(cluster))
+    with pytest.raises(
+        DeadlineError, match=r"job 7 is not ready 1\.0 s after its start: 1 of 2 workers\. It goes on"
+    ):
+        connect(job, insecure=True, n_workers=2, timeout=1)
+
+
+def test_another_minor_version_of_python_is_an_error(job, cluster, monkeypatch):
+    job.directory.publish(endpoint_of(cluster))
+    monkeypatch.setattr(clients, "ask_scheduler", lambda *_: Answer(cluster.scheduler.id, 1, (3, 8)))
+    with pytest.raises(
+        MpibootError, match=r"the cluster runs Python 3\.8 and this is .* Use the cluster's: /p/bin/python"
+    ):
+        connect(job, insecure=True)
+
+
+# ---- the batch system -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("word", ["CANCELLED", "FAILED", "OUT_OF_MEMORY", "NODE_FAIL", "TIMEOUT"])
+def test_an_ended_job_is_an_error_with_the_end_of_its_log(job, batch, word):
+    job.directory.boot_log.write_text("".join(f"line {i}\n" for i in range(100)))
+    batch.state = JobState("7", "mpiboot", word, "Reason")
+    with pytest.raises(JobEndedError) as error:
+        connect(job)
+    assert str(error.value).splitlines()[:3] == [
+        f"job 7 has ended: {word} (Reason)",
+        f"The end of {job.directory.boot_log}:",
+        "  line 80",
+    ]
+
+
+def test_boots_last_word_explains_more_than_the_batch_system(job, batch):
+    log = EventLog(job.directory.events)
+    log.write("closed", reason="mpirun ended with status 1", exit_status=1)
+    log.close()
+    batch.state = JobState("7", "mpiboot", "UNKNOWN")
+    with pytest.raises(JobEndedError, match=r"job 7 has ended: FAILED \(mpirun ended with status 1\)"):
+        connect(job)
+
+
+def test_an_ended_job_of_which_nothing_is_known(job, batch):
+    batch.state = JobState("7", "", "UNKNOWN")
+    with pytest.raises(
+        JobEndedError, match=r"job 7 has ended: UNKNOWN \(ended, reason unknown\)\nIt left no log"
+    ):
+        connect(job)
+
+
+def test_a_job_that_can_never_start(job, batch):
+    batch.state = JobState("7", "mpiboot", "PENDING", "PartitionNodeLimit", never=True)
+    said = []
+    with pytest.raises(JobEndedError, match=r"job 7 cannot start: PENDING \(PartitionNodeLimit\)"):
+        connect(job, progress=said.append)
+    assert said == ["job 7 is PENDING (PartitionNodeLimit)"]
+
+
+def test_a_job_that_can_never_start_is_waited_for_as_long_as_asked(job, batch):
+    batch.state = JobState("7", "mpiboot", "PENDING", "PartitionNodeLimit", never=True)
+    start = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"job 7 is still PENDING \(PartitionNodeLimit\) after 0\.[56] s"):
+        connect(job, queue_timeout=0.5)
+    assert time.monotonic() - start < 1.5
+
+
+def test_the_timeout_counts_from_the_jobs_start(job, batch):
+    batch.state = dataclasses.replace(RUNNING, start=time.time() - 60)
+    start = time.monotonic()
+    with pytest.raises(TimeoutError, match="job 7 is not ready 1 min 1 s after its start: starting"):
+        connect(job, timeout=61)
+    assert time.monotonic() - start < 3
+
+
+def test_a_batch_system_that_is_away_for_a_moment_is_asked_again(job, batch, cluster):
+    batch.state = lambda n: (
+        BatchError("squeue: slurmctld is away") if n == 2 else (PENDING if n == 1 else RUNNING)
+    )
+    job.directory.publish(endpoint_of(cluster))
+    said = []
+    connect(job, insecure=True, progress=said.append).close()
+    assert "job 7: squeue: slurmctld is away; asking again" in said
+
+
+def test_a_job_outlives_a_restart_of_the_batch_system(job, batch, monkeypatch, caplog):
+    away, ended = BatchAwayError("squeue: slurmctld is away"), JobState("7", "mpiboot", "COMPLETED")
+    monkeypatch.setattr(jobs, "poll_interval_s", lambda waited_s: 0.01)
+    job.directory.boot_log.write_text("a line\n")
+    for use in (job.wait, job.stop, lambda: "".join(job.follow())):
+        monkeypatch.setattr(answers, "_answers", {})
+        batch.questions.clear()
+        batch.state = lambda n: ended if n > 3 else (RUNNING if n == 1 else away)
+        use()
+    assert [message.partition(" for ")[0] for message in caplog.messages] == [
+        "squeue: slurmctld is away; asking again"
+    ] * 3
+    monkeypatch.setattr(answers, "_answers", {})
+    batch.state = away
+    with pytest.raises(BatchAwayError):
+        job.wait(timeout_s=0.05)
+
+
+def test_a_batch_system_that_is_away_for_long_is_an_error(job, batch, monkeypatch):
+    monkeypatch.setattr(clients, "SILENCE_S", 0.3)
+    batch.state = lambda n: PENDING if n == 1 else BatchError("squeue: slurmctld is away")
+    with pytest.raises(BatchError, match="slurmctld is away"):
+        connect(job)
+
+
+def test_one_answer_serves_all_that_wait(batch, cluster, tmp_path):
+    numbers = range(1, 9)
+    for number in numbers:
+        JobDirectory.create(tmp_path / 'it\'s a "home"', f"stand-in-{number}")
+    start, failures = time.monotonic(), []
+    batch.state = lambda n: PENDING if time.monotonic() < start + 1 else JobState("", "", "CANCELLED")
+
+    def wait(number):
+        try:
+            connect(jobs.Job(str(number), batch))
+        except JobEndedError as error:
+            failures.append(str(error).splitlines()[0])
+
+    threads = [threading.Thread(target=wait, args=[number]) for number in numbers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(failures) == [f"job {number} has ended: CANCELLED" for number in numbers]
+    # Ten a second here, not eighty; and as many before all were known to wait.
+    assert len(batch.questions) <= 10 * (time.monotonic() - start) + 1 + len(numbers)
+    assert [str(number) for number in numbers] in batch.questions
+
+
+def test_polling_is_gentle():
+    assert [jobs.poll_interval_s(waited_s) for waited_s in (0, 59, 60, 3600)] == [1, 1, 10, 10]
+
+
+def test_ctrl_c_says_how_to_come_back(job, monkeypatch):
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(clients.time, "sleep", interrupt)
+    with pytest.raises(
+        KeyboardInterrupt, match=r"job 7 goes on\. Come back: mpiboot connect 7; end it: mpiboot stop 7"
+    ):
+        connect(job)
+
+
+# ---- a scheduler file -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file(tmp_path, batch):
+    return tmp_path / "scheduler.json"
+
+
+def write(file, cluster, **changes):
+    file.write_text(json.dumps({"id": cluster.scheduler.id, "address": cluster.scheduler_address} | changes))
+
+
+def test_a_scheduler_file(file, cluster):
+    write(file, cluster)
+    with connect(scheduler_file=file, insecure=True, n_workers=1) as client:
+        assert client.submit(sum, [1, 2]).result() == 3
+
+
+def test_a_scheduler_file_that_comes_late_and_in_pieces(file, cluster):
+    later(0.5, lambda: file.write_text('{"id": '))
+    later(0.8, lambda: write(file, cluster))
+    connect(scheduler_file=str(file), insecure=True, timeout=20).close()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "it is empty, half-written, or no scheduler file"),
+        ('{"id": "Sched', "it is empty, half-written"),
+        ("[]", "it is empty, half-written"),
+        (json.dumps({"id": "s", "address": free_address()}), "no Dask scheduler answers at"),
+        (json.dumps({"id": "s", "address": "nonsense://1"}), "no Dask scheduler answers at"),
+    ],
+    ids=["empty", "half-written", "list", "nobody-listens", "nonsense"],
+)
+def test_a_scheduler_file_that_leads_nowhere(file, content, message):
+    file.write_text(content)
+    start = time.monotonic()
+    with pytest.raises(RendezvousError, match=message):
+        connect(scheduler_file=file, insecure=True)
+    assert time.monotonic() - start < 5
+
+
+def test_a_scheduler_file_of_an_earlier_cluster(file, cluster):
+    write(file, cluster, id="Scheduler-earlier")
+    with pytest.raises(
+        RendezvousError, match="not as Scheduler-earlier: the cluster that was published there is gone"
+    ):
+        connect(scheduler_file=file, insecure=True)
+
+
+def test_a_plain_scheduler_file_is_refused_unless_it_is_asked_for(file, cluster):
+    write(file, cluster)
+    with pytest.raises(MpibootError, match="is not encrypted"):
+        connect(scheduler_file=file)
+
+
+def test_a_scheduler_file_that_others_could_write(file, cluster):
+    write(file, cluster)
+    file.chmod(0o666)
+    with pytest.raises(SecurityError, match=r"scheduler\.json"):
+        connect(scheduler_file=file, insecure=True)
+
+
+def test_a_missing_scheduler_file(file):
+    with pytest.raises(TimeoutError, match=r"scheduler\.json: it does not exist, after 1\.0 s"):
+        connect(scheduler_file=file, timeout=1)
+
+
+def test_in_a_running_event_loop(file, cluster):
+    """As in a notebook."""
+    write(file, cluster)
+
+    async def cell():
+        connect(scheduler_file=file, insecure=True).close()
+
+    asyncio.run(cell())

@@ -1,0 +1,224 @@
+"""The command: results on stdout, all else on stderr, exit statuses; and what a node has to read to start it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from envpack_trees import make_venv, stages
+
+from envpack.archive.index import read_index
+from envpack.cli import _bytes, _seconds, main
+from envpack.pack.packing import pack
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_venv(tmp_path_factory.mktemp("cli") / "env")
+
+
+@pytest.fixture(scope="module")
+def archive(prefix: Path) -> Path:
+    return pack(prefix, prefix.parent / "env.tar.zst", level=1).path
+
+
+def envpack(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "envpack", *map(os.fspath, arguments)]
+    environment = {**os.environ, **variables}
+    return subprocess.run(command, capture_output=True, text=True, cwd=CHECKOUT, env=environment)
+
+
+def test_pack_stage_verify_gc(prefix: Path, tmp_path: Path) -> None:
+    home, root = tmp_path / "home", tmp_path / "root"
+    root.mkdir()
+    variables = {"MPIBOOT_HOME": os.fspath(home), "MPIBOOT_STAGE_ROOT": os.fspath(root)}
+    packed = envpack("pack", "--prefix", prefix, **variables)
+    path = Path(packed.stdout.rstrip("\n"))
+    assert (packed.returncode, packed.stderr) == (0, "") and path.parent.parent == home / "packs"
+    staged = envpack("stage", path, **variables)
+    staged_prefix = Path(staged.stdout.rstrip("\n"))
+    index = read_index(path)
+    assert (staged.returncode, staged.stderr) == (0, "")
+    assert staged_prefix == root / f"mpiboot-{os.geteuid()}" / f"env-{index.pack_id[:16]}"
+    for what in (path, staged_prefix):
+        verified = envpack("verify", what)
+        files = len(index) - len(index.folders)
+        expected = f"{what}: {files} files, {index.size_bytes} bytes, pack id {index.pack_id}\n"
+        assert (verified.returncode, verified.stdout, verified.stderr) == (0, expected, "")
+    collected = envpack("gc", "--older-than", "0s", **variables)
+    assert (collected.returncode, collected.stdout, collected.stderr) == (0, f"{staged_prefix}\n", "")
+
+
+def test_json(prefix: Path, archive: Path, tmp_path: Path) -> None:
+    packed = json.loads(envpack("pack", "--prefix", prefix, "--output", archive, "--json").stdout)
+    index = read_index(archive)
+    assert packed == {
+        "path": os.fspath(archive), "pack_id": index.pack_id, "name": "env", "size_bytes": archive.stat().st_size,
+        "raw_bytes": index.size_bytes, "files": len(index) - len(index.folders), "seconds": packed["seconds"],
+        "reused": True, "kind": "venv", "warnings": [],
+    }  # fmt: skip
+    staged = json.loads(envpack("stage", archive, "--root", tmp_path, "--jobs", "2", "--json").stdout)
+    assert staged == {
+        "prefix": f"{tmp_path}/mpiboot-{os.geteuid()}/env-{index.pack_id[:16]}", "pack_id": index.pack_id,
+        "reused": False, "seconds": staged["seconds"], "size_bytes": index.size_bytes, "files": packed["files"],
+        "bytes_read": archive.stat().st_size, "transport": "direct", "jobs": 2, "host": os.uname().nodename,
+        "mb_per_s": staged["mb_per_s"],
+    }  # fmt: skip
+
+
+def test_the_active_environment_is_the_default(
+    prefix: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CONDA_PREFIX", raising=False)
+    monkeypatch.setenv("VIRTUAL_ENV", os.fspath(prefix))
+    assert main(["pack", "--output", str(tmp_path / "a.tar.zst")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/a.tar.zst\n"
+    assert read_index(tmp_path / "a.tar.zst").prefix == os.fspath(prefix)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pack", "--prefix", "/nonexistent"], "no environment /nonexistent: there is no such folder"),
+        (["stage", "/nonexistent"], "cannot open the archive /nonexistent on "),
+        (["verify", "/nonexistent"], "cannot open the archive /nonexistent: No such file"),
+        (["verify", "/"], "/ is no staged prefix"),
+    ],
+)
+def test_a_named_failure_is_one_line_and_status_1(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"envpack: error: {message}") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["stage"],
+        ["pack", "--level", "0"],
+        ["pack", "--level", "20"],
+        ["pack", "--lev", "3"],
+        ["stage", "x", "--jobs", "0"],
+        ["gc", "--older-than", "soon"],
+        ["gc", "--max-size", "-1"],
+    ],
+)
+def test_bad_usage_is_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(arguments)
+    assert raised.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("usage: envpack")
+
+
+def test_warnings_go_to_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prefix = make_venv(tmp_path / "env")
+    os.mkfifo(prefix / "pipe")
+    for _ in range(2):
+        assert main(["pack", "--prefix", str(prefix), "--output", str(tmp_path / "a.tar.zst")]) == 0
+        out, err = capsys.readouterr()
+        assert out == f"{tmp_path}/a.tar.zst\n"
+        assert err == "envpack: warning: left out, as neither file, folder nor link: pipe\n"
+
+
+def test_another_archive_than_expected(archive: Path, tmp_path: Path) -> None:
+    done = envpack("stage", archive, "--root", tmp_path, "--expect", "0" * 64)
+    assert (done.returncode, done.stdout) == (
+        1,
+        "",
+    ) and "is not the archive that was asked for" in done.stderr
+    assert stages(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90", 90), ("90s", 90), ("1.5m", 90), ("2h", 7200), ("7d", 604800), ("1w", 604800)],
+)
+def test_times(text: str, expected: float) -> None:
+    assert _seconds(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0", 0),
+        ("500", 500),
+        ("1k", 1000),
+        ("500M", 500 * 10**6),
+        ("1.5GB", 15 * 10**8),
+        ("2GiB", 2 * 2**30),
+        ("1T", 10**12),
+    ],
+)
+def test_sizes(text: str, expected: int) -> None:
+    assert _bytes(text) == expected
+
+
+def test_progress_on_a_terminal_only(archive: Path, tmp_path: Path) -> None:
+    """`script` gives the command a terminal."""
+    if shutil.which("script") is None:
+        pytest.skip("no script command")
+    command = f"{sys.executable} -m envpack stage {archive} --root {tmp_path} > {tmp_path}/out"
+    done = subprocess.run(
+        ["script", "-qec", command, "/dev/null"], capture_output=True, text=True, cwd=CHECKOUT
+    )
+    assert done.returncode == 0 and "staging" in done.stdout
+    assert re.fullmatch(r"/.*/env-[0-9a-f]{16}\n", (tmp_path / "out").read_text())
+
+
+# ---- what a node reads
+
+
+def test_a_node_imports_the_standard_library_and_zstandard(archive: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; before = set(sys.modules); from envpack.cli import main;"
+        f"main(['stage', {str(archive)!r}, '--root', {str(tmp_path)!r}]); main(['gc', '--root', {str(tmp_path)!r}]);"
+        "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=CHECKOUT, check=True
+    )
+    imported = set(done.stdout.splitlines()[-1].split())
+    assert {name for name in imported if name not in sys.stdlib_module_names} == {"envpack", "zstandard"}
+    # Each is found by dozens of questions to a slow file system, and brings others.
+    assert not imported & {
+        "asyncio",
+        "concurrent",
+        "dataclasses",
+        "inspect",
+        "logging",
+        "shutil",
+        "subprocess",
+        "tempfile",
+    }
+
+
+def test_a_node_opens_few_files(archive: Path, tmp_path: Path) -> None:
+    """Counted by the interpreter's own audit events, from its first import on; the stage's own files left out."""
+    opened = tmp_path / "opened"
+    code = (
+        "import sys; names = []\n"
+        "def note(event, args):\n"
+        "    if event in ('open', 'import'): names.append((event, args[0]))\n"
+        "sys.addaudithook(note)\n"
+        "from envpack.cli import main\n"
+        f"main(['stage', {str(archive)!r}, '--root', {str(tmp_path)!r}])\n"
+        f"open({str(opened)!r}, 'w').write('\\n'.join(f'{{e}} {{n}}' for e, n in names))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=CHECKOUT, stdout=subprocess.DEVNULL)
+    lines = opened.read_text().splitlines()
+    files = [line for line in lines if line.startswith("open /") and os.fspath(tmp_path) not in line]
+    assert len(files) < 100
+    assert sum(line.endswith(archive.name) for line in files) == 1

@@ -1,0 +1,177 @@
+"""`envpack gc` and `envpack verify`: what nobody uses goes, what is damaged is named."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from envpack_trees import SITE, make_venv, stages
+
+import envpack.pack.framing
+import envpack.pack.packing
+import envpack.stage.marker
+import envpack.stage.root
+from envpack.errors import CorruptArchiveError, StageFailedError, StageRootError
+from envpack.pack.packing import pack
+from envpack.stage.gc import gc
+from envpack.stage.stager import lock_shared, stage
+from envpack.stage.verify import verify
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three versions of one environment, the last the smallest."""
+    folder = tmp_path_factory.mktemp("gc")
+    prefix = make_venv(folder / "env")
+    (prefix / SITE / "demo" / "large.txt").write_text(f"{prefix}\n" * 10_000)
+    made = []
+    for n in range(3):
+        (prefix / "share" / "filler").write_bytes(os.urandom(100_000 * (3 - n)))
+        with pytest.MonkeyPatch.context() as patch:
+            for module in (envpack.pack.framing, envpack.pack.packing):
+                patch.setattr(module, "FRAME_BYTES", 1 << 15)
+            made.append(pack(prefix, folder / f"{n}.tar.zst", level=1).path)
+    return made
+
+
+@pytest.fixture
+def staged(archives: list[Path], tmp_path: Path) -> list[Path]:
+    """All three, last used 3, 2 and 1 hours ago."""
+    prefixes = [stage(archive, tmp_path).prefix for archive in archives]
+    for n, prefix in enumerate(prefixes):
+        age(prefix, 3600 * (3 - n))
+    return prefixes
+
+
+def age(prefix: Path, seconds: float) -> None:
+    at = time.time() - seconds
+    os.utime(envpack.stage.marker.marker_path(prefix), (at, at))
+
+
+def disk_bytes(*prefixes: Path) -> int:
+    return sum(path.lstat().st_blocks * 512 for p in prefixes for path in p.rglob("*") if not path.is_dir())
+
+
+def test_by_age(staged: list[Path], tmp_path: Path) -> None:
+    assert gc(tmp_path, older_than_s=4 * 3600) == []
+    assert gc(tmp_path, older_than_s=1.5 * 3600) == staged[:2]
+    assert stages(tmp_path) == [staged[2].name]
+    assert not list(staged[0].parent.glob(f".lock-{staged[0].name}"))
+
+
+def test_to_a_size(staged: list[Path], tmp_path: Path) -> None:
+    assert gc(tmp_path, max_size_bytes=disk_bytes(*staged)) == []
+    assert gc(tmp_path, max_size_bytes=disk_bytes(*staged[1:])) == staged[:1]
+    assert gc(tmp_path, max_size_bytes=0) == staged[1:]
+
+
+def test_all_that_is_not_in_use(staged: list[Path], tmp_path: Path) -> None:
+    in_use = lock_shared(staged[1])
+    assert gc(tmp_path) == [staged[0], staged[2]]
+    assert stages(tmp_path) == [staged[1].name]
+    os.close(in_use)
+    assert gc(tmp_path) == [staged[1]]
+    assert gc(tmp_path) == []
+
+
+def test_never_one_that_is_being_staged(archives: list[Path], staged: list[Path], tmp_path: Path) -> None:
+    lock = envpack.stage.root.lock_stager(staged[0].parent, staged[0].name, 1.0)
+    assert gc(tmp_path) == staged[1:]
+    os.close(lock)
+
+
+def test_never_a_fresh_one(archives: list[Path], tmp_path: Path) -> None:
+    prefix = stage(archives[0], tmp_path).prefix
+    assert gc(tmp_path) == [] == gc(tmp_path, max_size_bytes=0)
+    age(prefix, 100)
+    # Used just now.
+    assert stage(archives[0], tmp_path).reused
+    assert gc(tmp_path) == []
+
+
+def test_leftovers_and_what_is_not_ours(staged: list[Path], tmp_path: Path) -> None:
+    folder = staged[0].parent
+    dead, fd = envpack.stage.root.make_temporary(folder, "x")
+    os.close(fd)
+    (folder / ".jobs").mkdir()
+    (folder / "notes").mkdir()
+    assert gc(tmp_path, older_than_s=10 * 3600) == [dead]
+    assert {".jobs", "notes"} <= {path.name for path in folder.iterdir()}
+    gc(tmp_path)
+    assert {".jobs", "notes"} <= {path.name for path in folder.iterdir()}
+
+
+def test_a_stage_without_its_marker_is_as_old_as_its_folder(staged: list[Path], tmp_path: Path) -> None:
+    envpack.stage.marker.marker_path(staged[0]).unlink()
+    os.utime(staged[0], (0, 0))
+    assert gc(tmp_path, older_than_s=10 * 3600) == [staged[0]]
+
+
+def test_no_root_no_work(tmp_path: Path) -> None:
+    assert gc(tmp_path / "none") == []
+    assert gc(tmp_path) == []
+
+
+def test_somebody_elses_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / f"mpiboot-{os.geteuid()}").symlink_to("/")
+    with pytest.raises(StageRootError, match="it is a symlink"):
+        gc(tmp_path)
+
+
+def test_removing_does_not_follow_links(staged: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").touch()
+    (staged[0] / "link").symlink_to(tmp_path / "kept")
+    (staged[0] / "closed").mkdir()
+    (staged[0] / "closed" / "file").touch()
+    (staged[0] / "closed").chmod(0o500)
+    assert gc(tmp_path) == staged
+    assert (tmp_path / "kept" / "file").exists()
+
+
+# ---- verify
+
+
+def test_what_is_whole(archives: list[Path], staged: list[Path]) -> None:
+    of_archive, of_prefix = verify(archives[0]), verify(staged[0])
+    assert of_archive == of_prefix._replace(path=archives[0])
+    assert of_archive.files > 10 and of_archive.size_bytes > 300_000
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda p: (p / "share" / "filler").write_bytes(bytes(300_000)), "share/filler has another content"),
+        (lambda p: (p / "share" / "filler").write_bytes(b"short"), "share/filler has another content"),
+        (lambda p: (p / "share" / "filler").unlink(), "share/filler is missing"),
+        (lambda p: (p / "bin" / "demo").write_text("#!/bin/false"), "bin/demo does not name this prefix"),
+        (
+            lambda p: (p / "bin" / "python").unlink() or (p / "bin" / "python").symlink_to("x"),
+            "points elsewhere",
+        ),
+        (lambda p: (p / "bin" / "python").unlink() or (p / "bin" / "python").touch(), "points elsewhere"),
+        (
+            lambda p: (p / SITE / "demo/data/hollow").rmdir() or (p / SITE / "demo/data/hollow").touch(),
+            "is no folder",
+        ),
+        (lambda p: (p / "pyvenv.cfg").unlink() or (p / "pyvenv.cfg").mkdir(), "pyvenv.cfg is no file"),
+        (lambda p: envpack.stage.marker.index_path(p).unlink(), "cannot be read"),
+        (lambda p: envpack.stage.marker.marker_path(p).unlink(), "is no staged prefix"),
+    ],
+    ids=range(10),
+)
+def test_a_damaged_prefix(damage, message: str, staged: list[Path]) -> None:  # type: ignore[no-untyped-def]
+    damage(staged[0])
+    with pytest.raises(StageFailedError, match=f"{message}.*; stage the archive again"):
+        verify(staged[0])
+
+
+def test_a_damaged_index_of_a_prefix(staged: list[Path]) -> None:
+    path = envpack.stage.marker.index_path(staged[0])
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CorruptArchiveError, match="index differs from its checksum"):
+        verify(staged[0])

@@ -1,0 +1,548 @@
+"""Packing: once, atomically, whatever the names, links and modes; what cannot be packed is said."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from envpack_trees import ODD_NAMES, SITE, make_venv, staged_tree, tree
+
+import envpack.pack.packing
+import envpack.pack.venv
+from envpack.archive.index import read_index
+from envpack.errors import BrokenEnvironmentError, NotAnEnvironmentError
+from envpack.pack.members import DIRECTORY, FILE, SYMLINK, Member, header_bytes, tar_header
+from envpack.pack.packing import pack, packed, safe_name
+from envpack.stage.stager import stage
+from envpack.stage.verify import verify
+
+
+@pytest.fixture
+def prefix(tmp_path: Path) -> Path:
+    return make_venv(tmp_path / "env")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MPIBOOT_HOME", os.fspath(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+# ---- once
+
+
+def test_what_has_not_changed_is_not_packed_again(prefix: Path, home: Path) -> None:
+    first = pack(prefix)
+    assert first.path.parent.parent == home / "packs"
+    assert first.path.name == f"env-{first.pack_id[:16]}.tar.zst"
+    inode = first.path.stat().st_ino
+    second = pack(prefix)
+    assert (first.reused, second.reused) == (False, True)
+    assert second == first.__class__(**{**vars(first), "reused": True, "seconds": second.seconds})
+    assert second.path.stat().st_ino == inode
+
+
+def test_what_would_be_used_again(prefix: Path, home: Path) -> None:
+    assert packed(prefix) is None and not home.exists()
+    result = pack(prefix)
+    assert packed(prefix) == result.path
+    (prefix / "share" / "new").touch()
+    assert packed(prefix) is None
+
+
+def test_imports_from_the_environment_are_no_change(prefix: Path) -> None:
+    pack(prefix)
+    (prefix / SITE / "demo" / "__pycache__" / "other.cpython-399.pyc").write_bytes(b"x")
+    assert pack(prefix).reused
+
+
+def put_back(path: Path) -> None:
+    info = path.stat()
+    path.write_text("VALUE = 43\n")
+    os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+
+
+CHANGES: list[Callable[[Path], object]] = [
+    lambda p: (p / SITE / "demo" / "new.py").write_text(""),
+    lambda p: (p / SITE / "demo" / "config.py").unlink(),
+    lambda p: (p / SITE / "demo" / "__init__.py").write_text("VALUE = 4200\n"),
+    lambda p: put_back(p / SITE / "demo" / "__init__.py"),
+    lambda p: (p / "bin" / "demo").chmod(0o700),
+    lambda p: (p / SITE / "demo" / "data" / "hollow").rmdir(),
+    lambda p: (p / "new-folder").mkdir(),
+    lambda p: (p / "bin" / "python3").unlink() or (p / "bin" / "python3").symlink_to("/usr/bin/python3"),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=range(len(CHANGES)))
+def test_any_other_change_is(change: Callable[[Path], object], prefix: Path) -> None:
+    first = pack(prefix)
+    time.sleep(0.01)
+    change(prefix)
+    second = pack(prefix)
+    assert not second.reused and second.pack_id != first.pack_id
+    # A job that waits may have been given the first.
+    assert first.path.exists() and second.path != first.path
+    assert pack(prefix).path == second.path
+
+
+def test_old_archives_go_when_nobody_can_want_them(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    for n in range(5):
+        (prefix / "share" / "n").write_text("n" * n)
+        made.append(pack(prefix, level=1).path)
+        os.utime(made[-1], (n, n))
+    assert [path.exists() for path in made] == [False, False, True, True, True]
+    os.utime(made[2])
+    (prefix / "share" / "n").write_text("last")
+    made.append(pack(prefix, level=1).path)
+    assert [path.exists() for path in made] == [False, False, True, False, True, True]
+
+
+def test_one_archive_is_the_users_own(prefix: Path, tmp_path: Path) -> None:
+    first = pack(prefix, tmp_path / "mine.tar.zst")
+    assert first.path == tmp_path / "mine.tar.zst" and not (tmp_path / "home").exists()
+    assert pack(prefix, tmp_path / "mine.tar.zst").reused
+    assert pack(prefix, tmp_path / "mine.tar.zst", level=read_index(first.path).meta["level"]).reused
+    assert not pack(prefix, tmp_path / "mine.tar.zst", level=1).reused
+    first.path.write_bytes(b"damaged")
+    assert not pack(prefix, tmp_path / "mine.tar.zst").reused
+    assert verify(first.path).pack_id == first.pack_id
+
+
+def test_the_pack_id_names_the_content(prefix: Path, tmp_path: Path) -> None:
+    ids = {pack(prefix, tmp_path / f"{level}.tar.zst", level=level).pack_id for level in (1, 9)}
+    assert len(ids) == 1
+    (prefix / "share" / "x").write_text("x")
+    assert pack(prefix, tmp_path / "1.tar.zst").pack_id not in ids
+
+
+def test_nobody_else_can_read_it(prefix: Path, home: Path) -> None:
+    os.umask(os.umask(0))
+    path = pack(prefix).path
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [folder.stat().st_mode & 0o777 for folder in path.parents[:3]] == [0o700] * 3
+
+
+def test_the_source_is_only_read(prefix: Path) -> None:
+    before = tree(prefix)
+    for path in (prefix / SITE / "demo" / "__pycache__").iterdir():
+        path.unlink()
+    (prefix / SITE / "demo" / "__pycache__").chmod(0o555)
+    names = {path for path in tree(prefix) if b"__pycache__/" not in path}
+    pack(prefix)
+    assert {path for path in before if b"demo/__pycache__/" not in path} == names
+    assert not list((prefix / SITE / "demo" / "__pycache__").iterdir())
+    (prefix / SITE / "demo" / "__pycache__").chmod(0o755)
+
+
+# ---- atomically
+
+
+def listed(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_failed_pack_leaves_nothing(prefix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    output = tmp_path / "out" / "env.tar.zst"
+    first = pack(prefix, output)
+    content = output.read_bytes()
+    (prefix / "share" / "x").write_text("x")
+    for error in (OSError("disk"), KeyboardInterrupt()):
+
+        def fail(*_: object, error: BaseException = error) -> None:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(envpack.pack.packing, "encode_index", fail)
+            with pytest.raises((envpack.pack.packing.EnvpackError, KeyboardInterrupt)):
+                pack(prefix, output)
+        assert listed(tmp_path / "out") == ["env.tar.zst"]
+        assert output.read_bytes() == content
+    assert first.path == output
+
+
+def test_a_killed_pack_leaves_nothing_for_long(prefix: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    code = (
+        "import sys, time, envpack.pack.packing as p\n"
+        "def slow(*a):\n    print(flush=True); time.sleep(60)\n"
+        f"p.encode_index = slow\np.pack({str(prefix)!r}, {str(tmp_path / 'out' / 'env.tar.zst')!r})\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    pack(prefix, tmp_path / "out" / "other.tar.zst")
+    # The other packer lives, and its file with it.
+    assert len(listed(tmp_path / "out")) == 2
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert len(listed(tmp_path / "out")) == 2
+    pack(prefix, tmp_path / "out" / "env.tar.zst")
+    assert (listed(tmp_path / "out")) == ["env.tar.zst", "other.tar.zst"]
+
+
+@pytest.mark.parametrize("text", ["less", "same size", "more than before"])
+def test_a_file_that_changes_meanwhile(text: str, prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    collect = envpack.pack.venv.collect
+
+    def late(prefix: Path) -> object:
+        found = collect(prefix)
+        (prefix / "share" / "log").write_text(text)
+        return found
+
+    (prefix / "share" / "log").write_text("some text")
+    monkeypatch.setattr(envpack.pack.venv, "collect", late)
+    with pytest.raises(BrokenEnvironmentError, match="share/log changed while it was packed"):
+        pack(prefix)
+
+
+# ---- what there is in environments
+
+
+def test_a_hostile_home(tmp_path: Path) -> None:
+    folder = tmp_path / 'it\'s a "home"\nfolder'
+    folder.mkdir()
+    prefix = make_venv(folder / "my env")
+    result = pack(prefix, folder / "a b.tar.zst")
+    staged = stage(result.path, tmp_path).prefix
+    assert staged.name == f"my_env-{result.pack_id[:16]}"
+    assert subprocess.run(
+        [staged / "bin" / "demo"], check=True, capture_output=True, text=True
+    ).stdout.endswith(" 42\n")
+    for name in ODD_NAMES:
+        path = os.fsencode(staged / SITE / "demo" / "data") + b"/" + name
+        assert Path(os.fsdecode(path)).read_bytes() == b"odd " + name
+
+
+def test_every_text_names_the_staged_prefix(prefix: Path, tmp_path: Path) -> None:
+    staged = stage(pack(prefix).path, tmp_path).prefix
+    for path, entry in staged_tree(staged).items():
+        if not path.endswith(b".pyc"):
+            assert os.fsencode(prefix) not in repr(entry).encode(), path
+    assert (staged / SITE / "demo" / "data" / "absolute").readlink() == staged / "pyvenv.cfg"
+
+
+def test_a_prefix_with_other_names(tmp_path: Path) -> None:
+    """A symlinked home: scripts name it as it was called when they were installed."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "home-link").symlink_to("real")
+    prefix = make_venv(tmp_path / "home-link" / "env")
+    (prefix / "share" / "resolved").write_text(f"{tmp_path}/real/env/x\n")
+    for given in (prefix, tmp_path / "real" / "env"):
+        result = pack(given, tmp_path / "a.tar.zst")
+        staged = stage(result.path, tmp_path).prefix
+        assert (staged / "bin" / "demo").read_text().startswith(f"#!{staged}/bin/python\n")
+        assert (staged / "share" / "resolved").read_text() == f"{staged}/x\n"
+
+
+def test_sparse_files_over_4_gib(prefix: Path, tmp_path: Path) -> None:
+    size = 9 * 2**30
+    with (prefix / "share" / "sparse").open("wb") as file:
+        file.write(b"start")
+        file.seek(size - 3)
+        file.write(b"end")
+    result = pack(prefix, level=1)
+    staged = stage(result.path, tmp_path).prefix
+    with (staged / "share" / "sparse").open("rb") as file:
+        assert file.read(8) == b"start\0\0\0"
+        file.seek(size - 6)
+        assert file.read() == b"\0\0\0end"
+    info = (staged / "share" / "sparse").stat()
+    assert info.st_size == size and info.st_blocks * 512 < 64 << 20
+    large = Member(b"share/sparse", FILE, size=size)
+    assert tarfile.TarInfo.frombuf(tar_header(large), "utf-8", "strict").size == size
+
+
+def test_read_only_prefixes(prefix: Path, tmp_path: Path) -> None:
+    for folder in (prefix / "share", prefix / SITE / "demo", prefix):
+        folder.chmod(0o555)
+    try:
+        result = pack(prefix)
+        index = read_index(result.path)
+        # Else neither a stager nor tar could put files there.
+        modes = [index.modes[i] for i in index.folders]
+        assert modes and all(mode & 0o700 == 0o700 for mode in modes)
+        staged = stage(result.path, tmp_path).prefix
+        assert os.access(staged / "share", os.W_OK)
+        assert (staged / SITE / "demo" / "data" / "read-only").stat().st_mode & 0o777 == 0o444
+    finally:
+        for folder in (prefix / "share", prefix / SITE / "demo", prefix):
+            folder.chmod(0o755)
+
+
+def test_what_is_no_file_is_left_out(prefix: Path, tmp_path: Path) -> None:
+    os.mkfifo(prefix / "share" / "pipe")
+    result = pack(prefix)
+    assert result.warnings == ("left out, as neither file, folder nor link: share/pipe",)
+    assert not (stage(result.path, tmp_path).prefix / "share" / "pipe").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can read everything")
+def test_an_unreadable_file(prefix: Path) -> None:
+    (prefix / "share" / "secret").touch(mode=0)
+    with pytest.raises(BrokenEnvironmentError, match=r"cannot read .*share/secret: Permission denied"):
+        pack(prefix)
+
+
+def test_a_staged_prefix_can_be_packed(prefix: Path, tmp_path: Path) -> None:
+    staged = stage(pack(prefix).path, tmp_path).prefix
+    again = pack(staged, tmp_path / "again.tar.zst")
+    assert not any(path.startswith(b".envpack") for path in read_index(again.path).paths)
+
+
+# ---- bytecode
+
+
+def bytecode(prefix: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (prefix / SITE / "demo" / "__pycache__").iterdir()}
+
+
+def imports_write_nothing(prefix: Path) -> bool:
+    """Tell whether the bytecode of the demo package is as Python wants it."""
+    before = bytecode(prefix)
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    code = "import demo.config, demo"
+    subprocess.run([prefix / "bin" / "python", "-c", code], check=True, env=variables)
+    return len(before) == 2 and bytecode(prefix) == before
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        lambda folder: None,
+        lambda folder: [path.unlink() for path in folder.iterdir()],
+        lambda folder: [path.write_bytes(b"\0" * 16 + path.read_bytes()[16:]) for path in folder.iterdir()],
+        lambda folder: [path.write_bytes(b"short") for path in folder.iterdir()],
+        lambda folder: [os.utime(path) for path in folder.parent.glob("*.py")],
+    ],
+    ids=["there", "missing", "of another Python", "broken", "stale"],
+)
+def test_bytecode_is_valid_where_it_is_staged(
+    state: Callable[[Path], object], prefix: Path, tmp_path: Path
+) -> None:
+    state(prefix / SITE / "demo" / "__pycache__")
+    staged = stage(pack(prefix).path, tmp_path).prefix
+    assert imports_write_nothing(staged)
+
+
+def test_an_environment_without_bytecode_folders(prefix: Path, tmp_path: Path) -> None:
+    for path in (prefix / SITE / "demo" / "__pycache__").iterdir():
+        path.unlink()
+    (prefix / SITE / "demo" / "__pycache__").rmdir()
+    (prefix / SITE / "demo" / "data" / "bad.py").write_text("this is no Python")
+    staged = stage(pack(prefix).path, tmp_path).prefix
+    assert imports_write_nothing(staged)
+    assert not list((staged / SITE / "demo" / "data").glob("__pycache__/bad*"))
+
+
+def test_bytecode_for_another_interpreter(
+    prefix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The staged interpreter compiles where the one that stages has another bytecode."""
+    path = pack(prefix).path
+    monkeypatch.setattr("envpack.archive.bytecode.own_magic", lambda: b"else")
+    assert imports_write_nothing(stage(path, tmp_path).prefix)
+
+
+def test_an_interpreter_that_does_not_run(prefix: Path, tmp_path: Path) -> None:
+    (prefix / "bin" / "python").unlink()
+    (prefix / "bin" / "python").symlink_to("/nonexistent/python3")
+    result = pack(prefix)
+    assert [warning.split(":")[0] for warning in result.warnings] == [
+        f"{prefix}/bin/python does not exist",
+        f"{prefix}/bin/python does not run on this host",
+    ]
+    staged = stage(result.path, tmp_path).prefix
+    assert (staged / "bin" / "python").readlink() == Path("/nonexistent/python3")
+
+
+# ---- what cannot be packed, and what is only warned of
+
+
+def test_what_is_no_environment(tmp_path: Path) -> None:
+    with pytest.raises(NotAnEnvironmentError, match=r"no environment .*/none: there is no such folder"):
+        pack(tmp_path / "none")
+    with pytest.raises(
+        NotAnEnvironmentError, match=r"is no environment: it has neither conda-meta/ .* nor pyvenv.cfg"
+    ):
+        pack(tmp_path)
+    assert not (tmp_path / "home").exists()
+
+
+def test_no_folder_for_the_output(prefix: Path, tmp_path: Path) -> None:
+    with pytest.raises(BrokenEnvironmentError, match=r"the folder .*/none does not exist; make it"):
+        pack(prefix, tmp_path / "none" / "a.tar.zst")
+
+
+def test_no_archive_in_the_environment_itself(prefix: Path) -> None:
+    for output in (prefix / "a.tar.zst", prefix / "share" / "a.tar.zst"):
+        with pytest.raises(BrokenEnvironmentError, match="it lies in the environment that is to be packed"):
+            pack(prefix, output)
+    assert not list(prefix.rglob("*.tar.zst"))
+
+
+@pytest.mark.parametrize("options", [{"level": 0}, {"level": 20}, {"jobs": 0}])
+def test_senseless_options(options: dict[str, int], prefix: Path) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        pack(prefix, **options)  # type: ignore[arg-type]
+
+
+def test_editable_installs_stay_where_they_are(prefix: Path, tmp_path: Path) -> None:
+    project = tmp_path / "env-project"
+    project.mkdir()
+    (project / "mine.py").write_text("WHERE = __file__\n")
+    info = prefix / SITE / "mine-1.0.dist-info"
+    info.mkdir()
+    (info / "direct_url.json").write_text(
+        json.dumps({"url": project.as_uri(), "dir_info": {"editable": True}})
+    )
+    (prefix / SITE / "__editable__.mine-1.0.pth").write_text(f"{project}\n")
+    (prefix / SITE / "old.egg-link").write_text(f"{tmp_path}/old\n.")
+    result = pack(prefix)
+    (warning,) = result.warnings
+    assert warning.startswith(
+        f"editable installs are not packed, their code is read from where it is: __editable__.mine-1.0.pth ({project}), "
+        f"mine ({project}), old ({tmp_path}/old); "
+    )
+    staged = stage(result.path, tmp_path).prefix
+    code = "import mine; print(mine.WHERE)"
+    done = subprocess.run([staged / "bin" / "python", "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == f"{project}/mine.py\n"
+    # Said again, though nothing is packed.
+    assert pack(prefix).warnings == (warning,)
+
+
+MOUNTS = """\
+/dev/sda / ext4 rw 0 0
+tmpfs /tmp tmpfs rw 0 0
+server:/home /home nfs4 rw 0 0
+lustre@tcp:/w /work\\040space lustre rw 0 0
+/dev/sdb /home/local ext4 rw 0 0
+me@host: /home/me/mnt fuse.sshfs rw 0 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "expected", "shared"),
+    [
+        ("/usr/bin/python3", ("ext4", "/"), False),
+        ("/home/u/python", ("nfs4", "/home"), True),
+        ("/home2/u", ("ext4", "/"), False),
+        ("/home/local/u", ("ext4", "/home/local"), False),
+        ("/work space/x", ("lustre", "/work space"), True),
+        ("/home/me/mnt/x", ("fuse.sshfs", "/home/me/mnt"), True),
+        ("/tmp", ("tmpfs", "/tmp"), False),
+    ],
+)
+def test_file_systems(path: str, expected: tuple[str, str], shared: bool) -> None:
+    kind = envpack.pack.venv.file_system(Path(path), MOUNTS)
+    assert kind == expected
+    assert envpack.pack.venv.is_shared(kind[0]) is shared
+
+
+def test_the_same_environment_seen_through_another_file_system(
+    prefix: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a node sees a home by sshfs: other inodes and status times, whole seconds."""
+    first = pack(prefix)
+    source = next(prefix.rglob("*.py"))
+    content, times = source.read_bytes(), source.stat()
+    source.unlink()
+    source.write_bytes(content)
+    os.utime(source, ns=(times.st_mtime_ns // 10**9 * 10**9,) * 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(envpack.pack.venv, "file_system", lambda path: ("fuse.sshfs", "/home"))
+        assert packed(prefix) == first.path and pack(prefix).reused
+        source.write_bytes(content + b"#")
+        assert packed(prefix) is None
+        source.write_bytes(content)
+        os.utime(source, ns=(times.st_mtime_ns // 10**9 * 10**9,) * 2)
+    assert packed(prefix) is None  # where everything can be seen, everything counts
+
+
+def test_a_base_interpreter_on_a_shared_file_system(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(envpack.pack.venv, "file_system", lambda path: ("nfs4", "/home"))
+    (warning,) = pack(prefix).warnings
+    python = (prefix / "bin" / "python").resolve()
+    assert warning.startswith(
+        f"the base interpreter {python} is not packed and lies on a shared file system (nfs4 at"
+    )
+
+
+def test_system_site_packages(prefix: Path) -> None:
+    cfg = prefix / "pyvenv.cfg"
+    cfg.write_text(
+        cfg.read_text().replace("include-system-site-packages = false", "include-system-site-packages=TRUE")
+    )
+    (warning,) = pack(prefix).warnings
+    assert warning.startswith("the venv was made with --system-site-packages")
+
+
+# ---- details
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("env", "env"),
+        ("my env", "my_env"),
+        ("it's\n", "it_s_"),
+        (".venv", "venv"),
+        ("..", "env"),
+        ("-x", "x"),
+        ("\u00e9" * 50, "_" * 40),
+        ("py3.11+cuda_1-a", "py3.11+cuda_1-a"),
+    ],
+)
+def test_safe_names(name: str, expected: str) -> None:
+    assert safe_name(name) == expected
+
+
+@pytest.mark.parametrize("length", [1, 99, 100, 101, 255, 511, 512, 513, 1023, 1024, 1025])
+@pytest.mark.parametrize("kind", [FILE, DIRECTORY, SYMLINK])
+def test_header_sizes(length: int, kind: int) -> None:
+    link = b"t" * length if kind == SYMLINK else b""
+    member = Member(b"p" * length, kind, link=link)
+    assert len(tar_header(member)) == header_bytes(member)
+
+
+def test_progress_ends_at_the_total(prefix: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    pack(prefix, progress=lambda done, total: seen.append((done, total)))
+    assert seen and seen[-1][0] == seen[-1][1]
+
+
+def run_gcc(folder: Path, *arguments: str) -> None:
+    done = subprocess.run(["cc", *arguments], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_run_paths(prefix: Path, tmp_path: Path) -> None:
+    """A library compiled in the environment, as conda's compilers do it, finds its fellows in the staged prefix."""
+    if subprocess.run(["sh", "-c", "command -v cc"], capture_output=True).returncode:
+        pytest.skip("no C compiler")
+    (tmp_path / "fellow.c").write_text("int fellow(void) { return 7; }\n")
+    (tmp_path / "user.c").write_text("int fellow(void); int user(void) { return fellow(); }\n")
+    run_gcc(tmp_path, "-shared", "-fPIC", "-o", f"{prefix}/lib/libfellow.so", "fellow.c")
+    user = prefix / SITE / "demo" / "libuser.so"
+    rpath = f"-Wl,-rpath,{prefix}/lib:/opt/other/lib,-rpath,{prefix}/lib"
+    run_gcc(tmp_path, "-shared", "-fPIC", "-o", str(user), "user.c", f"-L{prefix}/lib", "-lfellow", rpath)
+    staged = stage(pack(prefix).path, tmp_path).prefix
+    code = (
+        f"import ctypes; print(ctypes.CDLL({str(staged / SITE / 'demo' / 'libuser.so')!r}).user());"
+        "print(*{line.split()[-1] for line in open('/proc/self/maps') if 'libfellow' in line})"
+    )
+    (prefix / "lib" / "libfellow.so").rename(tmp_path / "away.so")
+    done = subprocess.run([staged / "bin" / "python", "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"7\n{staged}/lib/libfellow.so\n", "")
+    assert verify(staged).files > 0
