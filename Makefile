@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 MPICH_VENV := .venv-mpich
 BIN := $(VENV)/bin
-SOURCES := setup.cfg pyproject.toml $(wildcard envpack/*.py envpack/*/*.py mpiboot/*.py mpiboot/*/*.py jobscripts/*)
+SOURCES := setup.cfg pyproject.toml $(wildcard envpack/*.py envpack/*/*.py mpiboot/*.py mpiboot/*/*.py mpiboot/*/*/*.py jobscripts/*)
 PIP := -m pip --disable-pip-version-check install --quiet --no-warn-script-location
 
 # Variables of submit; unset ones are left to mpiboot.

@@ -103,8 +103,8 @@ class BatchSystem(Protocol):
 
 def batch_systems() -> dict[str, BatchSystem]:
     """Those that this machine has."""
-    from mpiboot.batch.local import Local
-    from mpiboot.batch.slurm import Slurm
+    from mpiboot.batch.local.submission import Local
+    from mpiboot.batch.slurm.submission import Slurm
 
     found: dict[str, BatchSystem] = {}
     if shutil.which("sbatch"):

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from mpiboot.batch import allocation as allocations
-from mpiboot.batch.allocation import Sizing, process_start
+from mpiboot.batch.allocation import Sizing
 from mpiboot.boot.launch import launch_failure, start_command, tail
 from mpiboot.boot.signals import CLOSE_BEFORE_END_S, Walltime
 from mpiboot.boot.state import Job, Worker
+from mpiboot.common.processes import process_start
 from mpiboot.common.units import show_duration, show_size
 from mpiboot.errors import AllocationError, ClusterLostError, DeadlineError, LaunchError
 

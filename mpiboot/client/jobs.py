@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mpiboot import config as configuration
 from mpiboot.batch import SETUP_VARIABLE, BatchSystem, JobState, batch_systems, choose
 from mpiboot.batch.allocation import check_min_workers
-from mpiboot.batch.local import parse_job_id
+from mpiboot.batch.local.submission import parse_job_id
 from mpiboot.client.job_states import answers_of
 from mpiboot.common.trust import check_trusted
 from mpiboot.common.units import show_duration

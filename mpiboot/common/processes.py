@@ -59,3 +59,12 @@ def end_descendants(grace_s: float = 1.0, spare: int | None = None) -> None:
         deadline = time.monotonic() + grace_s
         while left() and time.monotonic() < deadline:
             time.sleep(0.02)
+
+
+def process_start(pid: int) -> str | None:
+    """A process's start in ticks since boot: with the pid it names a process for good. None: it has ended."""
+    try:
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if words[0] == "Z" else words[19]

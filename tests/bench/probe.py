@@ -146,8 +146,8 @@ def mpiboot(orders: dict[str, Any]) -> dict[str, Any]:
     """mpiboot, as in a notebook."""
     import mpiboot as package
     import mpiboot.client.connect  # the notebook has imported distributed, too
-    from mpiboot.batch.local import Local
-    from mpiboot.batch.slurm import Slurm
+    from mpiboot.batch.local.submission import Local
+    from mpiboot.batch.slurm.submission import Slurm
 
     moments = []
 

@@ -5,6 +5,9 @@ import pytest
 
 from mpiboot.batch import allocation
 from mpiboot.batch.allocation import GIB, MIB, Allocation, Sizing
+from mpiboot.batch.local import allocation as local
+from mpiboot.batch.slurm import allocation as slurm
+from mpiboot.common.processes import process_start
 from mpiboot.errors import AllocationError, UsageError
 
 ENVIRON = {
@@ -23,7 +26,7 @@ def ask(arguments):
 
 
 def test_slurm():
-    assert allocation.slurm_allocation(ENVIRON, ask) == Allocation(
+    assert slurm.slurm_allocation(ENVIRON, ask) == Allocation(
         batch_system="slurm",
         job_id="77",
         job_key="slurm-big-77",
@@ -46,31 +49,29 @@ def test_slurm():
     ],
 )
 def test_slurm_memory(more, memory):
-    assert allocation.slurm_allocation(ENVIRON | more, ask).memory_per_node_bytes == memory
+    assert slurm.slurm_allocation(ENVIRON | more, ask).memory_per_node_bytes == memory
 
 
 def test_slurm_without_any_memory_limit():
-    assert allocation.slurm_memory_bytes({}, "Nodes=n1 CPU_IDs=0-7 Mem=0 GRES=", 8) is None
+    assert slurm.slurm_memory_bytes({}, "Nodes=n1 CPU_IDs=0-7 Mem=0 GRES=", 8) is None
 
 
 def test_tasks_that_nobody_asked_for_do_not_count():
     environ = {name: value for name, value in ENVIRON.items() if name != "SLURM_NTASKS_PER_NODE"}
-    assert allocation.slurm_allocation(environ, ask).tasks_per_node is None
-    assert allocation.slurm_allocation(environ | {"SLURM_NTASKS": "8"}, ask).tasks_per_node == 4
+    assert slurm.slurm_allocation(environ, ask).tasks_per_node is None
+    assert slurm.slurm_allocation(environ | {"SLURM_NTASKS": "8"}, ask).tasks_per_node == 4
 
 
 def test_a_task_of_an_array_is_refused():
     """The variables alone would not do: a job that a task of an array submits inherits them."""
-    allocation.slurm_allocation(ENVIRON | {"SLURM_ARRAY_JOB_ID": "70"}, ask)
+    slurm.slurm_allocation(ENVIRON | {"SLURM_ARRAY_JOB_ID": "70"}, ask)
     with pytest.raises(UsageError, match=r"job 77 is a task of the array 70.*scancel 70"):
-        allocation.slurm_allocation(
-            ENVIRON, lambda arguments: ask(arguments).replace(" ", " ArrayJobId=70 ", 1)
-        )
+        slurm.slurm_allocation(ENVIRON, lambda arguments: ask(arguments).replace(" ", " ArrayJobId=70 ", 1))
 
 
 def test_missing_variable_is_named():
     with pytest.raises(AllocationError, match="'SLURM_JOB_NODELIST' is not"):
-        allocation.slurm_allocation({"SLURM_JOB_ID": "1"}, ask)
+        slurm.slurm_allocation({"SLURM_JOB_ID": "1"}, ask)
 
 
 def test_outside_any_job():
@@ -82,13 +83,13 @@ def test_outside_any_job():
     ("text", "counts"), [("8", [8]), ("8(x3)", [8, 8, 8]), ("8(x2),4", [8, 8, 4]), ("1,2", [1, 2])]
 )
 def test_compressed_counts(text, counts):
-    assert allocation.compressed_counts(text) == counts
+    assert slurm.compressed_counts(text) == counts
 
 
 @pytest.mark.parametrize("text", ["", "x", "8(2)", "8,,8"])
 def test_no_compressed_counts(text):
     with pytest.raises(AllocationError):
-        allocation.compressed_counts(text)
+        slurm.compressed_counts(text)
 
 
 def given(cpus, tasks=None, per_task=None):
@@ -124,9 +125,9 @@ def test_more_than_given_is_refused():
 
 
 def test_local_job_names_this_process_for_good():
-    job = allocation.local_allocation()
+    job = local.local_allocation()
     assert job.job_key == f"local-{job.job_id}"
-    assert job.job_id.endswith(f"-{os.getpid()}-{allocation.process_start(os.getpid())}")
+    assert job.job_id.endswith(f"-{os.getpid()}-{process_start(os.getpid())}")
 
 
 def test_memory_that_the_stage_uses_up():

@@ -9,8 +9,8 @@ import pytest
 
 from mpiboot import config as configuration
 from mpiboot.batch import SETUP_VARIABLE, JobState
-from mpiboot.batch.local import Local
-from mpiboot.batch.slurm import SEPARATOR, Slurm, export_options, parse_sacct, parse_squeue
+from mpiboot.batch.local.submission import Local
+from mpiboot.batch.slurm.submission import SEPARATOR, Slurm, export_options, parse_sacct, parse_squeue
 from mpiboot.client import jobs, show
 from mpiboot.errors import BatchError, UsageError
 from mpiboot.protocol.job_directory import Endpoint

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mpiboot.batch import JobState
-from mpiboot.batch.allocation import process_start
+from mpiboot.common.processes import process_start
 from mpiboot.config import Config, home
 from mpiboot.errors import BatchError
 

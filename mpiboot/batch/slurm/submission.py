@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mpiboot.batch import SETUP_VARIABLE, JobState
-from mpiboot.batch.allocation import find_word, plain_environment, slurm_time
+from mpiboot.batch.slurm.text import find_word, plain_environment, slurm_time
 from mpiboot.config import Config
 from mpiboot.errors import BatchAwayError, BatchError, UsageError
 
