@@ -49,7 +49,7 @@ $(VENV)/bin/python $(MPICH_VENV)/bin/python:
 		echo "$(PYTHON) has no venv. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@$(PYTHON) -m venv $(@:/bin/python=)
 
-# Not editable: what runs is what a user installs, and all of it lies in the environment that is staged. The second
+# Not editable: what runs is what a user installs, and all of it lies in the environment that is staged. The last
 # line replaces the project's own files where only they have changed, and asks no index.
 define install
 	@echo "installing mpiboot[$(1)] into $(2)" >&2
