@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 
 from mpiboot.agent.adopt import Ranks
 from mpiboot.common.interfaces import interfaces
+from mpiboot.common.processes import end_all, process_ids
 from mpiboot.common.trust import check_trusted
 from mpiboot.common.units import show_duration
 from mpiboot.errors import StageError
@@ -209,15 +210,16 @@ def used_shared_memory(dying: Collection[int]) -> set[tuple[int, int]]:
     Not its name: who made a semaphore has it mapped under the name that it had before its own.
     """
     found = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) not in dying:
+    for pid in process_ids():
+        if pid not in dying:
+            process = Path(f"/proc/{pid}")
             with contextlib.suppress(OSError):
-                for line in (entry / "maps").read_text(errors="replace").splitlines():
+                for line in (process / "maps").read_text(errors="replace").splitlines():
                     words = line.split(maxsplit=5)
                     if words[5:] and words[5].startswith(f"{SHARED_MEMORY}/"):
                         major, _, minor = words[3].partition(":")
                         found.add((os.makedev(int(major, 16), int(minor, 16)), int(words[4])))
-                for handle in (entry / "fd").iterdir():
+                for handle in (process / "fd").iterdir():
                     with contextlib.suppress(OSError):
                         if str(handle.readlink()).startswith(f"{SHARED_MEMORY}/"):
                             found.add(((opened := handle.stat()).st_dev, opened.st_ino))
@@ -227,12 +229,12 @@ def used_shared_memory(dying: Collection[int]) -> set[tuple[int, int]]:
 def marked() -> Iterator[tuple[int, str]]:
     """This user's processes on this node that a job's ranks, launcher or command are, or have started; and its key."""
     mark = f"{JOB_KEY_VARIABLE}=".encode()
-    for entry in Path("/proc").iterdir():
+    for pid in process_ids():
         with contextlib.suppress(OSError):
-            if entry.name.isdigit() and entry.stat().st_uid == os.getuid():
-                for variable in (entry / "environ").read_bytes().split(b"\0"):
+            if (process := Path(f"/proc/{pid}")).stat().st_uid == os.getuid():
+                for variable in (process / "environ").read_bytes().split(b"\0"):
                     if variable.startswith(mark):
-                        yield int(entry.name), variable[len(mark) :].decode(errors="replace")
+                        yield pid, variable[len(mark) :].decode(errors="replace")
 
 
 def leftovers(job_key: str) -> set[int]:
@@ -242,18 +244,12 @@ def leftovers(job_key: str) -> set[int]:
 
 def end_leftovers(job_key: str, grace_s: float) -> None:
     """Wait until the job's processes have ended by themselves, then end the rest: SIGTERM, then SIGKILL."""
-    for number, wait_s in ((None, grace_s), (signal.SIGTERM, TERM_GRACE_S), (signal.SIGKILL, KILL_GRACE_S)):
-        left = leftovers(job_key)
-        if number:
-            for pid in left:
-                with contextlib.suppress(OSError):
-                    os.kill(pid, number)
-        deadline = time.monotonic() + wait_s
-        while left and time.monotonic() < deadline:
-            time.sleep(0.05)
-            left = leftovers(job_key)
-        if not left:
-            return
+    end_all(
+        lambda: leftovers(job_key),
+        by_themselves_s=grace_s,
+        after_term_s=TERM_GRACE_S,
+        after_kill_s=KILL_GRACE_S,
+    )
 
 
 def main() -> int:

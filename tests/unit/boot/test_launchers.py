@@ -83,23 +83,6 @@ def test_host_file(mpi, text):
     assert launchers.host_file(mpi, PLACE) == text
 
 
-@pytest.mark.parametrize(
-    ("version", "expected"),
-    [
-        ("mpirun (Open MPI) 5.0.11\n\nReport bugs to …", "openmpi"),
-        ("HYDRA build details:\n    Version:   5.0.2", "mpich"),
-        ("Intel(R) MPI Library for Linux* OS, Version 2021.9 Build 20230307", "intelmpi"),
-    ],
-)
-def test_flavour(version, expected):
-    assert launchers.flavour(version) == expected
-
-
-def test_unknown_flavour():
-    with pytest.raises(LaunchError, match=r"LAM 7\.0\.6.*which is neither"):
-        launchers.flavour("LAM 7.0.6")
-
-
 def test_a_path_mpirun_of_another_mpi_than_mpi4pys_is_passed_over(tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "pmi_plugin", lambda: "pmi2")
     scripts = {

@@ -90,19 +90,6 @@ def test_unfit_environments(tmp_path):
         environment.check_environment(venv(tmp_path / "e", "mpiboot", "distributed"))
 
 
-@pytest.mark.parametrize(
-    ("version", "expected"),
-    [
-        ("Open MPI v5.0.11, package: Open MPI", "openmpi"),
-        ("MPICH Version:      5.0.2", "mpich"),
-        ("Intel(R) MPI Library 2021.9 for Linux* OS\n", "intelmpi"),
-        ("RuntimeError: cannot load MPI library", None),
-    ],
-)
-def test_library_flavour(version, expected):
-    assert environment.library_flavour(version) == expected
-
-
 def test_an_mpirun_that_does_not_fit_is_refused_with_the_package_that_does(tmp_path):
     bin_folder = venv(tmp_path / "e") / "bin"
     (bin_folder / "python").write_text("#!/bin/sh\necho MPICH Version: 5.0.2\n")

