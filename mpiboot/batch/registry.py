@@ -1,0 +1,40 @@
+"""The batch systems that mpiboot knows: one line each.
+
+`NAMES` is the list. A name is that of a folder beside this module and of a job script in `jobscripts/`. A folder is
+imported when its batch system is used, so everything may import this module at its start.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+
+from mpiboot.batch.facts import Facts
+
+# In the order in which `auto` looks for them; `local` is on every machine, so it is the last.
+NAMES = (
+    "slurm",
+    "local",
+)
+
+
+@functools.cache
+def facts(name: str) -> Facts:
+    """The facts about the batch system of that name."""
+    found: Facts = importlib.import_module(f"{__package__}.{name}").FACTS
+    return found
+
+
+def all_facts() -> list[Facts]:
+    """The facts about every batch system that mpiboot knows."""
+    return [facts(name) for name in NAMES]
+
+
+def launchers() -> list[str]:
+    """The words for `--mpi` that belong to a batch system."""
+    return [each.launcher for each in all_facts() if each.launcher]
+
+
+def transports() -> list[str]:
+    """The words for `--transport` that belong to a batch system."""
+    return [each.transport for each in all_facts() if each.transport]

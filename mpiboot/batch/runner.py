@@ -1,0 +1,76 @@
+"""Runs a batch system's commands: one place for time limits and for the words of a failure.
+
+`BatchSystem` (commands.py) uses it on the client's side, and a system's `allocation.py` inside the job. Starts with boot,
+so it imports little.
+"""
+
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+
+from mpiboot.errors import BatchAwayError, BatchError
+
+TIMEOUT_S = 30.0
+TIMED_OUT = "timed out"
+
+
+def run(
+    command: Sequence[str],
+    *,
+    environ: Mapping[str, str] | None = None,
+    timeout_s: float = TIMEOUT_S,
+    is_away: Callable[[str], bool] = lambda text: text.startswith(TIMED_OUT),
+    remedy: str = "",
+) -> str:
+    """Run a batch system's command and return its standard output.
+
+    Parameters
+    ----------
+    command : sequence of str
+        The program and its arguments. It gets no standard input.
+    environ : mapping, optional
+        The command's whole environment; None: this process's own.
+    timeout_s : float, seconds
+    is_away : callable
+        Whether an error text means that the batch system does not answer for now, as while it restarts. For a command
+        that did not end in time, the text starts with "timed out".
+    remedy : str
+        What to type when the command did not end in time.
+
+    Raises
+    ------
+    BatchAwayError
+        The batch system does not answer for now; asking again later may help.
+    BatchError
+        The command is not installed here, or it failed; the message holds what it wrote to standard error.
+    """
+    name = command[0]
+    try:
+        done = subprocess.run(
+            command,
+            env=None if environ is None else dict(environ),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+        )
+    except OSError as error:
+        raise BatchError(
+            f"{name} cannot be run on {socket.gethostname()}: {error.strerror}. "
+            "Type this where the batch system's commands are, such as a login node"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        text = os.fsdecode(error.stderr or b"").strip().partition("\n")[0]
+        kind = BatchAwayError if is_away(f"{TIMED_OUT}: {text}") else BatchError
+        shown = f" ({text})" if text else ""
+        raise kind(
+            f"{name} did not answer within {timeout_s:.0f} s on {socket.gethostname()}{shown}"
+            + (f". Try: {remedy}" if remedy else "")
+        ) from error
+    if done.returncode:
+        text = done.stderr.strip() or f"exit status {done.returncode}"
+        kind = BatchAwayError if is_away(text) else BatchError
+        raise kind(text if text.startswith(name) else f"{name}: {text}")
+    return done.stdout
