@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from envpack.common import places
+from envpack.common.places import STAGE_ROOT_VARIABLE
 from mpiboot.common.units import parse_duration_s, parse_size_bytes, parse_walltime_s
 from mpiboot.errors import UsageError
 
@@ -176,8 +178,8 @@ def environment_layer(environ: Mapping[str, str]) -> dict[str, str]:
         for key, value in environ.items()
         if key.startswith("DASK_MPIBOOT__")
     }
-    if "MPIBOOT_STAGE_ROOT" in environ:
-        layer["stage_root"] = environ["MPIBOOT_STAGE_ROOT"]
+    if STAGE_ROOT_VARIABLE in environ:
+        layer["stage_root"] = environ[STAGE_ROOT_VARIABLE]
     return {
         name: value
         for name, value in layer.items()
@@ -187,7 +189,7 @@ def environment_layer(environ: Mapping[str, str]) -> dict[str, str]:
 
 def home(environ: Mapping[str, str], override: str | None = None) -> Path:
     """mpiboot's folder on the shared file system: `--home`, `MPIBOOT_HOME`, `~/.mpiboot`."""
-    chosen = override or environ.get("MPIBOOT_HOME") or str(Path("~/.mpiboot").expanduser())
+    chosen = override or places.home(environ)
     return Path(os.path.abspath(chosen))  # noqa: PTH100 - not resolve(): a link is the user's choice of name
 
 

@@ -29,7 +29,7 @@ from envpack.archive.checks import OWN_FOLDER, check_members, check_meta, show
 from envpack.errors import ArchiveVersionError, CorruptArchiveError, NotAnArchiveError
 
 if TYPE_CHECKING:
-    StrPath = str | os.PathLike[str]
+    from envpack.common.places import StrPath
 
 VERSION = 1
 MAGIC = b"envpack-idx\n"

@@ -19,10 +19,6 @@ LEFT_OUT = frozenset(
 )
 
 
-def is_conda(prefix: Path) -> bool:
-    return (prefix / "conda-meta").is_dir()
-
-
 def collect(prefix: Path) -> tuple[list[Member], list[str]]:
     """Return a conda prefix's members, and warnings.
 

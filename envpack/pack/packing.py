@@ -8,7 +8,6 @@ of the others those that were made or asked for within two weeks.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -21,6 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from envpack.archive.index import FRAME_BYTES, Index, content_id, encode_index, read_index
+from envpack.common import places
+from envpack.common.locks import open_lock_file, try_lock, wait_for_lock
+from envpack.common.mounts import file_system
+from envpack.common.prefix import kind_of
 from envpack.errors import ArchiveError, BrokenEnvironmentError, EnvpackError, NotAnEnvironmentError
 from envpack.pack import conda as condaenv
 from envpack.pack import venv
@@ -34,7 +37,7 @@ from envpack.pack.scan import Scanner
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from envpack.archive.index import StrPath
+    from envpack.common.places import StrPath
 
 DEFAULT_LEVEL = 5
 KEPT_ARCHIVES = 3
@@ -61,11 +64,6 @@ class PackResult:
 
     def to_json(self) -> str:
         return json.dumps(self.asdict())
-
-
-def default_home() -> Path:
-    """Return MPIBOOT_HOME, or ~/.mpiboot."""
-    return Path(os.environ.get("MPIBOOT_HOME") or Path.home() / ".mpiboot")
 
 
 def pack(
@@ -171,7 +169,7 @@ def packed(prefix: StrPath, *, home: StrPath | None = None) -> Path | None:
 
 def _folder(prefix: Path, home: StrPath | None) -> Path:
     hashed = hashlib.sha256(os.fsencode(prefix)).hexdigest()[:12]
-    return Path(home or default_home()) / "packs" / f"{safe_name(prefix.name)}-{hashed}"
+    return Path(home or places.home()) / "packs" / f"{safe_name(prefix.name)}-{hashed}"
 
 
 def _newest_first(folder: Path) -> list[Path]:
@@ -189,7 +187,7 @@ def _wanted(prefix: Path, kind: str) -> dict[str, str]:
     return {
         "prefix": os.fspath(prefix),
         "kind": kind,
-        "file_system": venv.file_system(prefix.resolve())[0],
+        "file_system": file_system(prefix)[0],
         **fingerprints(prefix, left_out),
     }
 
@@ -197,10 +195,8 @@ def _wanted(prefix: Path, kind: str) -> dict[str, str]:
 def _kind(prefix: Path) -> str:
     if not prefix.is_dir():
         raise NotAnEnvironmentError(f"no environment {prefix}: there is no such folder; check --prefix")
-    if condaenv.is_conda(prefix):
-        return "conda"
-    if venv.is_venv(prefix):
-        return "venv"
+    if kind := kind_of(prefix):
+        return kind
     raise NotAnEnvironmentError(
         f"{prefix} is no environment: it has neither conda-meta/ (a conda environment) nor pyvenv.cfg (a venv); "
         "name the environment's root folder with --prefix"
@@ -260,7 +256,8 @@ class _Writer:
         fd, temporary = tempfile.mkstemp(prefix=".envpack-", suffix=".tmp", dir=folder)
         try:
             with os.fdopen(fd, "wb") as file, Compiler(self._prefix, members, self._jobs) as compiler:
-                _lock(file.fileno())
+                with contextlib.suppress(OSError):
+                    try_lock(file.fileno(), temporary)
                 total = sum(member.size for member in members)
                 frames = FrameWriter(file, self._level, self._jobs, scanner, _counted(self._progress, total))
                 written: list[Member] = []
@@ -365,19 +362,14 @@ class _locked:
     def __enter__(self) -> None:
         if self._path is None:
             return
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._fd = open_lock_file(self._path)
         # On a file system without locks both pack, and each publishes a whole archive.
         with contextlib.suppress(OSError):
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            wait_for_lock(self._fd)
 
     def __exit__(self, *_: object) -> None:
         if self._fd >= 0:
             os.close(self._fd)
-
-
-def _lock(fd: int) -> None:
-    with contextlib.suppress(OSError):
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _sweep(folder: Path) -> None:
@@ -388,8 +380,8 @@ def _sweep(folder: Path) -> None:
         except OSError:
             continue
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink(missing_ok=True)
+            if try_lock(fd, path):
+                path.unlink(missing_ok=True)
         except OSError:
             pass
         finally:

@@ -6,17 +6,8 @@ import os
 from pathlib import Path
 
 from envpack.archive.index import OWN_FOLDER
+from envpack.common.mounts import file_system, is_shared
 from envpack.pack.members import Member, from_stat
-
-# File systems that a whole cluster reads: a base interpreter there makes every Python start slow.
-SHARED_FILE_SYSTEMS = (
-    "9p", "afs", "beegfs", "ceph", "cifs", "cvmfs", "fuse.", "fhgfs", "glusterfs", "gpfs", "lustre", "nfs", "ocfs2",
-    "orangefs", "panfs", "pvfs2", "smb", "virtiofs", "vast", "wekafs",
-)  # fmt: skip
-
-
-def is_venv(prefix: Path) -> bool:
-    return (prefix / "pyvenv.cfg").is_file()
 
 
 def collect(prefix: Path) -> tuple[list[Member], list[str]]:
@@ -90,42 +81,3 @@ def base_interpreter(prefix: Path) -> Path | None:
         home = read_settings(prefix).get("home")
         return Path(home, "python3").resolve() if home else python
     return python
-
-
-def is_shared(kind: str) -> bool:
-    return kind.startswith(SHARED_FILE_SYSTEMS)
-
-
-def file_system(path: Path, mounts: str | None = None) -> tuple[str, str]:
-    """Return the type and mount point of the file system that holds a path.
-
-    Parameters
-    ----------
-    path : Path
-        Absolute, without symlinks.
-    mounts : str, optional
-        The content of /proc/self/mounts (default: read it).
-    """
-    if mounts is None:
-        try:
-            mounts = Path("/proc/self/mounts").read_text(errors="surrogateescape")
-        except OSError:
-            return "", ""
-    best = ("", "")
-    for line in mounts.splitlines():
-        fields = line.split(" ")
-        if len(fields) < 3:
-            continue
-        # Octal escapes for blanks: proc(5).
-        point = (
-            fields[1]
-            .replace("\\040", " ")
-            .replace("\\011", "\t")
-            .replace("\\012", "\n")
-            .replace("\\134", "\\")
-        )
-        inside = point == "/" or path == Path(point) or Path(point) in path.parents
-        # A later mount on the same point covers the earlier one.
-        if inside and len(point) >= len(best[1]):
-            best = (fields[2], point)
-    return best

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import zstandard
 
 from envpack.archive.index import Index, digest, frame_check, show
+from envpack.common.locks import open_folder
 from envpack.errors import CorruptArchiveError, EnvpackError
 from envpack.stage import relocate, root, writers
 
@@ -105,7 +106,7 @@ class Extractor:
     def prepare(self) -> None:
         """Make the folders, and the files that several frames will fill."""
         index = self.index
-        self._root_fd = root.open_folder(self.target)
+        self._root_fd = open_folder(self.target)
         try:
             for i in index.folders:
                 os.mkdir(index.paths[i], 0o700 | index.modes[i], dir_fd=self._root_fd)

@@ -8,10 +8,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from envpack.common.locks import open_folder, open_lock_file, try_lock
+from envpack.common.places import stage_root, user_folder
 from envpack.stage import marker, root
 
 if TYPE_CHECKING:
-    from envpack.archive.index import StrPath
+    from envpack.common.places import StrPath
 
 # What else lies in our folder is not ours to judge.
 _STAGE_NAME = re.compile(r"[^.].*-[0-9a-f]{16}")
@@ -46,7 +48,7 @@ def gc(
     StageRootError
         Our folder in the staging root is not ours alone.
     """
-    folder = root.own_folder(root_folder or root.default_root())
+    folder = user_folder(root_folder or stage_root())
     if not folder.exists() and not folder.is_symlink():
         return []
     root.check_own_folder(folder)
@@ -99,19 +101,19 @@ def _disk_bytes(path: Path) -> int:
 
 def _remove(folder: Path, prefix: Path) -> bool:
     lock = folder / f".lock-{prefix.name}"
-    lock_fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    lock_fd = open_lock_file(lock)
     try:
         # A stager at work on it, or checking it, has the first lock; its users have the second.
-        if not root.try_lock(lock_fd, lock):
+        if not try_lock(lock_fd, lock):
             return False
         try:
-            fd = root.open_folder(prefix)
+            fd = open_folder(prefix)
         except OSError:
             prefix.unlink(missing_ok=True)
             lock.unlink(missing_ok=True)
             return True
         try:
-            if not root.try_lock(fd, prefix):
+            if not try_lock(fd, prefix):
                 return False
             aside = root.put_aside(prefix)
             lock.unlink(missing_ok=True)

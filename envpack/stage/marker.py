@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from envpack.archive.index import OWN_FOLDER, Index, show
-from envpack.stage import root
+from envpack.common.places import host_name
 
 if TYPE_CHECKING:
     from envpack.stage.relocate import Relocation
@@ -41,7 +41,7 @@ def write(folder: Path, prefix: Path, index: Index) -> None:
         "prefix": os.fspath(prefix),
         "archive": os.fspath(index.path or ""),
         "boot_id": _boot_id(),
-        "host": root.host(),
+        "host": host_name(),
         "staged_at": time.time(),
     }
     marker_path(folder).write_text(json.dumps(marker))

@@ -12,36 +12,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import stat
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from envpack.common.locks import open_folder, open_lock_file, try_lock
+from envpack.common.places import host_name, user_folder
+from envpack.common.trust import ownership_fault
 from envpack.errors import EnvpackError, NoSpaceError, StageFailedError, StageRootError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from envpack.archive.index import Index, StrPath
-
-DEFAULT_ROOT = "/tmp"
-_DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-def host() -> str:
-    return os.uname().nodename
-
-
-def default_root() -> Path:
-    """Return MPIBOOT_STAGE_ROOT, or /tmp."""
-    return Path(os.environ.get("MPIBOOT_STAGE_ROOT") or DEFAULT_ROOT)
-
-
-def own_folder(root: StrPath) -> Path:
-    """Return `<root>/mpiboot-<uid>`, made or not."""
-    return Path(os.path.abspath(root), f"mpiboot-{os.geteuid()}")  # noqa: PTH100
+    from envpack.archive.index import Index
+    from envpack.common.places import StrPath
 
 
 def open_root(root: StrPath) -> Path:
@@ -62,7 +48,7 @@ def open_root(root: StrPath) -> Path:
     StageRootError
         With the path, the host, and what is wrong with it.
     """
-    folder = own_folder(root)
+    folder = user_folder(root)
     root = folder.parent
     try:
         info = root.stat()
@@ -87,7 +73,7 @@ def open_root(root: StrPath) -> Path:
         pass
     except OSError as exc:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpaceError(f"cannot make {folder} on {host()}: {exc.strerror}") from exc
+            raise NoSpaceError(f"cannot make {folder} on {host_name()}: {exc.strerror}") from exc
         raise StageRootError(_root_message(root, f"cannot make {folder.name}: {exc.strerror}")) from exc
     check_own_folder(folder)
     return folder
@@ -99,19 +85,14 @@ def check_own_folder(folder: Path) -> None:
         info = folder.lstat()
     except OSError as exc:
         raise StageRootError(_root_message(folder, exc.strerror or str(exc))) from exc
-    if not stat.S_ISDIR(info.st_mode):
-        what = "a symlink" if stat.S_ISLNK(info.st_mode) else "no folder"
-        raise StageRootError(_root_message(folder, f"it is {what}, which somebody put there"))
-    if info.st_uid != os.geteuid():
-        raise StageRootError(_root_message(folder, f"it belongs to uid {info.st_uid}, not to {os.geteuid()}"))
-    if info.st_mode & 0o077:
-        mode = stat.S_IMODE(info.st_mode)
-        raise StageRootError(_root_message(folder, f"others may enter it (mode {mode:04o}); chmod 700 it"))
+    if fault := ownership_fault(info, "directory"):
+        mine = stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid()
+        raise StageRootError(_root_message(folder, f"it {fault}{'; chmod 700 it' if mine else ''}"))
 
 
 def _root_message(path: StrPath, why: str) -> str:
     return (
-        f"cannot stage below {path} on {host()}: {why}; put it right, or choose another folder that is local "
+        f"cannot stage below {path} on {host_name()}: {why}; put it right, or choose another folder that is local "
         "to the nodes with --root or MPIBOOT_STAGE_ROOT"
     )
 
@@ -124,37 +105,16 @@ def check_space(folder: Path, index: Index) -> None:
     need = sum((size + block - 1) // block for size in index.sizes) + len(index.folders)
     if need > limits.f_bavail:
         raise NoSpaceError(
-            f"no space below {folder} on {host()}: the copy takes {need * block / 1e6:.0f} MB, "
+            f"no space below {folder} on {host_name()}: the copy takes {need * block / 1e6:.0f} MB, "
             f"{limits.f_bavail * block / 1e6:.0f} MB are free; "
             "run envpack gc there, or choose another staging root (--root, MPIBOOT_STAGE_ROOT)"
         )
     # Some file systems count no inodes, and say 0 of 0.
     if limits.f_files and len(index) > limits.f_favail:
         raise NoSpaceError(
-            f"no inodes below {folder} on {host()}: the copy has {len(index)} files, {limits.f_favail} are free; "
+            f"no inodes below {folder} on {host_name()}: the copy has {len(index)} files, {limits.f_favail} are free; "
             "run envpack gc there, or choose another staging root (--root, MPIBOOT_STAGE_ROOT)"
         )
-
-
-def open_folder(path: StrPath) -> int:
-    """Open a folder that is no symlink."""
-    return os.open(path, _DIRECTORY_FLAGS)
-
-
-def try_lock(fd: int, path: StrPath, *, shared: bool = False) -> bool:
-    """Lock what is open as `fd` if nobody holds it, and if `path` still names it."""
-    try:
-        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except OSError as exc:
-        if exc.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            return False
-        raise
-    try:
-        now = os.lstat(path)
-    except FileNotFoundError:
-        return False
-    mine = os.fstat(fd)
-    return (now.st_dev, now.st_ino) == (mine.st_dev, mine.st_ino)
 
 
 def lock_stager(folder: Path, stage_name: str, timeout_s: float) -> int:
@@ -168,13 +128,13 @@ def lock_stager(folder: Path, stage_name: str, timeout_s: float) -> int:
     path = folder / f".lock-{stage_name}"
     deadline = time.monotonic() + timeout_s
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fd = open_lock_file(path)
         if try_lock(fd, path):
             return fd
         os.close(fd)
         if time.monotonic() > deadline:
             raise StageFailedError(
-                f"another stager on {host()} has held {path} for {timeout_s:.0f} s: it is alive but does not "
+                f"another stager on {host_name()} has held {path} for {timeout_s:.0f} s: it is alive but does not "
                 f"finish; find it with: fuser {path}"
             )
         time.sleep(0.02)
@@ -259,7 +219,7 @@ def write_failed(what: StrPath, exc: OSError) -> EnvpackError:
     """Return the error that an OSError while writing a copy means."""
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpaceError(
-            f"no space left on {host()} while writing {what}: {exc.strerror}; run envpack gc there, or choose "
+            f"no space left on {host_name()} while writing {what}: {exc.strerror}; run envpack gc there, or choose "
             "another --root"
         )
-    return StageFailedError(f"cannot write {exc.filename or what} on {host()}: {exc.strerror}")
+    return StageFailedError(f"cannot write {exc.filename or what} on {host_name()}: {exc.strerror}")

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from envpack.archive.bytecode import compile_relocated
 from envpack.archive.index import Index, decode_index, read_index_fd
+from envpack.common.locks import open_folder, try_lock
+from envpack.common.places import host_name, stage_root, user_folder
 from envpack.errors import NotAnArchiveError, StageFailedError, WrongArchiveError
 from envpack.stage import marker, root, writers
 from envpack.stage.extract import Extractor
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from envpack.archive.index import StrPath
+    from envpack.common.places import StrPath
 
 LOCK_TIMEOUT_S = 900.0
 # Each has two frames in memory; more of them would wait for one another.
@@ -75,7 +77,7 @@ def staged_prefix(root_folder: StrPath | None, pack_id: str, name: str) -> Path:
     Path
         `<root>/mpiboot-<uid>/<name>-<16 digits of pack_id>`
     """
-    return root.own_folder(root_folder or root.default_root()) / f"{name}-{pack_id[:16]}"
+    return user_folder(root_folder or stage_root()) / f"{name}-{pack_id[:16]}"
 
 
 def default_jobs() -> int:
@@ -250,7 +252,7 @@ class Stager:
             bytes_read=self.bytes_read,
             transport=self.transport,
             jobs=self.jobs,
-            host=root.host(),
+            host=host_name(),
         )
         self.abort()
         return result
@@ -271,7 +273,7 @@ class Stager:
         """Take an incomplete stage's place; where a job still runs from it, put the missing files back instead."""
         assert self._temporary is not None
         try:
-            fd = root.open_folder(self.prefix)
+            fd = open_folder(self.prefix)
         except OSError:
             # Not a folder: whatever it is, it is below our own folder, and nobody can be using it as a prefix.
             self.prefix.unlink()
@@ -279,7 +281,7 @@ class Stager:
             self._temporary = None
             return
         try:
-            if root.try_lock(fd, self.prefix):
+            if try_lock(fd, self.prefix):
                 aside = root.put_aside(self.prefix)
                 self._temporary.rename(self.prefix)
                 self._temporary = None
@@ -343,7 +345,7 @@ def stage(
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as exc:
-        raise NotAnArchiveError(f"cannot open the archive {path} on {root.host()}: {exc.strerror}") from exc
+        raise NotAnArchiveError(f"cannot open the archive {path} on {host_name()}: {exc.strerror}") from exc
     try:
         index = read_index_fd(fd, path)
         with Stager(
@@ -399,18 +401,18 @@ def lock_shared(prefix: StrPath) -> int:
     deadline = time.monotonic() + 5.0
     while True:
         try:
-            fd = root.open_folder(prefix)
+            fd = open_folder(prefix)
         except OSError as exc:
             raise StageFailedError(
-                f"no staged prefix {os.fspath(prefix)} on {root.host()}: {exc.strerror}; stage it again"
+                f"no staged prefix {os.fspath(prefix)} on {host_name()}: {exc.strerror}; stage it again"
             ) from exc
-        if root.try_lock(fd, prefix, shared=True):
+        if try_lock(fd, prefix, shared=True):
             os.set_inheritable(fd, True)
             return fd
         os.close(fd)
         if time.monotonic() > deadline:
             raise StageFailedError(
-                f"{os.fspath(prefix)} on {root.host()} is being removed or replaced; stage it again"
+                f"{os.fspath(prefix)} on {host_name()} is being removed or replaced; stage it again"
             )
         time.sleep(0.01)
 

@@ -21,7 +21,7 @@ from envpack.stage import extract, marker
 from envpack.stage.relocate import Relocation
 
 if TYPE_CHECKING:
-    from envpack.archive.index import StrPath
+    from envpack.common.places import StrPath
 
 
 class VerifyResult(NamedTuple):

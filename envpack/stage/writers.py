@@ -17,7 +17,7 @@ import threading
 from typing import TYPE_CHECKING, NoReturn
 
 from envpack import errors
-from envpack.stage import root
+from envpack.common.places import host_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -173,7 +173,7 @@ class _Children:
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             if status and self._error is None:
                 how = f"signal {-status}, for want of memory perhaps" if status < 0 else f"status {status}"
-                self._error = errors.StageFailedError(f"a writer on {root.host()} ended by itself ({how})")
+                self._error = errors.StageFailedError(f"a writer on {host_name()} ended by itself ({how})")
         if self._error is not None:
             raise self._error
 
@@ -209,7 +209,7 @@ def _told(exc: BaseException) -> bytes:
     elif isinstance(exc, errors.EnvpackError):
         told = [type(exc).__name__, str(exc)]
     else:
-        told = ["StageFailedError", f"a writer on {root.host()} failed: {exc!r}"]
+        told = ["StageFailedError", f"a writer on {host_name()} failed: {exc!r}"]
     return json.dumps(told).encode() + b"\n"
 
 

@@ -7,7 +7,6 @@ nodes at once: standard library and zstandard only.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -21,6 +20,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from envpack.common.locks import open_lock_file, try_lock, wait_for_lock
+from envpack.common.mounts import file_system, is_memory
+from envpack.common.places import host_name, user_folder
 from mpiboot.agent.adopt import Ranks
 from mpiboot.common.interfaces import interfaces
 from mpiboot.common.processes import end_all, process_ids
@@ -29,7 +31,6 @@ from mpiboot.common.units import show_duration
 from mpiboot.errors import StageError
 from mpiboot.protocol.job_directory import EventLog, JobDirectory
 
-MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
 JOB_KEY_VARIABLE = "MPIBOOT_JOB_KEY"
 LOCK_NAME = "agent.lock"
 # Boot writes an empty line so often; its node is lost when none came for so long.
@@ -55,28 +56,12 @@ class JobOver(BaseException):
 
 def node_name(orders: Mapping[str, Any]) -> str:
     """This node as the batch system calls it."""
-    return str(orders["node"] or os.environ.get("SLURMD_NODENAME") or os.uname().nodename)
-
-
-def own_folder(root: Path) -> Path:
-    """`<root>/mpiboot-<uid>`: all that mpiboot writes on a node is in here."""
-    return root / f"mpiboot-{os.getuid()}"
+    return str(orders["node"] or os.environ.get("SLURMD_NODENAME") or host_name())
 
 
 def job_folder(root: Path, job_key: str) -> Path:
     """The job's own folder on each node: spill files, MPI's session folders, sockets. Gone with the job."""
-    return own_folder(root) / ".jobs" / job_key
-
-
-def file_system(path: Path) -> str:
-    """The type of the file system that `path` is on (proc(5), mountinfo)."""
-    device = path.stat().st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        words = line.split()
-        if words[2] == wanted:
-            return words[words.index("-") + 1]
-    return "unknown"
+    return user_folder(root) / ".jobs" / job_key
 
 
 def memory_bytes() -> int:
@@ -103,7 +88,7 @@ def prepare(orders: Mapping[str, Any]) -> dict[str, Any]:
         "interfaces": interfaces(),
         "memory_bytes": memory_bytes(),
         "cpus": os.cpu_count(),
-        "root_is_memory": file_system(folder) in MEMORY_FILE_SYSTEMS,
+        "root_is_memory": is_memory(file_system(folder)[0]),
         "has_stage": bool(orders["prefix"]) and Path(orders["prefix"]).is_dir(),
     }
 
@@ -130,17 +115,17 @@ def make_job_folder(root: Path, job_key: str) -> Path:
 
     Its lock is held as long as this process lives: a folder whose lock is free is left from a job that was killed.
     """
-    own_folder(root).mkdir(mode=0o700, exist_ok=True)
-    check_trusted(own_folder(root), "directory")
-    (own_folder(root) / ".jobs").mkdir(mode=0o700, exist_ok=True)
+    user_folder(root).mkdir(mode=0o700, exist_ok=True)
+    check_trusted(user_folder(root), "directory")
+    (user_folder(root) / ".jobs").mkdir(mode=0o700, exist_ok=True)
     # Between another agent's mkdir and its lock, its folder would look like one that a killed job left.
-    one_at_a_time = lock(own_folder(root) / ".jobs.lock", fcntl.LOCK_EX)
-    assert one_at_a_time is not None
+    one_at_a_time = open_lock_file(user_folder(root) / ".jobs.lock")
+    wait_for_lock(one_at_a_time)
     try:
         sweep(root)
         folder = job_folder(root, job_key)
         folder.mkdir(mode=0o700, exist_ok=True)
-        if lock(folder / LOCK_NAME, fcntl.LOCK_EX | fcntl.LOCK_NB) is None:
+        if lock(folder / LOCK_NAME) is None:
             raise StageError(
                 f"another node of this job uses {folder} too: the staging root {root} is on a shared file system. "
                 "Set MPIBOOT_STAGE_ROOT to a folder that is local to each node"
@@ -150,22 +135,20 @@ def make_job_folder(root: Path, job_key: str) -> Path:
     return folder
 
 
-def lock(path: Path, how: int) -> int | None:
+def lock(path: Path) -> int | None:
     """A lock as a descriptor, held until that or this process is closed; None where another process has it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, how)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
+    descriptor = open_lock_file(path)
+    if try_lock(descriptor, path):
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def sweep(root: Path) -> None:
     """End and remove what killed jobs have left on this node."""
-    for folder in (own_folder(root) / ".jobs").iterdir():
+    for folder in (user_folder(root) / ".jobs").iterdir():
         with contextlib.suppress(FileNotFoundError):  # its own agent is removing it
-            descriptor = lock(folder / LOCK_NAME, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            descriptor = lock(folder / LOCK_NAME)
             if descriptor is not None:
                 clean(folder, 0.0)
                 os.close(descriptor)

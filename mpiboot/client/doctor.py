@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from mpiboot.agent.agent import MEMORY_FILE_SYSTEMS, file_system
+from envpack.common.mounts import file_system, is_memory
 from mpiboot.batch import choose
 from mpiboot.client.jobs import Job, submit_config
 from mpiboot.common.interfaces import interfaces
@@ -71,7 +71,7 @@ def login_checks(config: Config) -> Iterator[Check]:
     yield mpirun(prefix, config.mpi)
     yield from node_checks(Path(config.stage_root))
     folder = home(os.environ, config.home)
-    yield Check("MPIBOOT_HOME", f"{folder}, {file_system(existing(folder))}")
+    yield Check("MPIBOOT_HOME", f"{folder}, {file_system(existing(folder))[0]}")
     yield compute_network(config)
 
 
@@ -133,8 +133,8 @@ def staging_root(root: Path) -> Check:
             f"{root} cannot be written",
             "export MPIBOOT_STAGE_ROOT=FOLDER, on the node's own disk",
         )
-    free, kind = shutil.disk_usage(root).free, file_system(root)
-    found = f"{root}, {kind}{' (memory)' if kind in MEMORY_FILE_SYSTEMS else ''}, {show_size(free)} free"
+    free, kind = shutil.disk_usage(root).free, file_system(root)[0]
+    found = f"{root}, {kind}{' (memory)' if is_memory(kind) else ''}, {show_size(free)} free"
     remedy = ""
     if os.statvfs(root).f_flag & os.ST_NOEXEC:
         found, remedy = f"{found}, noexec", "programs cannot run there: export MPIBOOT_STAGE_ROOT=FOLDER"

@@ -8,17 +8,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import pwd
 import shlex
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from envpack.common.trust import ownership_fault, user_name
 from mpiboot.errors import SecurityError
 
 if TYPE_CHECKING:
-    StrPath = str | os.PathLike[str]
+    from envpack.common.places import StrPath
 
 _LINKS_MAX = 40  # Linux's own limit, path_resolution(7)
 
@@ -53,7 +53,7 @@ def check_trusted(path: StrPath, kind: Literal["directory", "file"]) -> None:
                 f"{path} cannot be trusted: {component} {reason}. "
                 f"{_remedy_on_the_way(component, component_status)}"
             )
-    if reason := _owned_fault(status, kind):
+    if reason := ownership_fault(status, kind):
         raise SecurityError(f"{last} cannot be trusted: it {reason}. {_remedy_at_the_end(last, status)}")
 
 
@@ -94,7 +94,7 @@ def open_trusted(path: StrPath, max_bytes: int, *, secret: bool = True) -> bytes
         raise SecurityError(f"{path} cannot be trusted: {reason}. Remove it, and boot again.") from error
     try:
         status = os.fstat(file)
-        if reason := _owned_fault(status, "file", 0o077 if secret else 0o022):
+        if reason := ownership_fault(status, "file", 0o077 if secret else 0o022):
             raise SecurityError(f"{path} cannot be trusted: it {reason}. {_remedy_at_the_end(path, status)}")
         with os.fdopen(file, "rb", closefd=False) as stream:
             content = stream.read(max_bytes + 1)
@@ -152,26 +152,11 @@ def _walk(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
 def _passable_fault(status: os.stat_result) -> str | None:
     """Say why a directory or link on the way is not safe to pass, or None."""
     if status.st_uid not in (0, os.geteuid()):
-        return f"belongs to {_user(status.st_uid)}, who could swap what lies behind it"
+        return f"belongs to {user_name(status.st_uid)}, who could swap what lies behind it"
     if stat.S_ISLNK(status.st_mode):
         return None  # a link's own mode means nothing; who may replace it, its directory says
     if status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX:
         return f"can be written by others (mode {stat.S_IMODE(status.st_mode):04o})"
-    return None
-
-
-def _owned_fault(
-    status: os.stat_result, kind: Literal["directory", "file"], forbidden: int = 0o077
-) -> str | None:
-    """Say why something that must be ours, with none of the forbidden bits in its mode, is not, or None."""
-    if stat.S_ISLNK(status.st_mode):
-        return "is a symbolic link"
-    if not (stat.S_ISDIR if kind == "directory" else stat.S_ISREG)(status.st_mode):
-        return f"is not a {'directory' if kind == 'directory' else 'regular file'}"
-    if status.st_uid != os.geteuid():
-        return f"belongs to {_user(status.st_uid)}, not to {_user(os.geteuid())}"
-    if status.st_mode & forbidden:
-        return f"is open to others (mode {stat.S_IMODE(status.st_mode):04o})"
     return None
 
 
@@ -185,10 +170,3 @@ def _remedy_at_the_end(path: Path, status: os.stat_result) -> str:
     if status.st_uid == os.geteuid() and stat.S_IFMT(status.st_mode) in (stat.S_IFDIR, stat.S_IFREG):
         return f"If you trust its content: chmod go-rwx {shlex.quote(str(path))}"
     return "Somebody else may have put it there: remove it, or set MPIBOOT_HOME to a folder of your own."
-
-
-def _user(uid: int) -> str:
-    try:
-        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
-    except KeyError:
-        return f"uid {uid}"

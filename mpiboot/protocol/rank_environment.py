@@ -9,6 +9,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from envpack.common.places import HOME_VARIABLE, STAGE_ROOT_VARIABLE
+from envpack.common.prefix import is_conda, kind_of
 from mpiboot.common.mpi import LAUNCH_PREFIXES, PYPI_PACKAGES, RANK_UNSET_PREFIXES, launcher_mpi, library_mpi
 from mpiboot.errors import EnvironmentUnfitError, StageError, UsageError
 
@@ -42,18 +44,10 @@ def of_another_job(name: str) -> bool:
     SLURM_CONF tells where Slurm is; it stays. So do the two that a user of mpiboot sets.
     """
     if name.startswith(("MPIBOOT_", "DASK_SCHEDULER_ADDRESS", "DASK_DISTRIBUTED__COMM__TLS__")):
-        return name not in ("MPIBOOT_HOME", "MPIBOOT_STAGE_ROOT")
+        return name not in (HOME_VARIABLE, STAGE_ROOT_VARIABLE)
     if name.startswith("DASK_DISTRIBUTED__") and name.endswith("__PRELOAD"):
         return True
     return name != "SLURM_CONF" and name.startswith(("SLURM_", *LAUNCH_PREFIXES))
-
-
-def is_conda(prefix: Path) -> bool:
-    return (prefix / "conda-meta").is_dir()
-
-
-def is_environment(prefix: Path) -> bool:
-    return is_conda(prefix) or (prefix / "pyvenv.cfg").is_file()
 
 
 def active_prefix(environ: Mapping[str, str], running: str, base: str) -> Path:
@@ -85,7 +79,7 @@ def check_environment(prefix: Path) -> None:
     """
     if not prefix.is_dir():
         raise EnvironmentUnfitError(f"--env {prefix}: there is no such folder")
-    if not is_environment(prefix) or not os.access(prefix / "bin/python", os.X_OK):
+    if not kind_of(prefix) or not os.access(prefix / "bin/python", os.X_OK):
         raise EnvironmentUnfitError(
             f"--env {prefix}: neither a conda environment (no conda-meta) nor a venv (no pyvenv.cfg) with a bin/python"
         )

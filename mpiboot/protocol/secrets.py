@@ -30,7 +30,7 @@ from mpiboot.errors import SecurityError
 if TYPE_CHECKING:
     from cryptography import x509
 
-    from mpiboot.common.trust import StrPath
+    from envpack.common.places import StrPath
 
 ROLES = ("scheduler", "worker", "client")
 SECRET_NAMES = ("ca.pem", *(f"{role}{end}.pem" for role in ROLES for end in ("", "-key")), "token")

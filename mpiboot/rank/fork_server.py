@@ -19,6 +19,7 @@ import sys
 import warnings
 from pathlib import Path
 
+from envpack.common.locks import open_folder, wait_for_lock
 from mpiboot.agent.adopt import DESCRIPTORS_MAX, not_started, tell_boot
 
 
@@ -129,8 +130,8 @@ def become(memory: int, connection: int, *mpi: int) -> None:
         os.close(descriptor)
     if orders["lock"]:
         # Held by this process and its children: while it is, `envpack gc` spares the stage.
-        lock = os.open(orders["lock"], os.O_RDONLY | os.O_NOFOLLOW)
-        fcntl.flock(lock, fcntl.LOCK_SH)
+        lock = open_folder(orders["lock"])
+        wait_for_lock(lock, shared=True)
         os.set_inheritable(lock, True)
     tell_boot(orders["environment"], os.getpid())
     sys.argv = orders["command"][1:]

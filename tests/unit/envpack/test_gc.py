@@ -116,7 +116,7 @@ def test_no_root_no_work(tmp_path: Path) -> None:
 
 def test_somebody_elses_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / f"mpiboot-{os.geteuid()}").symlink_to("/")
-    with pytest.raises(StageRootError, match="it is a symlink"):
+    with pytest.raises(StageRootError, match="it is a symbolic link"):
         gc(tmp_path)
 
 

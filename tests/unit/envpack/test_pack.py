@@ -18,6 +18,7 @@ from envpack_trees import ODD_NAMES, SITE, make_venv, staged_tree, tree
 import envpack.pack.packing
 import envpack.pack.venv
 from envpack.archive.index import read_index
+from envpack.common.mounts import file_system, is_shared
 from envpack.errors import BrokenEnvironmentError, NotAnEnvironmentError
 from envpack.pack.members import DIRECTORY, FILE, SYMLINK, Member, header_bytes, tar_header
 from envpack.pack.packing import pack, packed, safe_name
@@ -445,9 +446,9 @@ me@host: /home/me/mnt fuse.sshfs rw 0 0
     ],
 )
 def test_file_systems(path: str, expected: tuple[str, str], shared: bool) -> None:
-    kind = envpack.pack.venv.file_system(Path(path), MOUNTS)
+    kind = file_system(Path(path), MOUNTS)
     assert kind == expected
-    assert envpack.pack.venv.is_shared(kind[0]) is shared
+    assert is_shared(kind[0]) is shared
 
 
 def test_the_same_environment_seen_through_another_file_system(
@@ -461,7 +462,7 @@ def test_the_same_environment_seen_through_another_file_system(
     source.write_bytes(content)
     os.utime(source, ns=(times.st_mtime_ns // 10**9 * 10**9,) * 2)
     with monkeypatch.context() as patch:
-        patch.setattr(envpack.pack.venv, "file_system", lambda path: ("fuse.sshfs", "/home"))
+        patch.setattr(envpack.pack.packing, "file_system", lambda path: ("fuse.sshfs", "/home"))
         assert packed(prefix) == first.path and pack(prefix).reused
         source.write_bytes(content + b"#")
         assert packed(prefix) is None

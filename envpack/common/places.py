@@ -1,0 +1,39 @@
+"""Where things lie: the home on the shared file system, and the user's folder below a node's staging root.
+
+This module owns the names of the two environment variables that say so. mpiboot uses the same two places.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    StrPath = str | os.PathLike[str]
+
+HOME_VARIABLE = "MPIBOOT_HOME"
+STAGE_ROOT_VARIABLE = "MPIBOOT_STAGE_ROOT"
+DEFAULT_STAGE_ROOT = "/tmp"
+
+
+def home(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the folder of archives and job directories: `$MPIBOOT_HOME`, or `~/.mpiboot`."""
+    return Path(environ.get(HOME_VARIABLE) or Path.home() / ".mpiboot")
+
+
+def stage_root(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the staging root: `$MPIBOOT_STAGE_ROOT`, or `/tmp`."""
+    return Path(environ.get(STAGE_ROOT_VARIABLE) or DEFAULT_STAGE_ROOT)
+
+
+def user_folder(root: StrPath) -> Path:
+    """Return `<root>/mpiboot-<uid>`, which holds all that is written on a node; it may not exist yet."""
+    return Path(os.path.abspath(root), f"mpiboot-{os.geteuid()}")  # noqa: PTH100
+
+
+def host_name() -> str:
+    """Return this host's name, for messages."""
+    return os.uname().nodename

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from envpack.common.locks import open_folder, open_lock_file, try_lock, wait_for_lock
+
+
+def test_one_holds_it_alone_or_several_share_it(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    first, second, third = (open_lock_file(path) for _ in range(3))
+    assert try_lock(first, path) and not try_lock(second, path) and not try_lock(second, path, shared=True)
+    os.close(first)
+    assert try_lock(second, path, shared=True) and not try_lock(third, path)
+    wait_for_lock(third, shared=True)
+    os.close(second)
+    assert not try_lock(open_lock_file(path), path)
+    os.close(third)
+
+
+def test_a_lock_on_what_was_replaced_excludes_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    fd = open_lock_file(path)
+    path.unlink()
+    assert not try_lock(fd, path)
+    open_lock_file(path)
+    assert not try_lock(fd, path)
+
+
+def test_no_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(OSError, match="link"):
+        open_folder(tmp_path / "link")
+    with pytest.raises(OSError, match="link"):
+        open_lock_file(tmp_path / "link")
+    os.close(open_folder(tmp_path))
