@@ -17,6 +17,7 @@ from mpiboot.agent.agent import job_folder
 from mpiboot.batch import allocation as allocations
 from mpiboot.batch.allocation import Sizing
 from mpiboot.boot import agents as nodes
+from mpiboot.boot.certificates import load_cryptography, make_job_secrets
 from mpiboot.boot.launch import launch
 from mpiboot.boot.signals import JobStop, Walltime, catch_signals, ignore_signals
 from mpiboot.boot.staging import archive_of, orders, stage
@@ -28,7 +29,6 @@ from mpiboot.common.trust import remove_files
 from mpiboot.config import Config, home, parse_boot_arguments
 from mpiboot.errors import MpibootError
 from mpiboot.protocol import rank_environment as environment
-from mpiboot.protocol import secrets as security
 from mpiboot.protocol.job_directory import Endpoint, EventLog, JobDirectory, new_nonce, write_atomic
 
 logger = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ def prepare(job: Job, archive: Path | None) -> nodes.Answers:
     job.orders = orders(job, archive)
     job.agents = nodes.Agents(job.allocation, job.orders)
     if not job.config.insecure:
-        security.load_cryptography()  # meanwhile: from a slow file system it takes as long as the agents' start
+        load_cryptography()  # meanwhile: from a slow file system it takes as long as the agents' start
     return job.agents.answers(NODE_TIMEOUT_S)
 
 
@@ -165,7 +165,7 @@ def make_secrets(job: Job) -> None:
         return
     remove_files(job.directory.path / "tls")  # those of the same job before its requeue
     remaining = allocation.end_time - time.time() if allocation.end_time else VALID_WITHOUT_WALLTIME_S
-    security.make_job_secrets(
+    make_job_secrets(
         job.directory.path,
         valid_for_s=max(remaining, 60.0),
         host_names=allocation.nodes,

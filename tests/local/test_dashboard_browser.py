@@ -11,6 +11,7 @@ from browser import COLOURED_PIXELS, browse, chromium, listen, tunnel
 from distributed import Client, Scheduler, Worker
 from distributed.node import ServerNode
 
+from mpiboot.boot.certificates import make_job_secrets
 from mpiboot.protocol import secrets as security
 
 __all__ = ["chromium"]
@@ -46,7 +47,7 @@ def serve(tmp_path, monkeypatch):
     """Start a guarded scheduler and two workers, as boot configures them."""
     job = tmp_path / "slurm-a-7"
     job.mkdir(mode=0o700)
-    security.make_job_secrets(job, valid_for_s=600)
+    make_job_secrets(job, valid_for_s=600)
     monkeypatch.setenv(security.JOB_DIRECTORY_VARIABLE, str(job))
     monkeypatch.delitem(sys.modules, security.GUARD_PRELOAD, raising=False)
     start = ServerNode.start_http_server

@@ -17,6 +17,7 @@ from pathlib import Path
 from distributed import Client, Security, Worker
 from distributed.comm import connect
 
+from mpiboot.boot.certificates import make_job_secrets
 from mpiboot.protocol import secrets as security
 
 PATIENCE_S = 5.0
@@ -167,7 +168,7 @@ async def attack(targets):
     with tempfile.TemporaryDirectory() as folder:
         own_job = Path(folder, "own")
         own_job.mkdir(mode=0o700)
-        security.make_job_secrets(own_job, valid_for_s=600)
+        make_job_secrets(own_job, valid_for_s=600)
         got = {"a task runs": await submit(targets["scheduler"], own_job)}
         got["a worker joins"] = await join(targets["scheduler"], own_job)
         for name in ("scheduler", "worker", "nanny"):

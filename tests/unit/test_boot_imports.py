@@ -17,7 +17,10 @@ print(*sorted({{name.partition(".")[0] for name in sys.modules}} - set(sys.stdli
 @pytest.mark.parametrize(
     ("module", "more"),
     [
-        ("mpiboot.boot.sequence", "from mpiboot.protocol import secrets; secrets._make_pems(60.0, (), ())"),
+        (
+            "mpiboot.boot.sequence",
+            "from mpiboot.boot import certificates; certificates.make_pems(60.0, (), ())",
+        ),
         ("mpiboot.boot.sequence", "import envpack.archive.index"),
         ("mpiboot.agent.agent", "import envpack.stage.stager"),
     ],

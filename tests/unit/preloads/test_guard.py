@@ -21,6 +21,7 @@ from distributed import Client, Scheduler, Security, Worker
 from distributed.node import ServerNode
 from routes import all_routes
 
+from mpiboot.boot.certificates import make_job_secrets
 from mpiboot.errors import SecurityError
 from mpiboot.preloads import guard
 from mpiboot.protocol import secrets as security
@@ -46,7 +47,7 @@ async def dask_setup(server):
 def make_job(parent, name):
     job = parent / name
     job.mkdir(mode=0o700)
-    security.make_job_secrets(job, valid_for_s=600)
+    make_job_secrets(job, valid_for_s=600)
     return job
 
 
