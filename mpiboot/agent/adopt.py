@@ -25,7 +25,8 @@ DESCRIPTORS_MAX = 8
 class Ranks:
     """This node's ranks."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, node: str) -> None:
+        self.node = node
         self.server: subprocess.Popen[bytes] | None = None
         self._to_server: socket.socket | None = None
         self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -42,6 +43,8 @@ class Ranks:
             _, descriptors, _, _ = socket.recv_fds(connection, 1, DESCRIPTORS_MAX)
             with connection.makefile("rb") as file:
                 orders = json.load(file)
+            # The batch system's name of this node, which a rank does not know.
+            orders["command"] += orders.pop("node_arguments")[self.node]
             if self.server is None or self.server.poll() is not None:
                 self.start_server(orders)
             assert self.server and self._to_server
@@ -53,7 +56,7 @@ class Ranks:
                 file.flush()
                 given = [file.fileno(), connection.fileno(), *descriptors]
                 socket.send_fds(self._to_server, [b"."], given)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, LookupError) as error:
             print(not_started(error), file=sys.stderr)
         finally:
             connection.close()

@@ -246,7 +246,7 @@ def main() -> int:
     try:
         failed = not answer(orders, lambda: prepare(orders))
         if not failed:
-            with contextlib.closing(Ranks(folder)) as ranks:
+            with contextlib.closing(Ranks(folder, node_name(orders))) as ranks:
                 cancelled = not serve(orders, ranks)
     except JobOver:
         cancelled = True

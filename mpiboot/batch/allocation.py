@@ -1,7 +1,6 @@
-"""What the batch system gave the job: nodes, CPUs, memory, end time; and the workers that fit in.
+"""What the batch system gave a job, node by node, and the workers that fit in.
 
-Read from the batch system's variables; where there is none, the batch system is asked. Ranks are MPI's alone
-and never read from here. Standard library only.
+Boot reads the allocation; the client uses `check_min_workers`. MPI's ranks are never read from here: only MPI knows them.
 """
 
 import time
@@ -14,44 +13,133 @@ from mpiboot.errors import AllocationError, UsageError
 MIB = 1024**2
 GIB = 1024**3
 CPUS_PER_WORKER = 4
-# A worker that holds no data takes about as much; its nanny would end one after the other.
+# A worker that holds no data uses about as much: with less, its nanny would restart it again and again.
 LEAST_WORKER_BYTES = 64 * MIB
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node's part of an allocation.
+
+    Attributes
+    ----------
+    name : str
+        As the batch system calls it.
+    cpus : int
+        CPUs of the job on this node.
+    memory_bytes : int or None
+        Memory of the job on this node; None if the batch system sets no limit.
+    tasks : int or None
+        Tasks on this node; None unless the user asked for tasks.
+    """
+
+    name: str
+    cpus: int
+    memory_bytes: int | None = None
+    tasks: int | None = None
 
 
 @dataclass(frozen=True)
 class Allocation:
     """One job's share of the machine.
 
-    `cpus_per_node` and `memory_per_node_bytes` are those of the smallest node; `memory_per_node_bytes` is None where
-    the batch system set no limit. `tasks_per_node` and `cpus_per_task` are None unless the user asked for them.
+    Attributes
+    ----------
+    batch_system : str
+        `slurm` or `local`.
+    job_id, job_key : str
+        The batch system's name of the job, and the name of the job's directory.
+    nodes : tuple of Node
+        At least one; the boot runs on the first.
+    cpus_per_task : int or None
+        None unless the user asked for it.
+    end_time : float or None
+        When the batch system ends the job, in seconds since the epoch; None if it does not say.
+    restart_count : int
+        How often the job was requeued.
     """
 
     batch_system: str
     job_id: str
     job_key: str
-    nodes: tuple[str, ...]
-    cpus_per_node: int
-    memory_per_node_bytes: int | None = None
-    tasks_per_node: int | None = None
+    nodes: tuple[Node, ...]
     cpus_per_task: int | None = None
     end_time: float | None = None
     restart_count: int = 0
 
+    @property
+    def node_names(self) -> tuple[str, ...]:
+        return tuple(node.name for node in self.nodes)
+
+    @property
+    def least_cpus(self) -> int:
+        """CPUs of the node that has fewest."""
+        return min(node.cpus for node in self.nodes)
+
+    @property
+    def equal_cpus(self) -> bool:
+        """Whether all nodes have the same number of CPUs."""
+        return len({node.cpus for node in self.nodes}) == 1
+
 
 @dataclass(frozen=True)
-class Sizing:
-    """Workers of every node alike; `memory_limit_bytes` is per worker."""
+class NodeWorkers:
+    """The workers of one node, which are all alike.
 
-    workers_per_node: int
+    Attributes
+    ----------
+    n_workers : int
+        How many there are.
+    threads_per_worker : int
+        Threads of each.
+    memory_limit_bytes : int
+        Memory limit of each.
+    """
+
+    n_workers: int
     threads_per_worker: int
     memory_limit_bytes: int
 
 
-def check_min_workers(wanted: int, there: int) -> None:
-    """Refuse what would end the job as soon as it is ready."""
-    if wanted > there:
+@dataclass(frozen=True)
+class Sizing:
+    """The workers of a job.
+
+    Attributes
+    ----------
+    by_node : dict of str to NodeWorkers
+        In the order of the allocation.
+    """
+
+    by_node: dict[str, NodeWorkers]
+
+    @property
+    def n_workers(self) -> int:
+        """Workers of all nodes together."""
+        return sum(node.n_workers for node in self.by_node.values())
+
+    @property
+    def n_threads(self) -> int:
+        """Threads of all workers together."""
+        return sum(node.n_workers * node.threads_per_worker for node in self.by_node.values())
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory limits of all workers together."""
+        return sum(node.n_workers * node.memory_limit_bytes for node in self.by_node.values())
+
+
+def check_min_workers(min_workers: int, n_workers: int) -> None:
+    """Refuse a `--min-workers` that would end the job as soon as it is ready.
+
+    Raises
+    ------
+    UsageError
+        The job will have fewer workers.
+    """
+    if min_workers > n_workers:
         raise UsageError(
-            f"--min-workers {wanted}: the job has {there} workers at most. Ask for fewer, or for more nodes"
+            f"--min-workers {min_workers}: the job has {n_workers} workers at most. Ask for fewer, or for more nodes"
         )
 
 
@@ -91,41 +179,65 @@ def end_time(allocation: Allocation) -> float | None:
 
 def size_workers(
     allocation: Allocation,
-    memory_per_node_bytes: int,
+    memory_bytes: Mapping[str, int],
     workers_per_node: int | None,
     cpus_per_worker: int | None,
-    stage_bytes: int = 0,
+    stage_bytes: Mapping[str, int] | None = None,
 ) -> Sizing:
-    """Workers whose threads and memory together never exceed what the job was given on a node.
+    """Fill each node with workers, whose threads and memory never exceed what the job has there.
 
-    Neither count given: one worker per 4 CPUs. The scheduler shares the first node: a tenth of the memory,
-    at most 2 GiB, stays free for it, on every node alike, since all workers are given the same limit. So do
-    `stage_bytes`, the stage's size where the staging root is memory.
+    The number of workers on a node is `workers_per_node`, else the node's tasks, else one per worker's CPUs (4 if the
+    user gave no number). A tenth of each node's memory, at most 2 GiB, stays free for the scheduler and the nannies.
+
+    Parameters
+    ----------
+    allocation : Allocation
+        The job's nodes.
+    memory_bytes : mapping of str to int
+        Memory that the job may use on each node.
+    workers_per_node, cpus_per_worker : int or None
+        The user's options.
+    stage_bytes : mapping of str to int, optional
+        Size of the staged environment on the nodes whose staging root is memory: it counts against the node's memory.
 
     Raises
     ------
     UsageError
-        More CPUs are asked for than a node of this job has, or its memory is too little for the workers.
+        The user's numbers exceed a node's CPUs, or a node's memory is too little for its workers; names the node.
     """
-    cpus = allocation.cpus_per_node
-    workers = workers_per_node or allocation.tasks_per_node
-    threads = cpus_per_worker or allocation.cpus_per_task
-    if workers is None:
-        workers = max(1, cpus // (threads or CPUS_PER_WORKER))
+    return Sizing(
+        {
+            node.name: _size_node(
+                node,
+                memory_bytes[node.name],
+                workers_per_node or node.tasks,
+                cpus_per_worker or allocation.cpus_per_task,
+                (stage_bytes or {}).get(node.name, 0),
+            )
+            for node in allocation.nodes
+        }
+    )
+
+
+def _size_node(
+    node: Node, memory_bytes: int, n_workers: int | None, threads: int | None, stage_bytes: int
+) -> NodeWorkers:
+    if n_workers is None:
+        n_workers = max(1, node.cpus // (threads or CPUS_PER_WORKER))
     if threads is None:
-        threads = max(1, cpus // workers)
-    if workers * threads > cpus:
+        threads = max(1, node.cpus // n_workers)
+    if n_workers * threads > node.cpus:
         raise UsageError(
-            f"{workers} workers per node of {threads} CPUs each need {workers * threads} CPUs; "
-            f"the job has {cpus} on {allocation.nodes[0]}. "
+            f"{n_workers} workers of {threads} CPUs each need {n_workers * threads} CPUs; "
+            f"the job has {node.cpus} on {node.name}. "
             f"Ask for more with sbatch's --cpus-per-task, or for fewer with --workers-per-node"
         )
-    left = memory_per_node_bytes - stage_bytes
-    limit = (left - min(2 * GIB, left // 10)) // workers
+    available = memory_bytes - stage_bytes
+    limit = (available - min(2 * GIB, available // 10)) // n_workers
     if limit < LEAST_WORKER_BYTES:
-        stage = f", of which the stage takes {show_size(stage_bytes)}," if stage_bytes else ""
+        stage = f", less the {show_size(stage_bytes)} of the staged environment," if stage_bytes else ""
         raise UsageError(
-            f"{show_size(memory_per_node_bytes)} of memory per node{stage} are too little for {workers} workers. "
+            f"{show_size(memory_bytes)} of memory on {node.name}{stage} is too little for {n_workers} workers. "
             "Ask for more with --mem"
         )
-    return Sizing(workers, threads, limit)
+    return NodeWorkers(n_workers, threads, limit)

@@ -28,11 +28,13 @@ def command(allocation: Allocation, python: str, orders: Mapping[str, Any]) -> l
     if allocation.batch_system == "local":
         return mine
     count = str(len(allocation.nodes))
+    # Stagers and ranks run in this step: where Slurm confines steps, it must have all the CPUs. That is srun's default,
+    # unless a CPU count per task is in its environment; a count of its own overrides that.
+    cpus = ("--cpus-per-task", str(allocation.least_cpus)) if allocation.equal_cpus else ()
     return [
         *SRUN,
         *("--nodes", count, "--ntasks", count, "--ntasks-per-node", "1"),
-        # Stagers and ranks run in this step: where Slurm confines steps, it must have all the CPUs.
-        *("--cpus-per-task", str(allocation.cpus_per_node)),
+        *cpus,
         # One node's failure must neither end the others' agents nor hide their answers.
         *("--cpu-bind=none", "--kill-on-bad-exit=0", "--wait=0", "--no-kill"),
         *mine,
@@ -88,7 +90,7 @@ class Agents:
         StageError
             Some nodes failed or did not answer: all of them are named, each with its reason.
         """
-        nodes = self.allocation.nodes
+        nodes = self.allocation.node_names
         deadline = time.monotonic() + timeout_s
         while len(found := parse_answers(self.output)) < len(nodes) and time.monotonic() < deadline:
             if not self._read(deadline - time.monotonic()):
@@ -120,7 +122,7 @@ class Agents:
     def close(self, timeout_s: float) -> None:
         """Let each agent clean its node, and wait for all of them."""
         assert self.process.stdin and self.process.stdout
-        wanted = set(self.allocation.nodes)
+        wanted = set(self.allocation.node_names)
         deadline = time.monotonic() + timeout_s
         with contextlib.suppress(OSError):
             self.process.stdin.close()

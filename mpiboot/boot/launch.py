@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mpiboot.agent.agent import JOB_KEY_VARIABLE
-from mpiboot.batch.allocation import Sizing
+from mpiboot.batch.allocation import NodeWorkers, Sizing
 from mpiboot.boot import launchers
 from mpiboot.boot.launchers import Placement
 from mpiboot.boot.state import Job
@@ -40,8 +40,8 @@ def launch(job: Job, interface: str, sizing: Sizing, variables: Mapping[str, str
     job.events.phase("launch")
     prefix = job.staged or job.prefix
     activated = rank_variables(job, prefix, variables, interface)
-    place = launchers.placement(job.allocation.nodes, sizing.workers_per_node)
-    write_rank_environment(job, prefix, activated, rank_command(job, prefix, interface, sizing))
+    place = launchers.placement({name: node.n_workers for name, node in sizing.by_node.items()})
+    write_rank_environment(job, prefix, activated, rank_command(job, prefix, interface), sizing)
     job.control = Control(job.local_folder)
     mpi, command = launcher_command(job, prefix, activated, place, interface, first_step(job, prefix))
     logger.info("%s", " ".join(command))
@@ -96,7 +96,7 @@ def rank_variables(job: Job, prefix: Path, variables: Mapping[str, str], interfa
 
 
 def write_rank_environment(
-    job: Job, prefix: Path, variables: Mapping[str, str], command: Sequence[str]
+    job: Job, prefix: Path, variables: Mapping[str, str], command: Sequence[str], sizing: Sizing
 ) -> None:
     tls = (
         [] if job.config.insecure else [str(path) for path in sorted((job.directory.path / "tls").iterdir())]
@@ -110,25 +110,29 @@ def write_rank_environment(
             "lock": str(job.staged) if job.staged else None,
             "agent_folder": str(job.local_folder),
             "command": list(command),
+            "node_arguments": {name: worker_arguments(node) for name, node in sizing.by_node.items()},
             "server": str(module_file(prefix, "rank/fork_server.py")),
         },
     )
 
 
-def rank_command(job: Job, prefix: Path, interface: str, sizing: Sizing) -> list[str]:
+def rank_command(job: Job, prefix: Path, interface: str) -> list[str]:
     # The console script through the interpreter: its own first line is not trusted to name this prefix.
     return [
         *(str(prefix / "bin/python"), str(prefix / "bin/dask-mpi")),
         *("--scheduler-file", str(job.directory.scheduler_file)),
         *("--interface", interface),
         *("--protocol", "tcp" if job.config.insecure else "tls"),
-        *("--nthreads", str(sizing.threads_per_worker)),
-        *("--memory-limit", str(sizing.memory_limit_bytes)),
         *("--local-directory", str(job.local_folder)),
         *("--worker-class", "distributed.Nanny"),
         *("--scheduler-port", "0", "--dashboard-address", ":0"),
         *("--name", "mpiboot"),
     ]
+
+
+def worker_arguments(node: NodeWorkers) -> list[str]:
+    """What the ranks of one node have behind the command that all ranks share."""
+    return ["--nthreads", str(node.threads_per_worker), "--memory-limit", str(node.memory_limit_bytes)]
 
 
 def first_step(job: Job, prefix: Path) -> list[str]:

@@ -13,7 +13,7 @@ them: a rank that survives must not wait in MPI_Finalize for a dead one.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,9 +32,16 @@ class Placement:
         return sum(self.ranks_per_node)
 
 
-def placement(nodes: Sequence[str], workers_per_node: int) -> Placement:
-    """`nodes × workers_per_node + 1` ranks: rank 0, the scheduler, shares the first node."""
-    return Placement(tuple(nodes), (workers_per_node + 1,) + (workers_per_node,) * (len(nodes) - 1))
+def placement(workers: Mapping[str, int]) -> Placement:
+    """One rank per worker, and rank 0, the scheduler, on the first node.
+
+    Parameters
+    ----------
+    workers
+        Number of workers on each node, the first node first.
+    """
+    first, *others = workers.values()
+    return Placement(tuple(workers), (first + 1, *others))
 
 
 Builder = Callable[[str, "Placement", Path, "str | None", Sequence[str]], list[str]]

@@ -4,6 +4,7 @@ Runs on the first node, from the shared file system, and imports the standard li
 what it starts runs from the staged prefix.
 """
 
+import itertools
 import logging
 import os
 import sys
@@ -138,14 +139,16 @@ def record(job: Job) -> None:
         {"asked": asked, "allocation": asdict(allocation), "python": sys.executable, "pid": os.getpid()},
     )
     logger.info(
-        "job %s: %d node(s) %s, %d CPUs each, restart %d",
+        "job %s: %d node(s): %s; restart %d",
         allocation.job_id,
         len(allocation.nodes),
-        ",".join(allocation.nodes),
-        allocation.cpus_per_node,
+        "; ".join(
+            f"{','.join(node.name for node in nodes)} with {cpus} CPUs"
+            for cpus, nodes in itertools.groupby(allocation.nodes, lambda node: node.cpus)
+        ),
         allocation.restart_count,
     )
-    job.events.phase("stage", restart_count=allocation.restart_count, nodes=list(allocation.nodes))
+    job.events.phase("stage", restart_count=allocation.restart_count, nodes=list(allocation.node_names))
 
 
 def prepare(job: Job, archive: Path | None) -> nodes.Answers:
@@ -168,7 +171,7 @@ def make_secrets(job: Job) -> None:
     make_job_secrets(
         job.directory.path,
         valid_for_s=max(remaining, 60.0),
-        host_names=allocation.nodes,
+        host_names=allocation.node_names,
         addresses=list(job.node_of_ip),
     )
 
@@ -185,21 +188,21 @@ def common_interface(job: Job, answers: nodes.Answers) -> str:
 
 def size(job: Job, answers: nodes.Answers, staged: nodes.Answers) -> Sizing:
     """Workers and their limits, from the allocation and what the nodes say of their memory."""
-    config, allocation = job.config, job.allocation
-    memory = (
-        config.mem if allocation.batch_system == "local" and config.mem else allocation.memory_per_node_bytes
-    )
-    if memory is None:
-        # No limit is set: the share of the host's memory that the job has of its CPUs.
-        memory = min(
-            int(answer["memory_bytes"] * min(1.0, allocation.cpus_per_node / answer["cpus"]))
-            for answer in answers.values()
-        )
-    in_memory = [result["size_bytes"] for node, result in staged.items() if answers[node]["root_is_memory"]]
+    config = job.config
+    memory, in_memory = {}, {}
+    for node in job.allocation.nodes:
+        answer = answers[node.name]
+        # Where no limit is set: the share of the host's memory that the job has of its CPUs.
+        share = min(1.0, node.cpus / answer["cpus"])
+        memory[node.name] = node.memory_bytes or int(answer["memory_bytes"] * share)
+        if job.allocation.batch_system == "local" and config.mem:
+            memory[node.name] = config.mem
+        if node.name in staged and answer["root_is_memory"]:
+            in_memory[node.name] = staged[node.name]["size_bytes"]
     sizing = allocations.size_workers(
-        allocation, memory, config.workers_per_node, config.cpus_per_worker, max(in_memory, default=0)
+        job.allocation, memory, config.workers_per_node, config.cpus_per_worker, in_memory
     )
-    allocations.check_min_workers(config.min_workers, len(allocation.nodes) * sizing.workers_per_node)
+    allocations.check_min_workers(config.min_workers, sizing.n_workers)
     return sizing
 
 
@@ -221,9 +224,9 @@ def publish(job: Job, interface: str, sizing: Sizing) -> None:
         address=scheduler["address"],
         dashboard=f"{scheme}://{host}:{scheduler['dashboard_port']}/status",
         n_workers=len(job.cluster.workers),
-        threads_per_worker=sizing.threads_per_worker,
-        memory_limit_bytes=sizing.memory_limit_bytes,
-        nodes=list(allocation.nodes),
+        n_threads=sizing.n_threads,
+        memory_bytes=sizing.memory_bytes,
+        nodes=list(allocation.node_names),
         interface=interface,
         prefix=str(job.staged or job.prefix),
         source_prefix=str(job.prefix),

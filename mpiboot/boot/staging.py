@@ -106,7 +106,7 @@ def sbcast(job: Job, archive: Path, interface: str) -> nodes.Answers:
 
 def mpi(job: Job, archive: Path, interface: str) -> nodes.Answers:
     """One rank per node, from the environment on the shared file system: the staged one is not there yet."""
-    place = Placement(job.allocation.nodes, (1,) * len(job.allocation.nodes))
+    place = Placement(job.allocation.node_names, (1,) * len(job.allocation.nodes))
     orders = {**job.orders, "archive": str(archive)}
     rank = [str(job.prefix / "bin/python"), "-I", "-m", "mpiboot.agent.broadcast", json.dumps(orders)]
     variables = {
@@ -119,8 +119,8 @@ def mpi(job: Job, archive: Path, interface: str) -> nodes.Answers:
     output, complaints = run(command, launcher_environment(job, variables, name), check=False)
     found = nodes.parse_answers(output)
     if len(found) < len(job.allocation.nodes) or any("error" in answer for answer in found.values()):
-        nodes.fail(job.allocation.nodes, found, complaints.decode(errors="replace").strip()[-2000:])
-    return {node: found[node] for node in job.allocation.nodes}
+        nodes.fail(job.allocation.node_names, found, complaints.decode(errors="replace").strip()[-2000:])
+    return {node: found[node] for node in job.allocation.node_names}
 
 
 def run(command: list[str], environ: Mapping[str, str], check: bool = True) -> tuple[bytes, bytes]:
@@ -157,12 +157,12 @@ def archive_of(job: Job) -> Path:
 def orders(job: Job, archive: Path | None) -> dict[str, Any]:
     """What every agent is told at its start."""
     told: dict[str, Any] = {
-        "node": job.allocation.nodes[0] if job.allocation.batch_system == "local" else None,
-        "first_node": job.allocation.nodes[0],
+        "node": job.allocation.nodes[0].name if job.allocation.batch_system == "local" else None,
+        "first_node": job.allocation.nodes[0].name,
         "job_directory": str(job.directory.path),
         "root": job.config.stage_root,
         "job_key": job.allocation.job_key,
-        "jobs": job.allocation.cpus_per_node,
+        "jobs": job.allocation.least_cpus,
         "prefix": None,
         "pack_id": None,
     }

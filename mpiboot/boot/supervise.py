@@ -122,7 +122,7 @@ def worker_exit(job: Job, message: dict[str, Any]) -> None:
 def wait_for_workers(job: Job, sizing: Sizing) -> None:
     """Step 6: until every worker has answered."""
     assert job.ranks
-    expected = len(job.allocation.nodes) * sizing.workers_per_node
+    expected = sizing.n_workers
     job.events.phase("workers", n_workers=expected)
     deadline = time.monotonic() + job.config.start_timeout
     while len(job.cluster.workers) < expected:
@@ -132,7 +132,7 @@ def wait_for_workers(job: Job, sizing: Sizing) -> None:
             raise LaunchError(launch_failure(job, expected))
         if time.monotonic() > deadline:
             here = [worker.host for worker in job.cluster.workers.values()]
-            missing = {node: sizing.workers_per_node - here.count(node) for node in job.allocation.nodes}
+            missing = {name: node.n_workers - here.count(name) for name, node in sizing.by_node.items()}
             each = ", ".join(f"{count} on {node}" for node, count in missing.items() if count)
             raise DeadlineError(
                 f"{len(job.cluster.workers)} of {expected} workers after {show_duration(job.config.start_timeout)}; "
@@ -196,7 +196,7 @@ def cluster_lost(job: Job) -> str:
     """What died, as far as can be told; clients, tasks and results went with it."""
     assert job.ranks
     status = job.ranks.poll()
-    first = job.allocation.nodes[0]
+    first = job.allocation.nodes[0].name
     if status is None or job.cluster.gone:
         what = f"the scheduler (rank 0, on {first}) died"
     else:

@@ -31,8 +31,7 @@ def ready(job: Job, ssh_host: str | None, *, with_token: bool) -> str:
     """What a person needs next, once the workers are there."""
     endpoint = endpoint_of(job)
     job_id, nodes = job.job_id, endpoint.nodes
-    cores = endpoint.n_workers * endpoint.threads_per_worker
-    head = f"job {job_id} is ready: {endpoint.n_workers} workers, {cores} cores, {len(nodes)} node(s)"
+    head = f"job {job_id} is ready: {endpoint.n_workers} workers, {endpoint.n_threads} cores, {len(nodes)} node(s)"
     named = [*nodes[:8], *([f"and {len(nodes) - 8} more"] if len(nodes) > 8 else [])]
     on = textwrap.wrap(f"{', '.join(named)}, over {endpoint.interface}", COLUMNS - 13, break_on_hyphens=False)
     rows = [

@@ -17,7 +17,7 @@ from mpiboot.errors import RendezvousError
 
 logger = logging.getLogger(__name__)
 
-ENDPOINT_VERSION = 1
+ENDPOINT_VERSION = 2
 MAX_ENDPOINT_BYTES = 1024**2
 MAX_EVENTS_BYTES = 64 * 1024**2
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -27,7 +27,8 @@ class Endpoint(NamedTuple):
     """What to connect to, published once the workers are there.
 
     `nonce` and `restart_count` tell one run of a job from the next; `scheduler_id` is what the scheduler itself
-    must answer; `end_time` is seconds since the epoch or None.
+    must answer; `n_threads` and `memory_bytes` are those of all workers together, whose nodes may differ; `end_time` is
+    seconds since the epoch or None.
     """
 
     job_id: str
@@ -38,8 +39,8 @@ class Endpoint(NamedTuple):
     address: str
     dashboard: str
     n_workers: int
-    threads_per_worker: int
-    memory_limit_bytes: int
+    n_threads: int
+    memory_bytes: int
     nodes: list[str]
     interface: str
     prefix: str
@@ -169,8 +170,8 @@ _KINDS: dict[str, Any] = {
     "address": str,
     "dashboard": str,
     "n_workers": int,
-    "threads_per_worker": int,
-    "memory_limit_bytes": int,
+    "n_threads": int,
+    "memory_bytes": int,
     "nodes": list,
     "interface": str,
     "prefix": str,

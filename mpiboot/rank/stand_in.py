@@ -31,6 +31,7 @@ def main() -> int:
         orders["agent_folder"],
         {
             "command": orders["command"],
+            "node_arguments": orders["node_arguments"],
             "server": orders["server"],
             "environment": environment,
             "folder": os.getcwd(),  # noqa: PTH109

@@ -6,7 +6,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 
-from mpiboot.batch.allocation import MIB, Allocation
+from mpiboot.batch.allocation import MIB, Allocation, Node
 from mpiboot.batch.slurm.text import find_word, plain_environment, slurm_time
 from mpiboot.errors import AllocationError, UsageError
 
@@ -43,16 +43,25 @@ def slurm_allocation(environ: Mapping[str, str], ask: Callable[[Sequence[str]], 
             f"job {job_id} is a task of the array {array}, and mpiboot makes one cluster of one job. "
             f"End the array: scancel {array}; then submit without --array"
         )
+    names = ask(["show", "hostnames", node_list]).split()
+    # Slurm counts tasks where nobody asked for any, too.
     asked_tasks = "SLURM_NTASKS_PER_NODE" in environ or "SLURM_NTASKS" in environ
+    tasks = compressed_counts(environ["SLURM_TASKS_PER_NODE"]) if asked_tasks else [None] * len(names)
+    if not len(names) == len(cpus) == len(tasks):
+        raise AllocationError(
+            f"job {job_id}: Slurm names {len(names)} nodes ({node_list}), CPUs of {len(cpus)} "
+            f"and tasks of {len(tasks)}. Show this to your Slurm's administrators: scontrol show job --details {job_id}"
+        )
+    memory = memory_limits(environ, job, dict(zip(names, cpus, strict=True)), ask)
     per_task = environ.get("SLURM_CPUS_PER_TASK")
     return Allocation(
         batch_system="slurm",
         job_id=job_id,
         job_key=f"slurm-{environ.get('SLURM_CLUSTER_NAME', 'cluster')}-{job_id}",
-        nodes=tuple(ask(["show", "hostnames", node_list]).split()),
-        cpus_per_node=min(cpus),
-        memory_per_node_bytes=slurm_memory_bytes(environ, job, min(cpus)),
-        tasks_per_node=min(compressed_counts(environ["SLURM_TASKS_PER_NODE"])) if asked_tasks else None,
+        nodes=tuple(
+            Node(name, n_cpus, memory.get(name), n_tasks)
+            for name, n_cpus, n_tasks in zip(names, cpus, tasks, strict=True)
+        ),
         cpus_per_task=int(per_task) if per_task else None,
         end_time=slurm_time(environ.get("SLURM_JOB_END_TIME") or find_word(job, "EndTime")),
         restart_count=int(environ.get("SLURM_RESTART_COUNT", "0")),
@@ -70,12 +79,32 @@ def compressed_counts(text: str) -> list[int]:
     return counts
 
 
-def slurm_memory_bytes(environ: Mapping[str, str], job: str, cpus: int) -> int | None:
-    """The memory limit of the smallest node, or None where Slurm sets none (no `--mem` and no default)."""
+def memory_limits(
+    environ: Mapping[str, str], job: str, cpus: Mapping[str, int], ask: Callable[[Sequence[str]], str]
+) -> dict[str, int]:
+    """The memory limit of each node in bytes; nodes for which Slurm sets none (no `--mem` and no default) are left out.
+
+    Parameters
+    ----------
+    environ
+        The job's environment.
+    job
+        `scontrol show job --details --oneliner`: it names each group of nodes with its `Mem=` in MiB (0: unlimited).
+    cpus
+        Each node's CPUs.
+    ask
+        Runs scontrol with arguments, and returns its output.
+    """
     if per_node := int(environ.get("SLURM_MEM_PER_NODE") or 0):
-        return per_node * MIB
+        return dict.fromkeys(cpus, per_node * MIB)
     if per_cpu := int(environ.get("SLURM_MEM_PER_CPU") or 0):
-        return per_cpu * cpus * MIB
-    # `scontrol show job --details` names each group of nodes with its `Mem=` in MiB; 0 means no limit.
-    found = [int(value) for value in re.findall(r"CPU_IDs=\S* Mem=(\d+)", job)]
-    return min(found, default=0) * MIB or None
+        return {name: per_cpu * n_cpus * MIB for name, n_cpus in cpus.items()}
+    groups = [(nodes, int(mib)) for nodes, mib in re.findall(r"\bNodes=(\S+) CPU_IDs=\S* Mem=(\d+)", job)]
+    sizes = {mib for _, mib in groups}
+    if len(sizes) <= 1:
+        return dict.fromkeys(cpus, max(sizes) * MIB) if any(sizes) else {}
+    limits: dict[str, int] = {}
+    for nodes, mib in groups:
+        names = ask(["show", "hostnames", nodes]).split() if re.search(r"[\[,]", nodes) else [nodes]
+        limits |= dict.fromkeys(names, mib * MIB)
+    return {name: limit for name, limit in limits.items() if limit}

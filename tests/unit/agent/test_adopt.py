@@ -33,7 +33,7 @@ class Node:
     def __init__(self, folder):
         self.folder = folder
         os.mkfifo(folder / "end")
-        self.ranks = Ranks(folder)
+        self.ranks = Ranks(folder, "n1")
         self.ranks.listener.settimeout(10)
         self.closed = False
 
@@ -45,7 +45,8 @@ class Node:
             "required_files": [],
             "lock": None,
             "agent_folder": str(self.folder),
-            "command": [sys.executable, str(self.folder / "script"), *arguments],
+            "command": [sys.executable, str(self.folder / "script")],
+            "node_arguments": {"n1": arguments, "n2": ["of another node"]},
             "server": str(FORKSERVER),
         }
         (self.folder / "rank-environment.json").write_text(json.dumps(orders))

@@ -4,16 +4,18 @@ import subprocess
 import pytest
 
 from mpiboot.agent import agent as node
-from mpiboot.batch.allocation import Allocation
+from mpiboot.batch.allocation import Allocation, Node
 from mpiboot.boot import agents as nodes
 
-TWO = Allocation("slurm", "7", "slurm-c-7", ("n1", "n2"), cpus_per_node=8)
+TWO = Allocation("slurm", "7", "slurm-c-7", (Node("n1", 8), Node("n2", 8)))
+UNEQUAL = Allocation("slurm", "7", "slurm-c-7", (Node("n1", 8), Node("n2", 1)))
 
 
-def test_one_agent_per_node_with_all_its_cpus():
-    assert nodes.command(TWO, "/e/bin/python", {"root": "/tmp"}) == [
+@pytest.mark.parametrize(("allocation", "cpus"), [(TWO, ("--cpus-per-task", "8")), (UNEQUAL, ())])
+def test_one_agent_per_node_with_all_its_cpus(allocation, cpus):
+    assert nodes.command(allocation, "/e/bin/python", {"root": "/tmp"}) == [
         *("srun", "--overlap", "--mem=0", "--export=ALL"),
-        *("--nodes", "2", "--ntasks", "2", "--ntasks-per-node", "1", "--cpus-per-task", "8"),
+        *("--nodes", "2", "--ntasks", "2", "--ntasks-per-node", "1", *cpus),
         *("--cpu-bind=none", "--kill-on-bad-exit=0", "--wait=0", "--no-kill"),
         *("/e/bin/python", "-I", "-m", "mpiboot.agent.agent", '{"root": "/tmp"}'),
     ]

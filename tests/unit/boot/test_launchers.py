@@ -6,13 +6,19 @@ import pytest
 from mpiboot.boot import launch, launchers
 from mpiboot.errors import LaunchError
 
-PLACE = launchers.placement(["n1", "n2"], 4)
+PLACE = launchers.placement({"n1": 4, "n2": 4})
 RANK = ["/s/bin/python", "-I", "-S", "/s/rank.py", "/home/a b/job"]
 HOSTS = Path("/j/hosts")
 
 
 def test_rank_0_shares_the_first_node():
     assert (PLACE.ranks_per_node, PLACE.world_size) == ((5, 4), 9)
+
+
+def test_unequal_nodes_have_unequal_ranks():
+    place = launchers.placement({"n1": 8, "n2": 8, "n3": 1})
+    assert (place.nodes, place.ranks_per_node, place.world_size) == (("n1", "n2", "n3"), (9, 8, 1), 18)
+    assert launchers.host_file("openmpi", place) == "n1 slots=9\nn2 slots=8\nn3 slots=1\n"
 
 
 def test_openmpi():

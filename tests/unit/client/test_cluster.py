@@ -56,8 +56,8 @@ def job(monkeypatch, local):
         },
         **{
             "n_workers": 1,
-            "threads_per_worker": 1,
-            "memory_limit_bytes": 1,
+            "n_threads": 1,
+            "memory_bytes": 1,
             "nodes": ["n1"],
             "interface": "lo",
         },

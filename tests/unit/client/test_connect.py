@@ -95,8 +95,8 @@ def endpoint_of(cluster, **changes):
         },
         **{
             "n_workers": 1,
-            "threads_per_worker": 1,
-            "memory_limit_bytes": 1,
+            "n_threads": 1,
+            "memory_bytes": 1,
             "nodes": ["node1"],
             "interface": "lo",
         },
@@ -176,7 +176,7 @@ def test_a_plain_address_is_refused_unless_it_is_asked_for(job, cluster):
         ),
         ({"scheduler_id": "Scheduler-old"}, "answers as Scheduler-.*, not as Scheduler-old"),
         ({"job_key": "stand-in-8"}, "endpoint.json is of job stand-in-8, not of stand-in-7"),
-        ({"version": 2}, "version 2; this mpiboot reads 1"),
+        ({"version": 1}, "version 1; this mpiboot reads 2"),
     ],
     ids=["nobody-listens", "another-scheduler", "another-job", "another-version"],
 )
@@ -211,7 +211,7 @@ def test_a_node_that_has_just_died_is_said_to_be_silent(monkeypatch):
         verify.ask_scheduler("tcp://x:1", None, 0.1)
 
 
-@pytest.mark.parametrize("content", ["", '{"version": 1, "job_id"'], ids=["empty", "half-written"])
+@pytest.mark.parametrize("content", ["", '{"version": 2, "job_id"'], ids=["empty", "half-written"])
 def test_a_partial_endpoint(job, content):
     job.directory.endpoint.touch(mode=0o600)
     job.directory.endpoint.write_text(content)

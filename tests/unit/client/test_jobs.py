@@ -328,8 +328,8 @@ def test_links_and_the_ssh_line(two, monkeypatch):
             "n_workers": 2,
         },
         **{
-            "threads_per_worker": 1,
-            "memory_limit_bytes": 1,
+            "n_threads": 1,
+            "memory_bytes": 1,
             "nodes": ["n1"],
             "interface": "ib0",
             "prefix": "/p",
