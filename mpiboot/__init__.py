@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mpiboot.client.cluster import MPICluster as MPICluster
     from mpiboot.client.connect import connect as connect
-    from mpiboot.client.jobs import Job as Job
-    from mpiboot.client.jobs import submit as submit
+    from mpiboot.client.job import Job as Job
+    from mpiboot.client.submit import submit as submit
 
 _HOMES = {
     "connect": "mpiboot.client.connect",
     "MPICluster": "mpiboot.client.cluster",
-    "Job": "mpiboot.client.jobs",
-    "submit": "mpiboot.client.jobs",
+    "Job": "mpiboot.client.job",
+    "submit": "mpiboot.client.submit",
 }
 __all__ = ["Job", "MPICluster", "connect", "submit"]
 

@@ -14,7 +14,7 @@ from mpiboot import config as configuration
 from mpiboot.errors import MpibootError
 
 if TYPE_CHECKING:
-    from mpiboot.client.jobs import Job
+    from mpiboot.client.job import Job
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 
@@ -68,7 +68,7 @@ def command_line() -> None:
 
 def live_job_ids(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """For the shell's completion."""
-    from mpiboot.client.jobs import live_jobs
+    from mpiboot.client.find import live_jobs
 
     try:
         return [job.job_id for job, _ in live_jobs(patience_s=0) if job.job_id.startswith(incomplete)]
@@ -114,16 +114,17 @@ def submit(dry_run: bool, wait: bool, command: tuple[str, ...], **options: Any) 
 
     With COMMAND, runs it on the first node once the workers are there, and ends with it.
     """
-    from mpiboot.client import jobs
+    from mpiboot.client.settings import load_config
+    from mpiboot.client.submit import show_submission, submit_config
 
     given = {name: value or None for name, value in options.items()}
-    config = jobs.load_config({**given, "command": command})
+    config = load_config({**given, "command": command})
     if config.insecure:
         warn_insecure()
     if dry_run:
-        click.echo(jobs.show_submission(config, say=say))
+        click.echo(show_submission(config, say=say))
         return 0
-    job = jobs.submit_config(config, say=say)
+    job = submit_config(config, say=say)
     click.echo(job.job_id)
     if wait and command:
         return _wait_until_ended(job)
@@ -138,7 +139,7 @@ def warn_insecure() -> None:
 
 def _wait_until_ended(job: Job) -> int:
     """Batch mode: the command's exit status."""
-    from mpiboot.client.connect import how_to_come_back
+    from mpiboot.client.watch import how_to_come_back
 
     try:
         state = job.wait()
@@ -153,7 +154,7 @@ def _wait_until_ended(job: Job) -> int:
 def _wait_until_ready(job: Job, timeout: str, queue_timeout: str | None, insecure: bool) -> None:
     from mpiboot.client import show
     from mpiboot.client.connect import connect
-    from mpiboot.client.jobs import load_site
+    from mpiboot.client.settings import load_site
 
     display = None if sys.stderr.isatty() else say
     connect(job, timeout=timeout, queue_timeout=queue_timeout, insecure=insecure, progress=display).close()
@@ -168,7 +169,7 @@ def _wait_until_ready(job: Job, timeout: str, queue_timeout: str | None, insecur
 def connect(job: str | None, timeout: str, queue_timeout: str | None, insecure: bool) -> None:
     """Wait for a job's workers and say how it went, as a notebook would."""
     from mpiboot.client.connect import seconds_of
-    from mpiboot.client.jobs import find_job
+    from mpiboot.client.find import find_job
 
     for name, value in (("--timeout", timeout), ("--queue-timeout", queue_timeout)):
         if value is not None:
@@ -187,7 +188,8 @@ def dashboard(job: str | None, open_it: bool) -> None:
     The link holds the cluster's token: it is a key, for you alone.
     """
     from mpiboot.client import show
-    from mpiboot.client.jobs import find_job, load_site
+    from mpiboot.client.find import find_job
+    from mpiboot.client.settings import load_site
 
     found = find_job(job)
     endpoint = show.endpoint_of(found)
@@ -207,9 +209,10 @@ def list_jobs(as_json: bool) -> None:
     """Show this user's live jobs."""
     from dataclasses import asdict
 
-    from mpiboot.client import jobs, show
+    from mpiboot.client import show
+    from mpiboot.client.find import live_jobs
 
-    live = jobs.live_jobs()
+    live = live_jobs()
     if as_json:
         click.echo(json.dumps([{**asdict(state), "batch_system": job.batch.name} for job, state in live]))
     elif live:
@@ -227,7 +230,7 @@ def status(job: str | None, as_json: bool, plot: str | None) -> None:
     from dataclasses import asdict
 
     from mpiboot.client import show, timeline
-    from mpiboot.client.jobs import find_job
+    from mpiboot.client.find import find_job
 
     found = find_job(job)
     state = found.ask()
@@ -247,7 +250,7 @@ def status(job: str | None, as_json: bool, plot: str | None) -> None:
 @click.option("-f", "--follow", is_flag=True, help="go on until the job ends")
 def logs(job: str | None, follow: bool) -> None:
     """Show a job's logs."""
-    from mpiboot.client.jobs import find_job
+    from mpiboot.client.find import find_job
 
     found = find_job(job)
     if not follow:
@@ -261,7 +264,7 @@ def logs(job: str | None, follow: bool) -> None:
 @job_argument
 def stop(job: str | None) -> None:
     """End a job; returns when its nodes are released."""
-    from mpiboot.client.jobs import find_job
+    from mpiboot.client.find import find_job
 
     found = find_job(job)
     say(f"job {found.job_id}: {found.stop().show()}")
@@ -274,7 +277,7 @@ def stop(job: str | None) -> None:
 def doctor(job_test: bool, **options: Any) -> int:
     """Check this site; each failed line names its remedy."""
     from mpiboot.client import doctor as examination
-    from mpiboot.client.jobs import load_config
+    from mpiboot.client.settings import load_config
 
     config = load_config({name: value or None for name, value in options.items()})
     return examination.run(config, job_test=job_test, out=click.echo)
@@ -284,7 +287,7 @@ def doctor(job_test: bool, **options: Any) -> int:
 @click.argument("batch_system", default="slurm")
 def jobscript(batch_system: str) -> None:
     """Print the job script of a batch system, to copy and edit."""
-    from mpiboot.client.jobs import shipped_script
+    from mpiboot.client.submit import shipped_script
 
     click.echo(shipped_script(batch_system).read_text(), nl=False)
 
@@ -293,7 +296,8 @@ def jobscript(batch_system: str) -> None:
 @job_options
 def demo(**options: Any) -> int:
     """Run the main job: real flights on a cluster of this machine, from packing to tear-down."""
-    from mpiboot.client.jobs import load_config, submit_config
+    from mpiboot.client.settings import load_config
+    from mpiboot.client.submit import submit_config
     from mpiboot.examples.demo import main_job
 
     given = {name: value or None for name, value in options.items()}

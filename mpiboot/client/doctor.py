@@ -16,7 +16,8 @@ from pathlib import Path
 
 from envpack.common.mounts import file_system, is_memory
 from mpiboot.batch import choose
-from mpiboot.client.jobs import Job, submit_config
+from mpiboot.client.job import Job
+from mpiboot.client.submit import submit_config
 from mpiboot.common.interfaces import interfaces
 from mpiboot.common.units import show_size
 from mpiboot.config import Config, home

@@ -15,7 +15,7 @@ from typing import Any
 
 from mpiboot.batch import JobState
 from mpiboot.client import timeline
-from mpiboot.client.jobs import Job
+from mpiboot.client.job import Job
 from mpiboot.common.units import show_duration
 from mpiboot.errors import BatchError
 from mpiboot.protocol import secrets as security

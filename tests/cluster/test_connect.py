@@ -209,7 +209,7 @@ def test_a_timeout_says_how_far_it_got(alice, job):
 
 MEDDLE = """
 import json, mpiboot, time
-from mpiboot.client.jobs import find_job
+from mpiboot.client.find import find_job
 path = find_job({job!r}).directory.endpoint
 mpiboot.connect({job!r}, timeout="2 min").close()
 before = path.read_text()
@@ -269,7 +269,7 @@ def test_another_users_scheduler_file(alice):
 def test_by_the_scheduler_file_of_a_job(alice, job):
     code = f"""
 import mpiboot
-from mpiboot.client.jobs import find_job
+from mpiboot.client.find import find_job
 mpiboot.connect({job!r}, timeout="2 min").close()
 with mpiboot.connect(scheduler_file=find_job({job!r}).directory.scheduler_file, n_workers=2) as client:
     print(client.submit(sum, [1, 2]).result())

@@ -140,7 +140,7 @@ def test_the_line_of_a_dry_run_does_the_same(alice):
         "mpiboot", "submit", *SMALL, "--dry-run", "--env-var", "A=b 'c'", "--", "printenv", "A"
     ).stdout
     job_id = alice.types("sh", "-c", line).stdout.strip()
-    code = f"from mpiboot.client.jobs import find_job; print(find_job({job_id!r}).wait(90).state)"
+    code = f"from mpiboot.client.find import find_job; print(find_job({job_id!r}).wait(90).state)"
     assert alice.types("python", "-c", code).stdout == "COMPLETED\n"
     assert "\nb 'c'\n" in alice.types("cat", f"slurm-{job_id}.out").stdout
 
@@ -202,10 +202,10 @@ def test_from_other_pythons_than_the_environments(alice):
 
     # That version is made up, and so is this Python's: no other one is here with all that a client needs.
     code = (
-        "import types, mpiboot.client.connect as c;"
+        "import mpiboot, types, mpiboot.client.watch as c;"
         " c.sys = types.SimpleNamespace(version_info=(3, 9), executable='/p'); "
     )
-    refused = alice.types("python", "-c", f"{code} c.connect()", check=False)
+    refused = alice.types("python", "-c", f"{code} mpiboot.connect()", check=False)
     minor = theirs.rpartition(".")[0]
     expected = f"the cluster runs Python {minor} and this is 3.9 (/p): what one of them pickles the other cannot read."
     assert f"{expected} Use the cluster's: /home/alice/env/bin/python" in refused.stderr

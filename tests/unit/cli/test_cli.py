@@ -37,7 +37,7 @@ def test_errors_become_exit_statuses(capsys, monkeypatch, error, status, said):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("mpiboot.client.jobs.find_job", fail)
+    monkeypatch.setattr("mpiboot.client.find.find_job", fail)
     assert run(capsys, "stop", "1") == (status, "", said)
 
 
@@ -57,7 +57,7 @@ def test_bad_usage_is_status_2(capsys, arguments):
 
 
 def test_no_job_is_no_output_for_programs(capsys, monkeypatch):
-    monkeypatch.setattr("mpiboot.client.jobs.live_jobs", list)
+    monkeypatch.setattr("mpiboot.client.find.live_jobs", list)
     assert run(capsys, "list", "--json") == (0, "[]\n", "")
     assert run(capsys, "list") == (0, "", "no job of mpiboot's is pending or running\n")
 
@@ -77,6 +77,6 @@ def test_the_job_script_is_printed(capsys):
 
 
 def test_insecure_is_said_in_red(monkeypatch):
-    monkeypatch.setattr("mpiboot.client.jobs.live_jobs", lambda: [])
+    monkeypatch.setattr("mpiboot.client.find.live_jobs", lambda: [])
     shown = CliRunner().invoke(cli.command_line, ["connect", "--insecure"], color=True).output
     assert shown == "\x1b[31m--insecure: anyone who reaches the job's nodes can run code as you\x1b[0m\n"

@@ -11,10 +11,11 @@ import pytest
 from distributed import LocalCluster
 
 from mpiboot.batch import JobState
-from mpiboot.client import connect as clients
+from mpiboot.client import job as job_module
 from mpiboot.client import job_states as answers
-from mpiboot.client import jobs, verify
+from mpiboot.client import polling, scheduler_file, verify, watch
 from mpiboot.client.connect import connect
+from mpiboot.client.job import Job
 from mpiboot.client.verify import Answer
 from mpiboot.errors import (
     BatchAwayError,
@@ -65,18 +66,19 @@ class Batch:
 def batch(tmp_path, monkeypatch):
     monkeypatch.setenv("MPIBOOT_HOME", str(tmp_path / 'it\'s a "home"'))
     monkeypatch.setattr(answers, "_answers", {})
-    monkeypatch.setattr(clients, "poll_interval_s", lambda waited_s: 0.1)
-    monkeypatch.setattr(clients, "FILE_POLL_S", 0.02)
-    monkeypatch.setattr(clients, "SETTLE_S", 0.5)
-    monkeypatch.setattr(clients, "ATTEMPT_S", 1.0)
-    monkeypatch.setattr(clients, "REPLACED_S", 0.5)
+    monkeypatch.setattr(watch, "poll_interval_s", lambda waited_s: 0.1)
+    for module in (watch, scheduler_file):
+        monkeypatch.setattr(module, "FILE_POLL_S", 0.02)
+        monkeypatch.setattr(module, "SETTLE_S", 0.5)
+        monkeypatch.setattr(module, "ATTEMPT_S", 1.0)
+    monkeypatch.setattr(watch, "REPLACED_S", 0.5)
     return Batch()
 
 
 @pytest.fixture
 def job(batch, tmp_path):
     JobDirectory.create(tmp_path / 'it\'s a "home"', "stand-in-7")
-    return jobs.Job("7", batch)
+    return Job("7", batch)
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +272,7 @@ def test_a_late_directory_is_waited_for(batch, cluster, tmp_path):
         JobDirectory.create(tmp_path / 'it\'s a "home"', "stand-in-7").publish(endpoint_of(cluster))
 
     later(1, create)
-    connect(jobs.Job("7", batch), insecure=True).close()
+    connect(Job("7", batch), insecure=True).close()
 
 
 def test_workers_that_are_lost_for_good_do_not_hold_a_client_back(job, cluster):
@@ -290,7 +292,7 @@ def test_workers_that_are_asked_for_are_waited_for(job, cluster):
 
 def test_another_minor_version_of_python_is_an_error(job, cluster, monkeypatch):
     job.directory.publish(endpoint_of(cluster))
-    monkeypatch.setattr(clients, "ask_scheduler", lambda *_: Answer(cluster.scheduler.id, 1, (3, 8)))
+    monkeypatch.setattr(watch, "ask_scheduler", lambda *_: Answer(cluster.scheduler.id, 1, (3, 8)))
     with pytest.raises(
         MpibootError, match=r"the cluster runs Python 3\.8 and this is .* Use the cluster's: /p/bin/python"
     ):
@@ -366,7 +368,8 @@ def test_a_batch_system_that_is_away_for_a_moment_is_asked_again(job, batch, clu
 
 def test_a_job_outlives_a_restart_of_the_batch_system(job, batch, monkeypatch, caplog):
     away, ended = BatchAwayError("squeue: slurmctld is away"), JobState("7", "mpiboot", "COMPLETED")
-    monkeypatch.setattr(jobs, "poll_interval_s", lambda waited_s: 0.01)
+    for module in (polling, job_module):
+        monkeypatch.setattr(module, "poll_interval_s", lambda waited_s: 0.01)
     job.directory.boot_log.write_text("a line\n")
     for use in (job.wait, job.stop, lambda: "".join(job.follow())):
         monkeypatch.setattr(answers, "_answers", {})
@@ -383,7 +386,7 @@ def test_a_job_outlives_a_restart_of_the_batch_system(job, batch, monkeypatch, c
 
 
 def test_a_batch_system_that_is_away_for_long_is_an_error(job, batch, monkeypatch):
-    monkeypatch.setattr(clients, "SILENCE_S", 0.3)
+    monkeypatch.setattr(watch, "SILENCE_S", 0.3)
     batch.state = lambda n: PENDING if n == 1 else BatchError("squeue: slurmctld is away")
     with pytest.raises(BatchError, match="slurmctld is away"):
         connect(job)
@@ -398,7 +401,7 @@ def test_one_answer_serves_all_that_wait(batch, cluster, tmp_path):
 
     def wait(number):
         try:
-            connect(jobs.Job(str(number), batch))
+            connect(Job(str(number), batch))
         except JobEndedError as error:
             failures.append(str(error).splitlines()[0])
 
@@ -414,14 +417,14 @@ def test_one_answer_serves_all_that_wait(batch, cluster, tmp_path):
 
 
 def test_polling_is_gentle():
-    assert [jobs.poll_interval_s(waited_s) for waited_s in (0, 59, 60, 3600)] == [1, 1, 10, 10]
+    assert [polling.poll_interval_s(waited_s) for waited_s in (0, 59, 60, 3600)] == [1, 1, 10, 10]
 
 
 def test_ctrl_c_says_how_to_come_back(job, monkeypatch):
     def interrupt(seconds):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(clients.time, "sleep", interrupt)
+    monkeypatch.setattr(watch.time, "sleep", interrupt)
     with pytest.raises(
         KeyboardInterrupt, match=r"job 7 goes on\. Come back: mpiboot connect 7; end it: mpiboot stop 7"
     ):

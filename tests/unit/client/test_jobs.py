@@ -11,7 +11,8 @@ from mpiboot import config as configuration
 from mpiboot.batch import SETUP_VARIABLE, JobState
 from mpiboot.batch.local.submission import Local
 from mpiboot.batch.slurm.submission import SEPARATOR, Slurm, export_options, parse_sacct, parse_squeue
-from mpiboot.client import jobs, show
+from mpiboot.client import find, polling, settings, show, submit
+from mpiboot.client import job as job_module
 from mpiboot.errors import BatchError, UsageError
 from mpiboot.protocol.job_directory import Endpoint
 
@@ -111,10 +112,10 @@ def test_the_whole_command(monkeypatch):
 def test_site_settings_are_the_lowest_layer(site, monkeypatch, tmp_path):
     site("mpiboot:\n  partition: multiple\n  idle-timeout: 1 h\n  setup: module load x\n  nodes: 3\n")
     monkeypatch.setenv("DASK_MPIBOOT__NODES", "4")
-    config = jobs.load_config({"partition": "other", "env": str(tmp_path)})
+    config = settings.load_config({"partition": "other", "env": str(tmp_path)})
     assert (config.partition, config.idle_timeout, config.nodes) == ("other", 3600, 4)
     assert config.setup == ("module load x",)
-    assert jobs.handed_on(config) == {SETUP_VARIABLE: "module load x"}
+    assert submit.handed_on(config) == {SETUP_VARIABLE: "module load x"}
     assert "module" not in " ".join(configuration.boot_arguments(config))
 
 
@@ -133,19 +134,19 @@ def test_site_settings_are_the_lowest_layer(site, monkeypatch, tmp_path):
 def test_a_wrong_file_is_named(site, text, message):
     file = site(f"mpiboot: {text}\n")
     with pytest.raises(UsageError, match=rf"^{file}: {message}"):
-        jobs.load_config({"env": "/e"})
+        settings.load_config({"env": "/e"})
 
 
 def test_a_dry_run_hands_values_on_in_front_of_the_command(monkeypatch, tmp_path):
-    monkeypatch.setattr(jobs.environment, "check_environment", lambda prefix: None)
-    monkeypatch.setattr(jobs, "choose", lambda name: Slurm())
+    monkeypatch.setattr(submit.environment, "check_environment", lambda prefix: None)
+    monkeypatch.setattr(submit, "choose", lambda name: Slurm())
     monkeypatch.setenv("MPIBOOT_HOME", str(tmp_path / "a b"))
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.delenv("MPIBOOT_REQUIRE_CLUSTER", raising=False)
     config = configuration.merge(
         {"env": "/e", "env_var": ["A=b 'c'", "PATH"], "no_stage": True}, command=["x", "y z"]
     )
-    words = shlex.split(jobs.show_submission(config))
+    words = shlex.split(submit.show_submission(config))
     assert words[:4] == ["A=b 'c'", "env", "-u", "SLURM_JOB_ID"]
     assert words[words.index("sbatch") + 1] == "--parsable"
     script = next(i for i, word in enumerate(words) if word.endswith("jobscripts/slurm.sh"))
@@ -156,13 +157,13 @@ def test_a_dry_run_hands_values_on_in_front_of_the_command(monkeypatch, tmp_path
 
 
 def test_no_job_is_live(monkeypatch):
-    monkeypatch.setattr(jobs, "live_jobs", list)
+    monkeypatch.setattr(find, "live_jobs", list)
     with pytest.raises(
         BatchError, match=r"no job of mpiboot's is pending or running here\. Start one: mpiboot submit"
     ):
-        jobs.find_job()
+        find.find_job()
     with pytest.raises(BatchError, match="'flights' is neither a job id nor the name of a live job"):
-        jobs.find_job("flights")
+        find.find_job("flights")
 
 
 class Batch:
@@ -181,8 +182,8 @@ def two(monkeypatch, tmp_path):
             "8", "mpiboot", "PENDING", "Resources and much more that does not fit into a line of 80 columns"
         ),
     ]
-    live = [(jobs.Job(state.job_id, Batch()), state) for state in states]
-    monkeypatch.setattr(jobs, "live_jobs", lambda: live)
+    live = [(job_module.Job(state.job_id, Batch()), state) for state in states]
+    monkeypatch.setattr(find, "live_jobs", lambda: live)
     return live
 
 
@@ -206,28 +207,28 @@ def test_slurm_without_its_configuration_leaves_local_jobs_alone(commands, monke
     """As on a laptop that has Slurm's commands."""
     commands(squeue="echo 'fatal: Unable to process configuration file' >&2; exit 1")
     with pytest.raises(BatchError, match="squeue: fatal: Unable to process configuration file"):
-        jobs.live_jobs()
+        find.live_jobs()
     mine = JobState("host-1-2", "mpiboot", "RUNNING", nodes="host")
     monkeypatch.setattr(Local, "jobs", lambda self: [mine])
-    assert jobs.find_job().job_id == "host-1-2"
+    assert find.find_job().job_id == "host-1-2"
     assert caplog.messages == [
         "squeue: fatal: Unable to process configuration file; only other jobs are known"
     ]
     caplog.clear()
-    (jobs.configuration.home(jobs.os.environ) / "jobs/local-host-1-2").mkdir(parents=True)
-    assert jobs.find_job("local-host-1-2").job_id == "host-1-2"
+    (find.configuration.home(find.os.environ) / "jobs/local-host-1-2").mkdir(parents=True)
+    assert find.find_job("local-host-1-2").job_id == "host-1-2"
     assert caplog.messages == []  # Slurm was not asked
 
 
 def test_slurmctld_that_restarts_is_asked_again(commands, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(jobs, "poll_interval_s", lambda waited_s: 0.01)
+    monkeypatch.setattr(polling, "poll_interval_s", lambda waited_s: 0.01)
     answer = line("7", "PENDING", "None", "N/A", "N/A", "", "mpiboot", "a").strip()
     commands(
         squeue=f"""[ -e {tmp_path}/asked ] && echo '{answer}' && exit
             > {tmp_path}/asked; echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1""",
         scontrol="echo 'ClusterName = c'",
     )
-    assert jobs.find_job().job_id == "7"
+    assert find.find_job().job_id == "7"
     assert caplog.messages == [
         "squeue: slurm_load_jobs error: Unable to contact slurm controller; asking again for 20.0 s"
     ]
@@ -257,11 +258,11 @@ def test_a_refusal_comes_with_the_partitions_limits_and_before_packing(commands,
         scontrol="echo 'PartitionName=p Default=YES MaxNodes=2 MaxTime=1:00:00 MinNodes=0 State=UP TotalNodes=9'",
     )
     for name in ("check_environment", "check_mpi"):
-        monkeypatch.setattr(jobs.environment, name, lambda prefix: None)
+        monkeypatch.setattr(submit.environment, name, lambda prefix: None)
     monkeypatch.setattr("envpack.pack.packing.packed", lambda prefix: None)
-    monkeypatch.setattr(jobs, "pack", lambda *_: pytest.fail("it was packed"))
+    monkeypatch.setattr(submit, "pack", lambda *_: pytest.fail("it was packed"))
     with pytest.raises(BatchError) as error:
-        jobs.submit_config(configuration.merge({"env": str(tmp_path), "batch_system": "slurm"}))
+        submit.submit_config(configuration.merge({"env": str(tmp_path), "batch_system": "slurm"}))
     assert str(error.value) == (
         "sbatch: allocation failure: Node count specification invalid\n"
         "The partitions here:\n  p: Default=YES MaxNodes=2 TotalNodes=9 MaxTime=1:00:00"
@@ -277,7 +278,7 @@ def test_an_array_is_refused(argument):
 @pytest.mark.parametrize("name", ["home", "archive"])
 def test_boots_own_options_are_refused(name):
     with pytest.raises(UsageError, match=f"{name}='/x' is boot's own option"):
-        jobs.load_config({name: "/x"})
+        settings.load_config({name: "/x"})
 
 
 def test_the_dashboard_of_an_ended_job_is_not_waited_for(two, monkeypatch):
@@ -303,8 +304,8 @@ def test_of_two_jobs_one_must_be_named(two):
     with pytest.raises(
         BatchError, match=r"several jobs are live; name one of them:\n  7  flights  RUNNING  node\[1-2\]\n  8"
     ):
-        jobs.find_job()
-    assert jobs.find_job("flights").job_id == "7"
+        find.find_job()
+    assert find.find_job("flights").job_id == "7"
 
 
 def test_a_table_fits_80_columns(two):
@@ -366,17 +367,17 @@ def test_secrets_of_ended_jobs_go_and_those_of_live_ones_stay(monkeypatch, tmp_p
             return {job_id: JobState(job_id, "", words.get(job_id, "UNKNOWN")) for job_id in job_ids}
 
     monkeypatch.setenv("MPIBOOT_HOME", str(tmp_path))
-    monkeypatch.setattr(jobs, "batch_systems", lambda: {"stand-in": Known()})
+    monkeypatch.setattr(find, "batch_systems", lambda: {"stand-in": Known()})
     tmp_path.joinpath("jobs").mkdir(mode=0o700)
     for key in ("stand-in-1", "stand-in-2", "stand-in-3", "stand-in-4", "stand-in-5", "elsewhere-6"):
-        directory = jobs.JobDirectory(tmp_path / "jobs" / key)
+        directory = find.JobDirectory(tmp_path / "jobs" / key)
         (directory.path / "tls").mkdir(mode=0o700, parents=True)
         directory.path.chmod(0o700)
         directory.endpoint.touch(mode=0o600)
         directory.events.touch(mode=0o600)
         if key == "stand-in-4":
             os.utime(directory.events, (1, 1))
-    jobs.live_jobs()
+    find.live_jobs()
     left = {
         path.name
         for path in tmp_path.glob("jobs/*")
@@ -429,8 +430,8 @@ def test_what_a_job_has_lost_is_said_once():
 
 def test_more_workers_than_there_will_be_cannot_be_the_least():
     with pytest.raises(UsageError, match="--min-workers 9: the job has 8 workers at most"):
-        jobs.load_config({"nodes": 2, "workers_per_node": 4, "min_workers": 9})
-    jobs.load_config({"nodes": 2, "workers_per_node": 4, "min_workers": 8})
+        settings.load_config({"nodes": 2, "workers_per_node": 4, "min_workers": 9})
+    settings.load_config({"nodes": 2, "workers_per_node": 4, "min_workers": 8})
 
 
 def test_a_malformed_settings_file_is_told_in_a_line(tmp_path):
