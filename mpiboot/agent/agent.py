@@ -29,7 +29,7 @@ from mpiboot.common.processes import end_all, process_ids
 from mpiboot.common.trust import check_trusted
 from mpiboot.common.units import show_duration
 from mpiboot.errors import StageError
-from mpiboot.protocol.job_directory import EventLog, JobDirectory
+from mpiboot.protocol.job_directory import JobDirectory
 
 JOB_KEY_VARIABLE = "MPIBOOT_JOB_KEY"
 LOCK_NAME = "agent.lock"
@@ -300,6 +300,8 @@ def serve(orders: Mapping[str, Any], ranks: Ranks) -> bool:
 
 def say_why(orders: Mapping[str, Any]) -> None:
     """The job's last event, in the place of boot: nobody else knows why the job was cancelled."""
+    from mpiboot.protocol.events import EventLog
+
     first = orders["first_node"]
     lost = f"the first node, {first}, is lost: nothing was heard of it for {show_duration(SILENCE_S)}"
     events = EventLog(JobDirectory(Path(orders["job_directory"])).events)

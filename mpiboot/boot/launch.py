@@ -98,9 +98,7 @@ def rank_variables(job: Job, prefix: Path, variables: Mapping[str, str], interfa
 def write_rank_environment(
     job: Job, prefix: Path, variables: Mapping[str, str], command: Sequence[str], sizing: Sizing
 ) -> None:
-    tls = (
-        [] if job.config.insecure else [str(path) for path in sorted((job.directory.path / "tls").iterdir())]
-    )
+    tls = [] if job.config.insecure else [str(path) for path in sorted((job.directory.tls).iterdir())]
     write_atomic(
         job.directory.rank_environment,
         {

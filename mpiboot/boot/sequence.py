@@ -30,7 +30,9 @@ from mpiboot.common.trust import remove_files
 from mpiboot.config import Config, home, parse_boot_arguments
 from mpiboot.errors import MpibootError
 from mpiboot.protocol import rank_environment as environment
-from mpiboot.protocol.job_directory import Endpoint, EventLog, JobDirectory, new_nonce, write_atomic
+from mpiboot.protocol.endpoint import Endpoint, new_nonce
+from mpiboot.protocol.events import EventLog
+from mpiboot.protocol.job_directory import JobDirectory, write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +168,7 @@ def make_secrets(job: Job) -> None:
     if job.config.insecure:
         logger.warning("--insecure: anyone who reaches these nodes can run code as you")
         return
-    remove_files(job.directory.path / "tls")  # those of the same job before its requeue
+    remove_files(job.directory.tls)  # those of the same job before its requeue
     remaining = allocation.end_time - time.time() if allocation.end_time else VALID_WITHOUT_WALLTIME_S
     make_job_secrets(
         job.directory.path,

@@ -9,7 +9,8 @@ from mpiboot.batch.allocation import Allocation
 from mpiboot.boot.agents import Agents
 from mpiboot.config import Config
 from mpiboot.protocol.control import Control
-from mpiboot.protocol.job_directory import EventLog, JobDirectory
+from mpiboot.protocol.events import EventLog
+from mpiboot.protocol.job_directory import JobDirectory
 
 
 @dataclass(frozen=True)

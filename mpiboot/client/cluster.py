@@ -20,7 +20,7 @@ from mpiboot.client.settings import load_config
 from mpiboot.client.submit import submit_config
 from mpiboot.client.watch import how_to_come_back, wait_for_endpoint
 from mpiboot.errors import MpibootError
-from mpiboot.protocol.job_directory import Endpoint
+from mpiboot.protocol.endpoint import Endpoint
 
 
 class MPICluster(Cluster):  # type: ignore[misc]

@@ -21,7 +21,8 @@ from mpiboot.errors import (
     MpibootError,
     SecurityError,
 )
-from mpiboot.protocol.job_directory import Endpoint, JobDirectory
+from mpiboot.protocol.endpoint import Endpoint
+from mpiboot.protocol.job_directory import JobDirectory
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -25,7 +25,7 @@ from mpiboot.errors import (
     DeadlineError,
     RendezvousError,
 )
-from mpiboot.protocol.job_directory import MAX_ENDPOINT_BYTES
+from mpiboot.protocol.endpoint import MAX_ENDPOINT_BYTES
 from mpiboot.protocol.secrets import client_security_arguments
 
 

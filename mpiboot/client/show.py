@@ -19,7 +19,7 @@ from mpiboot.client.job import Job
 from mpiboot.common.units import show_duration
 from mpiboot.errors import BatchError
 from mpiboot.protocol import secrets as security
-from mpiboot.protocol.job_directory import Endpoint
+from mpiboot.protocol.endpoint import Endpoint
 
 COLUMNS = 80
 FAULTS_SHOWN = 5

@@ -26,7 +26,7 @@ from mpiboot.errors import (
     MpibootError,
     RendezvousError,
 )
-from mpiboot.protocol.job_directory import Endpoint
+from mpiboot.protocol.endpoint import Endpoint
 from mpiboot.protocol.secrets import client_security_arguments
 
 if TYPE_CHECKING:

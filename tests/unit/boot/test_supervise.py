@@ -8,7 +8,7 @@ from mpiboot.boot.state import Cluster
 from mpiboot.boot.supervise import FewWorkers, launcher_died, note, note_lost_nodes
 from mpiboot.config import Config
 from mpiboot.errors import ClusterLostError
-from mpiboot.protocol.job_directory import EventLog
+from mpiboot.protocol.events import EventLog
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from distributed import Client, LocalCluster
 from mpiboot.batch import JobState
 from mpiboot.client import cluster as clusters
 from mpiboot.errors import JobEndedError
-from mpiboot.protocol.job_directory import Endpoint
+from mpiboot.protocol.endpoint import Endpoint
 
 # The LocalCluster that stands for the job listens to its workers too.
 pytestmark = pytest.mark.filterwarnings("ignore:Scheduler already contains a plugin with name worker-status")

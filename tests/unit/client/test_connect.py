@@ -26,7 +26,9 @@ from mpiboot.errors import (
     RendezvousError,
     SecurityError,
 )
-from mpiboot.protocol.job_directory import Endpoint, EventLog, JobDirectory
+from mpiboot.protocol.endpoint import Endpoint
+from mpiboot.protocol.events import EventLog
+from mpiboot.protocol.job_directory import JobDirectory
 
 RUNNING = JobState("7", "mpiboot", "RUNNING", nodes="node1")
 PENDING = JobState("7", "mpiboot", "PENDING", "Resources")

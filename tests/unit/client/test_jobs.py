@@ -14,7 +14,7 @@ from mpiboot.batch.slurm.submission import SEPARATOR, Slurm, export_options, par
 from mpiboot.client import find, polling, settings, show, submit
 from mpiboot.client import job as job_module
 from mpiboot.errors import BatchError, UsageError
-from mpiboot.protocol.job_directory import Endpoint
+from mpiboot.protocol.endpoint import Endpoint
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from mpiboot.client.timeline import Phase, phases, plot, render_text
 from mpiboot.errors import EnvironmentUnfitError
-from mpiboot.protocol.job_directory import parse_events
+from mpiboot.protocol.events import parse_events
 
 
 def phase(time, name):

@@ -1,0 +1,14 @@
+from mpiboot.protocol.events import EventLog, parse_events
+
+
+def test_events_are_read_as_written_and_a_half_written_one_waits(tmp_path):
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path)
+    log.phase("stage", nodes=["n1"], time=1.0)
+    log.close()
+    assert path.stat().st_mode & 0o777 == 0o600
+    with path.open("a") as file:
+        file.write('[]\n{"time": 1, "event": "wor')
+    assert list(parse_events(path.read_bytes())) == [
+        {"time": 1.0, "event": "phase", "phase": "stage", "nodes": ["n1"]}
+    ]
