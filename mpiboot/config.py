@@ -1,30 +1,140 @@
-"""All options of a job: one frozen object, merged once.
+"""All options of a job, each described once, and the `Config` that holds their values.
 
-Command line before environment (`DASK_MPIBOOT__…`) before file (`~/.config/dask/*.yaml`, key `mpiboot`) before
-default. The fields below are the only list of options: the command lines of `submit` and `boot`, the Python calls
-and the configuration files are all read from it. Standard library only, since `boot` starts with it.
+The command lines of `submit` and `boot`, the Python signatures, the configuration files and the documentation are
+generated from the fields of `Config`, or checked against them. A value on the command line comes before one in the
+environment (`DASK_MPIBOOT__...`), before one in a file (`~/.config/dask/*.yaml`, key `mpiboot`), before the default.
+Everything above the batch systems may import this module. `boot` starts with it: it imports neither click nor Dask.
 """
 
 import argparse
 import difflib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from envpack.common import places
-from envpack.common.places import STAGE_ROOT_VARIABLE
-from mpiboot.common.units import parse_duration_s, parse_size_bytes, parse_walltime_s
+from envpack.common.places import DEFAULT_STAGE_ROOT, HOME_VARIABLE, STAGE_ROOT_VARIABLE
+from mpiboot.batch import registry
+from mpiboot.common.mpi import PYPI_PACKAGES
+from mpiboot.common.units import (
+    parse_duration_s,
+    parse_size_bytes,
+    parse_walltime_s,
+    show_duration,
+    show_size,
+)
 from mpiboot.errors import UsageError
 
-BATCH_SYSTEMS = ("auto", "slurm", "local")
-MPIS = ("auto", "openmpi", "mpich", "intelmpi", "srun")
-TRANSPORTS = ("auto", "direct", "sbcast", "mpi")
+# The places where an option may stand.
+SUBMIT = "the command line of submit"
+BOOT = "the command line of boot"
+PYTHON = "a Python call"
+FILE = "a configuration file"
+ENVIRONMENT = "the environment"
+EVERYWHERE = frozenset((SUBMIT, BOOT, PYTHON, FILE, ENVIRONMENT))
 
 
-def count(text: str | int) -> int:
-    """A whole number of at least 1."""
+@dataclass(frozen=True)
+class Kind:
+    """How the values of some options are read and written.
+
+    Parameters
+    ----------
+    parse : callable
+        Makes the value of what a user typed or a file holds; raises ValueError.
+    write : callable
+        Makes the argument of `boot` that `parse` reads back as the same value.
+    show : callable
+        Makes the text that shows a default value to a person.
+    units : str
+        What a value counts, for the documentation.
+    choices : tuple of str
+        The values there are; empty: any that `parse` takes.
+    """
+
+    parse: Callable[[Any], Any]
+    write: Callable[[Any], str] = str
+    show: Callable[[Any], str] = str
+    units: str = ""
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option, with every fact about it but its value.
+
+    Parameters
+    ----------
+    kind : Kind
+    help : str
+        What it means, in a few words.
+    default : object
+        None if it depends on the environment or on the job.
+    metavar : str
+        Stands for the value in a command line's help.
+    default_words : str
+        Says what the default is, where no value can.
+    allowed_in : collection of str
+        Where it may stand.
+    elsewhere : str
+        What to do instead, where it may not stand.
+    repeatable : bool
+        May be given several times; its value is a tuple.
+    same_as : str
+        The option of sbatch or dask-mpi that means the same.
+    variable : str
+        Environment variable that sets it, beside `DASK_MPIBOOT__NAME`.
+    name : str
+        In Python and in files; set by `OPTIONS`.
+    """
+
+    kind: Kind
+    help: str
+    default: Any
+    metavar: str = ""
+    default_words: str = ""
+    allowed_in: Collection[str] = EVERYWHERE
+    elsewhere: str = ""
+    repeatable: bool = False
+    same_as: str = ""
+    variable: str = ""
+    name: str = ""
+
+    @property
+    def flag(self) -> str:
+        """Its name on a command line."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def full_help(self) -> str:
+        """The help with the default value, for a command line."""
+        default = self.default_words or ("" if self.default in (None, False, ()) else self.show_default())
+        notes = [f"default: {default}"] if default else []
+        notes += ["repeatable"] if self.repeatable else []
+        return f"{self.help} [{'; '.join(notes)}]" if notes else self.help
+
+    def show_default(self) -> str:
+        return self.kind.show(self.default)
+
+    def parse(self, value: Any) -> Any:
+        """Make the option's value of what a user typed or a file holds.
+
+        Raises
+        ------
+        UsageError
+            It is not a value of this option; says what would be one.
+        """
+        try:
+            if self.repeatable:
+                return tuple(self.kind.parse(item) for item in ([value] if isinstance(value, str) else value))
+            return self.kind.parse(value)
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"{self.flag}: {error}") from error
+
+
+def _count(text: str | int) -> int:
     try:
         number = int(text)
     except ValueError:
@@ -34,157 +144,281 @@ def count(text: str | int) -> int:
     return number
 
 
-def walltime(text: str | int) -> str:
-    """sbatch's own form, checked and kept as it is."""
+def _walltime(text: str | int) -> str:
+    """A walltime as sbatch takes it, checked and not changed."""
     parse_walltime_s(str(text))
     return str(text)
 
 
-def one_of(choices: Sequence[str]) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in choices:
-            raise ValueError(f"{text!r} is none of {', '.join(choices)}")
-        return text
-
-    return parse
-
-
-def flag(value: str | bool) -> bool:
+def _flag(value: str | bool) -> bool:
     if isinstance(value, bool) or str(value).lower() in ("true", "false"):
         return str(value).lower() == "true"
     raise ValueError(f"{value!r} is neither true nor false")
 
 
-def _option(
-    parse: Callable[[Any], Any],
-    help: str,
-    default: Any = None,
-    *,
-    metavar: str | None = None,
-    where: str = "both",
-) -> Any:
-    """A field that is an option. `where`: `submit` and `boot` both take it, or one of them alone.
+def _choice(*choices: str) -> Kind:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"{text!r} is none of {', '.join(choices)}")
+        return text
 
-    `file` options belong to a site: configuration files, environment and Python calls have them, command lines do not.
-    """
-    return field(default=default, metadata={"parse": parse, "help": help, "metavar": metavar, "where": where})
+    return Kind(parse, choices=choices)
+
+
+def _exact(number: float) -> str:
+    """The shortest decimal number that is read back as `number`."""
+    return str(int(number)) if number.is_integer() else repr(number)
+
+
+TEXT = Kind(str)
+PATH = Kind(str)
+COUNT = Kind(_count)
+FLAG = Kind(_flag)
+# A bare number is MiB, as for sbatch, so that the argument has to name a unit.
+SIZE = Kind(
+    parse_size_bytes, lambda size_bytes: _exact(size_bytes / 1024) + "K", show_size, "such as 64G, or MiB"
+)
+DURATION = Kind(parse_duration_s, _exact, show_duration, "seconds, or such as '30 min'")
+WALLTIME = Kind(_walltime, units="minutes, or H:MM:SS, or D-HH:MM:SS")
+# The arguments of a job can be read by every user of the machine: values of variables are handed on in its environment.
+VARIABLE = Kind(str, lambda item: item.partition("=")[0])
+BATCH_SYSTEM = _choice("auto", *registry.NAMES)
+MPI = _choice("auto", *PYPI_PACKAGES, *registry.launchers())
+TRANSPORT = _choice("auto", "direct", *registry.transports(), "mpi")
+
+
+def _option(kind: Kind, help: str, default: Any = None, **facts: Any) -> Any:
+    """A field of `Config` that is an option."""
+    if kind.choices:
+        facts["metavar"] = "{" + ",".join(kind.choices) + "}"
+    return field(default=default, metadata={"option": Option(kind, help, default, **facts)})
 
 
 @dataclass(frozen=True)
 class Config:
-    """What a job is asked to be. Times in seconds, sizes in bytes, unless the name says otherwise."""
+    """The options of one job. Times are in seconds and sizes in bytes."""
 
     batch_system: str = _option(
-        one_of(BATCH_SYSTEMS), "who runs the job", "auto", metavar="{slurm,local,auto}"
+        BATCH_SYSTEM, "batch system that runs the job; auto: the first that this machine has", "auto"
     )
-    env: str | None = _option(str, "the environment's prefix [the active one]", metavar="PREFIX")
-    nodes: int = _option(count, "nodes of the job", 1, metavar="N", where="submit")
-    workers_per_node: int | None = _option(count, "workers on each node [one per 4 CPUs]", metavar="N")
-    cpus_per_worker: int | None = _option(count, "CPUs, and threads, of each worker", metavar="N")
-    mem: int | None = _option(parse_size_bytes, "memory per node, such as 64G", metavar="SIZE")
-    time: str | None = _option(walltime, "walltime, as for sbatch", metavar="T")
-    partition: str | None = _option(str, "the batch system's partition", metavar="P", where="submit")
-    account: str | None = _option(str, "the account to charge", metavar="A", where="submit")
-    job_name: str = _option(str, "the job's name", "mpiboot", metavar="S", where="submit")
-    interface: str = _option(str, "network interface such as ib0, or auto", "auto", metavar="IF")
-    mpi: str = _option(one_of(MPIS), "what starts the ranks", "auto", metavar="{" + ",".join(MPIS) + "}")
-    transport: str = _option(
-        one_of(TRANSPORTS),
-        "how the archive reaches the nodes",
+    env: str | None = _option(
+        PATH, "prefix of the environment", metavar="PREFIX", default_words="the active one"
+    )
+    nodes: int = _option(
+        COUNT, "nodes of the job", 1, metavar="N", same_as="sbatch --nodes", allowed_in=EVERYWHERE - {BOOT}
+    )
+    workers_per_node: int | None = _option(
+        COUNT,
+        "workers on each node",
+        metavar="N",
+        default_words="one per 4 CPUs",
+        same_as="sbatch --ntasks-per-node",
+    )
+    cpus_per_worker: int | None = _option(
+        COUNT,
+        "CPUs, and threads, of each worker",
+        metavar="N",
+        default_words="the node's, divided among its workers",
+        same_as="sbatch --cpus-per-task",
+    )
+    mem: int | None = _option(
+        SIZE,
+        "memory of each node, such as 64G",
+        metavar="SIZE",
+        default_words="the batch system's",
+        same_as="sbatch --mem",
+    )
+    time: str | None = _option(
+        WALLTIME, "walltime", metavar="T", default_words="the batch system's", same_as="sbatch --time"
+    )
+    partition: str | None = _option(
+        TEXT,
+        "partition of the batch system",
+        metavar="P",
+        default_words="the batch system's",
+        same_as="sbatch --partition",
+        allowed_in=EVERYWHERE - {BOOT},
+    )
+    account: str | None = _option(
+        TEXT,
+        "account to charge",
+        metavar="A",
+        default_words="the batch system's",
+        same_as="sbatch --account",
+        allowed_in=EVERYWHERE - {BOOT},
+    )
+    job_name: str = _option(
+        TEXT,
+        "name of the job",
+        "mpiboot",
+        metavar="S",
+        same_as="sbatch --job-name",
+        allowed_in=EVERYWHERE - {BOOT},
+    )
+    interface: str = _option(
+        TEXT,
+        "network interface of the workers, such as ib0",
         "auto",
-        metavar="{" + ",".join(TRANSPORTS) + "}",
+        metavar="IF",
+        same_as="dask-mpi --interface",
     )
-    no_stage: bool = _option(flag, "run from the environment where it lies", False)
+    mpi: str = _option(MPI, "MPI whose launcher starts the ranks", "auto")
+    transport: str = _option(TRANSPORT, "how the archive reaches the nodes", "auto")
+    no_stage: bool = _option(FLAG, "run from the environment where it lies, without node-local copies", False)
     idle_timeout: float = _option(
-        parse_duration_s, "end the job after this long with no client and no task", 1800.0, metavar="T"
+        DURATION, "end the job after this long without a client or a task", 1800.0, metavar="T"
     )
-    min_workers: int = _option(count, "end the job when fewer are left", 1, metavar="N")
+    min_workers: int = _option(COUNT, "end the job when fewer workers are left", 1, metavar="N")
     warn_before: float = _option(
-        parse_duration_s, "tell clients this long before the walltime ends", 120.0, metavar="T"
+        DURATION, "warn the clients this long before the walltime ends", 120.0, metavar="T"
     )
     env_var: tuple[str, ...] = _option(
-        str, "NAME or NAME=VALUE for workers and command; repeatable", (), metavar="NAME"
+        VARIABLE,
+        "NAME or NAME=VALUE for workers and command",
+        (),
+        metavar="NAME",
+        repeatable=True,
+        allowed_in=EVERYWHERE - {ENVIRONMENT},
+        elsewhere="write it into a configuration file, or pass --env-var",
     )
     batch_arg: tuple[str, ...] = _option(
-        str, "passed on to the batch system; repeatable", (), metavar="ARG", where="submit"
+        TEXT,
+        "argument for the batch system's submit command",
+        (),
+        metavar="ARG",
+        repeatable=True,
+        allowed_in=EVERYWHERE - {BOOT, ENVIRONMENT},
+        elsewhere="write it into a configuration file, or pass --batch-arg",
     )
-    insecure: bool = _option(flag, "no TLS and no token: for closed test networks only", False)
-    dashboard_tls: bool = _option(flag, "the dashboard speaks https, with the job's own certificate", False)
+    # It must be typed each time: neither a file nor the environment may turn encryption off in silence.
+    insecure: bool = _option(
+        FLAG,
+        "no TLS and no token: for closed test networks only",
+        False,
+        allowed_in=EVERYWHERE - {FILE, ENVIRONMENT},
+        elsewhere="type --insecure each time, or pass insecure=True",
+    )
+    dashboard_tls: bool = _option(
+        FLAG, "serve the dashboard over https, with the job's own certificate", False
+    )
     stage_root: str = _option(
-        str, "node-local folder for staged environments", "/tmp", metavar="DIR", where="boot"
+        PATH,
+        "node-local folder for staged environments",
+        DEFAULT_STAGE_ROOT,
+        metavar="DIR",
+        variable=STAGE_ROOT_VARIABLE,
+        allowed_in=EVERYWHERE - {SUBMIT},
     )
-    home: str | None = _option(str, "mpiboot's folder on the shared file system", metavar="DIR", where="boot")
+    home: str | None = _option(
+        PATH,
+        "mpiboot's folder on the shared file system",
+        metavar="DIR",
+        default_words="~/.mpiboot",
+        allowed_in=frozenset((BOOT,)),
+        elsewhere=f"set {HOME_VARIABLE}",
+    )
     archive: str | None = _option(
-        str, "the packed environment [packed when needed]", metavar="FILE", where="boot"
+        PATH,
+        "the packed environment",
+        metavar="FILE",
+        default_words="packed if needed",
+        allowed_in=frozenset((BOOT,)),
+        elsewhere="leave it out: the environment is packed if needed",
     )
     start_timeout: float = _option(
-        parse_duration_s, "give up when the workers are not there by then", 600.0, metavar="T", where="boot"
+        DURATION,
+        "give up if the workers have not started by then",
+        600.0,
+        metavar="T",
+        allowed_in=EVERYWHERE - {SUBMIT},
     )
     setup: tuple[str, ...] = _option(
-        str, "lines of bash that the job runs first, such as module load openmpi", (), where="file"
+        TEXT,
+        "lines of bash that the job runs first, such as module load openmpi",
+        (),
+        repeatable=True,
+        allowed_in=frozenset((FILE, PYTHON)),
+        elsewhere="write it into a configuration file",
     )
-    job_script: str | None = _option(str, "your own copy of `mpiboot jobscript`", where="file")
-    ssh_host: str | None = _option(str, "the host that you reach by ssh from home", where="file")
+    job_script: str | None = _option(
+        PATH,
+        "job script to submit",
+        default_words="that of mpiboot jobscript",
+        allowed_in=frozenset((FILE, PYTHON, ENVIRONMENT)),
+    )
+    ssh_host: str | None = _option(
+        TEXT,
+        "host that you reach by ssh from home",
+        default_words="this machine",
+        allowed_in=frozenset((FILE, PYTHON, ENVIRONMENT)),
+    )
     command: tuple[str, ...] = ()
 
 
-OPTIONS = {option.name: option for option in fields(Config) if option.metadata}
-REPEATABLE = frozenset(("env_var", "batch_arg", "setup"))
-# `insecure` must be typed each time: neither a file nor the environment may turn encryption off in silence.
-COMMAND_LINE_ONLY = frozenset(("insecure", "env_var", "home", "archive"))
-NOT_IN_FILES = frozenset(("insecure", "home", "archive"))
+OPTIONS: dict[str, Option] = {
+    each.name: replace(each.metadata["option"], name=each.name)
+    for each in fields(Config)
+    if "option" in each.metadata
+}
 
 
-def flag_name(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def options_in(place: str) -> list[Option]:
+    """The options that may stand in `place`."""
+    return [option for option in OPTIONS.values() if place in option.allowed_in]
 
 
-def parse_value(name: str, value: Any) -> Any:
-    """`value` as the option `name` has it, or a UsageError that says what would be right."""
-    parse = OPTIONS[name].metadata["parse"]
-    try:
-        if name in REPEATABLE:
-            return tuple(parse(item) for item in ([value] if isinstance(value, str) else value))
-        return parse(value)
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"{flag_name(name)}: {error}") from error
-
-
-def merge(*layers: Mapping[str, Any], command: Sequence[str] = ()) -> Config:
-    """One Config of several layers, later ones first; `None` means not given.
+def check_names(names: Iterable[str], place: str) -> None:
+    """Refuse what is no option, or may not stand in `place`.
 
     Raises
     ------
     UsageError
-        An unknown option (the message lists the valid ones) or a value that is not one.
+        Lists the options that may stand there.
     """
-    merged: dict[str, Any] = {}
+    valid = [option.name for option in options_in(place)]
+    for name in names:
+        if name in OPTIONS and name not in valid:
+            raise UsageError(f"{name} cannot be set in {place}; {OPTIONS[name].elsewhere}")
+        if name not in valid:
+            near = difflib.get_close_matches(name, valid, n=1)
+            meant = f" (did you mean {near[0]}?)" if near else ""
+            raise UsageError(f"unknown option {name!r}{meant}; valid: {', '.join(valid)}")
+
+
+def merge(*layers: Mapping[str, Any], command: Sequence[str] = ()) -> Config:
+    """Make one Config of the values in several layers.
+
+    Parameters
+    ----------
+    *layers : mapping
+        Values by option name, as typed; None means not given. A later layer comes before an earlier one.
+    command : sequence of str
+        What batch mode runs.
+
+    Raises
+    ------
+    UsageError
+        A value is not one of its option.
+    """
+    values: dict[str, Any] = {}
     for layer in layers:
         for name, value in layer.items():
-            if name not in OPTIONS:
-                near = difflib.get_close_matches(name, OPTIONS, n=1)
-                raise UsageError(
-                    f"unknown option {name!r}{f' (did you mean {near[0]}?)' if near else ''}; valid: {', '.join(OPTIONS)}"
-                )
             if value is not None:
-                merged[name] = parse_value(name, value)
-    return replace(Config(command=tuple(command)), **merged)
+                values[name] = OPTIONS[name].parse(value)
+    return replace(Config(command=tuple(command)), **values)
 
 
 def environment_layer(environ: Mapping[str, str]) -> dict[str, str]:
-    """What `DASK_MPIBOOT__…` and the two short names say; `boot` has no dask to ask."""
-    layer = {
-        key.removeprefix("DASK_MPIBOOT__").lower(): value
-        for key, value in environ.items()
-        if key.startswith("DASK_MPIBOOT__")
+    """The options that environment variables set. `boot` runs this without Dask, which reads them on the client."""
+    upper = {
+        name.upper(): value for name, value in environ.items() if name.upper().startswith("DASK_MPIBOOT__")
     }
-    if STAGE_ROOT_VARIABLE in environ:
-        layer["stage_root"] = environ[STAGE_ROOT_VARIABLE]
-    return {
-        name: value
-        for name, value in layer.items()
-        if name in OPTIONS and name not in COMMAND_LINE_ONLY | REPEATABLE
-    }
+    layer = {}
+    for option in options_in(ENVIRONMENT):
+        value = environ.get(option.variable) or upper.get(f"DASK_MPIBOOT__{option.name.upper()}")
+        if value is not None:
+            layer[option.name] = value
+    return layer
 
 
 def home(environ: Mapping[str, str], override: str | None = None) -> Path:
@@ -195,56 +429,51 @@ def home(environ: Mapping[str, str], override: str | None = None) -> Path:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
-        raise UsageError(f"mpiboot boot: {message}")
+        raise UsageError(f"mpiboot boot: {message}. See: mpiboot boot --help")
 
 
 def parse_boot_arguments(arguments: Sequence[str], environ: Mapping[str, str]) -> Config:
-    """The options behind a job script's name: `mpiboot boot [options] [-- COMMAND ARG...]`."""
-    mine, _, command = _split(arguments)
+    """Read the arguments of a job script: `mpiboot boot [options] [-- COMMAND ARG...]`.
+
+    Raises
+    ------
+    UsageError
+        An unknown option, or a value that is not one.
+    """
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)
     parser = _Parser(
-        prog="mpiboot boot", allow_abbrev=False, description="Inside a job: the job script calls it."
+        prog="mpiboot boot", allow_abbrev=False, description="Runs inside a job: the job script calls it."
     )
-    for name, option in OPTIONS.items():
-        if option.metadata["where"] in ("submit", "file"):
-            continue
-        settings: dict[str, Any] = {"default": None, "help": option.metadata["help"]}
-        if option.metadata["parse"] is flag:
+    for option in options_in(BOOT):
+        settings: dict[str, Any] = {"default": None, "help": option.full_help, "dest": option.name}
+        if option.kind is FLAG:
             settings["action"] = "store_true"
         else:
-            settings["metavar"] = option.metadata["metavar"]
-            settings["action"] = "append" if name in REPEATABLE else "store"
-        parser.add_argument(flag_name(name), dest=name, **settings)
-    given = vars(parser.parse_args(mine))
-    return merge(environment_layer(environ), given, command=command)
+            settings["metavar"] = option.metavar
+            settings["action"] = "append" if option.repeatable else "store"
+        parser.add_argument(option.flag, **settings)
+    given = vars(parser.parse_args(arguments[:end]))
+    return merge(environment_layer(environ), given, command=arguments[end + 1 :])
 
 
-def _split(arguments: Sequence[str]) -> tuple[list[str], str, list[str]]:
-    """The arguments before and behind the first `--`."""
-    if "--" not in arguments:
-        return list(arguments), "", []
-    at = list(arguments).index("--")
-    return list(arguments[:at]), "--", list(arguments[at + 1 :])
+def boot_arguments(config: Config, leave_out: Collection[str] = ()) -> list[str]:
+    """The arguments of which `parse_boot_arguments` makes `config` again, without values of variables.
 
-
-def boot_arguments(config: Config, leave_out: Sequence[str] = ()) -> list[str]:
-    """`config` as `boot` takes it, defaults left out. Values of variables stay out: a job's arguments are public."""
+    Parameters
+    ----------
+    config : Config
+    leave_out : collection of str
+        Names of options that the batch system hands on to `boot` itself.
+    """
     arguments = []
-    for name, option in OPTIONS.items():
-        value = getattr(config, name)
-        if option.metadata["where"] in ("submit", "file") or name in leave_out or value == option.default:
+    for option in options_in(BOOT):
+        value = getattr(config, option.name)
+        if option.name in leave_out or value == option.default:
             continue
-        if value is True:
-            arguments.append(flag_name(name))
-        elif name == "env_var":
-            arguments += [f"--env-var={item.partition('=')[0]}" for item in value]
+        if option.kind is FLAG:
+            arguments.append(option.flag)
         else:
-            arguments += [
-                flag_name(name),
-                f"{value:g}" if isinstance(value, float) else _boot_value(name, value),
-            ]
+            values = value if option.repeatable else [value]
+            # One word: a value may begin with a dash.
+            arguments += [f"{option.flag}={option.kind.write(item)}" for item in values]
     return arguments + (["--", *config.command] if config.command else [])
-
-
-def _boot_value(name: str, value: Any) -> str:
-    # A bare size is MiB, so bytes are written in KiB, rounded down.
-    return f"{value // 1024}K" if name == "mem" else str(value)

@@ -79,31 +79,39 @@ def live_job_ids(context: click.Context, parameter: click.Parameter, incomplete:
 job_argument = click.argument("job", required=False, shell_complete=live_job_ids)
 
 
-def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """All options of a job, from the one list of them."""
-    submits = [n for n, o in configuration.OPTIONS.items() if o.metadata["where"] in ("submit", "both")]
-    return job_options_of(*submits)(command)
-
-
-def job_options_of(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Some of them."""
+def job_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the options of a job: those named, or all that submit takes."""
+    options = [
+        option
+        for option in configuration.options_in(configuration.SUBMIT)
+        if not names or option.name in names
+    ]
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for name in reversed(names):
-            option = configuration.OPTIONS[name].metadata
-            settings: dict[str, Any] = {"help": option["help"], "default": None}
-            if option["parse"] is configuration.flag:
-                settings |= {"is_flag": True, "flag_value": True}
-            else:
-                settings |= {"metavar": option["metavar"], "multiple": name in configuration.REPEATABLE}
-            command = click.option(configuration.flag_name(name), name, **settings)(command)
+        for option in reversed(options):
+            command = click.option(option.flag, option.name, **_settings(option))(command)
         return command
 
     return decorate
 
 
+def _settings(option: configuration.Option) -> dict[str, Any]:
+    """The option as click has it; its value is parsed later, with those of files and of the environment."""
+    settings: dict[str, Any] = {"help": option.full_help, "default": None}
+    if option.kind is configuration.FLAG:
+        return {**settings, "is_flag": True, "flag_value": True}
+    settings |= {"metavar": option.metavar, "multiple": option.repeatable}
+    if option.kind is configuration.PATH:
+        settings["type"] = click.Path()
+    if option.kind.choices:
+        settings["shell_complete"] = lambda context, parameter, incomplete: [
+            choice for choice in option.kind.choices if choice.startswith(incomplete)
+        ]
+    return settings
+
+
 @command_line.command(cls=Lines, epilog="mpiboot submit --nodes 2 --workers-per-node 4 --interface ib0")
-@job_options
+@job_options()
 @click.option("--dry-run", is_flag=True, help="print the command that would submit, and do nothing")
 @click.option(
     "--wait", is_flag=True, help="wait for the workers, with COMMAND for its end; Ctrl-C leaves the job alone"
@@ -271,9 +279,8 @@ def stop(job: str | None) -> None:
 
 
 @command_line.command(cls=Lines, epilog="mpiboot doctor --env ~/envs/analysis --job-test")
-@click.option("--env", metavar="PREFIX", help="the environment's prefix [the active one]")
+@job_options("env", "partition", "account", "interface", "time", "nodes", "batch_system", "mpi", "batch_arg")
 @click.option("--job-test", is_flag=True, help="check the same on two nodes, in a job")
-@job_options_of("partition", "account", "interface", "time", "nodes", "batch_system", "mpi", "batch_arg")
 def doctor(job_test: bool, **options: Any) -> int:
     """Check this site; each failed line names its remedy."""
     from mpiboot.client import doctor as examination
@@ -293,7 +300,7 @@ def jobscript(batch_system: str) -> None:
 
 
 @command_line.command(cls=Lines, epilog="mpiboot demo")
-@job_options
+@job_options()
 def demo(**options: Any) -> int:
     """Run the main job: real flights on a cluster of this machine, from packing to tear-down."""
     from mpiboot.client.settings import load_config

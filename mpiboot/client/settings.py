@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Mapping
@@ -13,9 +12,7 @@ from typing import Any
 from mpiboot import config as configuration
 from mpiboot.batch.allocation import check_min_workers
 from mpiboot.config import Config
-from mpiboot.errors import (
-    UsageError,
-)
+from mpiboot.errors import UsageError
 from mpiboot.protocol import rank_environment as environment
 
 
@@ -24,10 +21,8 @@ def load_config(options: Mapping[str, Any]) -> Config:
     command = options.get("command") or ()
     if isinstance(command, str):
         raise UsageError(f"command={command!r}: write it as a list, such as ['python', 'analysis.py']")
-    for name, instead in (("home", "set MPIBOOT_HOME"), ("archive", "it is found, or made, from env")):
-        if options.get(name) is not None:
-            raise UsageError(f"{name}={options[name]!r} is boot's own option: {instead}")
-    given = {name: value for name, value in options.items() if name != "command"}
+    given = {name: value for name, value in options.items() if name != "command" and value is not None}
+    configuration.check_names(given, configuration.PYTHON)
     merged = configuration.merge(
         site_layer(), configuration.environment_layer(os.environ), given, command=tuple(map(str, command))
     )
@@ -58,24 +53,19 @@ def site_layer() -> dict[str, Any]:
     layer = {}
     for key, value in section.items():
         name = str(key).replace("-", "_")
-        valid = [option for option in configuration.OPTIONS if option not in configuration.NOT_IN_FILES]
-        if name not in valid:
-            near = difflib.get_close_matches(name, valid, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            why = "belongs on the command line alone" if name in configuration.OPTIONS else "is unknown"
-            raise UsageError(
-                f"{_source_of(key)}: the key {key!r} {why}{hint}; valid keys: {', '.join(valid)}"
-            )
         try:
-            layer[name] = None if value is None else configuration.parse_value(name, value)
+            configuration.check_names([name], configuration.FILE)
+            if value is not None:
+                configuration.OPTIONS[name].parse(value)
         except UsageError as error:
             raise UsageError(f"{_source_of(key)}: {error}") from error
+        layer[name] = value
     return layer
 
 
 def load_site(name: str) -> Any:
     """One of a site's own settings, such as `ssh_host`."""
-    return {**site_layer(), **configuration.environment_layer(os.environ)}.get(name)
+    return getattr(configuration.merge(site_layer(), configuration.environment_layer(os.environ)), name)
 
 
 def _source_of(key: Any) -> str:

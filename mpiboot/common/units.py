@@ -13,6 +13,8 @@ _SECONDS = {
     "d": 86400,
     "day": 86400,
 }
+# As `repr` writes a float, so that any value can be handed on as text.
+_NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -24,7 +26,7 @@ def parse_duration_s(text: str | float) -> float:
     ValueError
         The text is not a time of zero or more.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(text).lower())
+    match = re.fullmatch(rf"\s*({_NUMBER})\s*([a-z]*)\s*", str(text).lower())
     unit = match and (match[2] or "s")
     if not match or not unit or (scale := _SECONDS.get(unit, _SECONDS.get(unit.removesuffix("s")))) is None:
         raise ValueError(f"{text!r} is not a time; write 90, '90 s', '30 min' or '2 h'")
@@ -39,7 +41,7 @@ def parse_size_bytes(text: str | int) -> int:
     ValueError
         The text is not a positive size.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", str(text).lower())
+    match = re.fullmatch(rf"\s*({_NUMBER})\s*([kmgt]?)(?:i?b)?\s*", str(text).lower())
     if not match or float(match[1]) == 0:
         raise ValueError(f"{text!r} is not a size; write 800M, 16G or 1.5T")
     return int(float(match[1]) * 1024 ** _POWERS[match[2] or "m"])

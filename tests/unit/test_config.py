@@ -1,4 +1,7 @@
 import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mpiboot import config
 from mpiboot.errors import UsageError
@@ -31,10 +34,27 @@ def test_unknown_option_lists_the_valid_ones():
     with pytest.raises(
         UsageError, match=r"unknown option 'node' \(did you mean nodes\?\); valid: batch_system, env"
     ):
-        config.merge({"node": 2})
+        config.check_names({"node": 2}, config.PYTHON)
 
 
-def test_boot_reads_what_submit_writes():
+@pytest.mark.parametrize(
+    ("name", "place", "remedy"),
+    [
+        ("home", config.PYTHON, "home cannot be set in a Python call; set MPIBOOT_HOME"),
+        ("archive", config.PYTHON, "archive cannot be set in a Python call; leave it out: "),
+        (
+            "insecure",
+            config.FILE,
+            "insecure cannot be set in a configuration file; type --insecure each time",
+        ),
+    ],
+)
+def test_an_option_in_the_wrong_place_is_refused(name, place, remedy):
+    with pytest.raises(UsageError, match=remedy):
+        config.check_names([name], place)
+
+
+def test_the_arguments_that_boot_gets():
     asked = config.merge(
         {
             "env": "/home/a b/env'x",
@@ -47,15 +67,55 @@ def test_boot_reads_what_submit_writes():
         },
         command=["python", "a.py", "--", "-x"],
     )
-    arguments = config.boot_arguments(asked)
-    assert arguments == [
-        *("--env", "/home/a b/env'x", "--workers-per-node", "3", "--mem", "10485760K", "--interface", "ib0"),
-        *("--no-stage", "--idle-timeout", "3600", "--env-var=TOKEN", "--env-var=HOME"),
-        *("--", "python", "a.py", "--", "-x"),
+    assert config.boot_arguments(asked) == [
+        *(
+            "--env=/home/a b/env'x",
+            "--workers-per-node=3",
+            "--mem=10485760K",
+            "--interface=ib0",
+            "--no-stage",
+        ),
+        *("--idle-timeout=3600", "--env-var=TOKEN", "--env-var=HOME", "--", "python", "a.py", "--", "-x"),
     ]
-    read = config.parse_boot_arguments(arguments, {})
-    assert (read.env, read.mem, read.idle_timeout) == (asked.env, asked.mem, asked.idle_timeout)
-    assert (read.no_stage, read.env_var, read.command) == (True, ("TOKEN", "HOME"), asked.command)
+
+
+# What an operating system takes as an argument.
+words = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
+VALUES = {
+    config.TEXT: words,
+    config.PATH: words,
+    config.VARIABLE: words,
+    config.COUNT: st.integers(1),
+    config.FLAG: st.booleans(),
+    config.SIZE: st.builds("{}{}".format, st.integers(1, 999), st.sampled_from(["K", "MiB", "G", "T", ""]))
+    | st.floats(1, 1e6).map("{:f}G".format),
+    config.DURATION: st.floats(0, 1e18, allow_subnormal=False) | st.integers(0, 10**6).map("{} days".format),
+    config.WALLTIME: st.from_regex(r"\A([0-9]+-)?[0-9]{1,3}(:[0-9]{2}){0,2}\Z", alphabet="0123456789-:"),
+}
+
+
+def values_of(option):
+    value = st.sampled_from(option.kind.choices) if option.kind.choices else VALUES[option.kind]
+    return st.lists(value) if option.repeatable else value
+
+
+@given(
+    typed=st.fixed_dictionaries(
+        {}, optional={option.name: values_of(option) for option in config.OPTIONS.values()}
+    ),
+    command=st.lists(words),
+)
+@settings(database=None, deadline=None)
+def test_boot_reads_exactly_what_submit_was_given(typed, command):
+    """Every option, by way of a configuration file for those that may stand in one."""
+    in_file = {option.name for option in config.options_in(config.FILE)}
+    file = yaml.safe_load(yaml.safe_dump({name: typed[name] for name in typed.keys() & in_file}))
+    asked = config.merge(file, {name: typed[name] for name in typed.keys() - in_file}, command=command)
+    got = config.parse_boot_arguments(config.boot_arguments(asked), {})
+    expected = {option.name: getattr(asked, option.name) for option in config.options_in(config.BOOT)}
+    expected["env_var"] = tuple(item.partition("=")[0] for item in asked.env_var)
+    assert {name: getattr(got, name) for name in expected} == expected
+    assert got.command == tuple(command)
 
 
 def test_boot_takes_the_command_line_before_the_environment():

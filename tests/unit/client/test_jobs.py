@@ -110,10 +110,12 @@ def test_the_whole_command(monkeypatch):
 
 
 def test_site_settings_are_the_lowest_layer(site, monkeypatch, tmp_path):
-    site("mpiboot:\n  partition: multiple\n  idle-timeout: 1 h\n  setup: module load x\n  nodes: 3\n")
+    site(
+        "mpiboot:\n  partition: multiple\n  idle-timeout: 1 h\n  setup: module load x\n  nodes: 3\n  mem: 64G\n"
+    )
     monkeypatch.setenv("DASK_MPIBOOT__NODES", "4")
     config = settings.load_config({"partition": "other", "env": str(tmp_path)})
-    assert (config.partition, config.idle_timeout, config.nodes) == ("other", 3600, 4)
+    assert (config.partition, config.idle_timeout, config.nodes, config.mem) == ("other", 3600, 4, 64 << 30)
     assert config.setup == ("module load x",)
     assert submit.handed_on(config) == {SETUP_VARIABLE: "module load x"}
     assert "module" not in " ".join(configuration.boot_arguments(config))
@@ -124,9 +126,9 @@ def test_site_settings_are_the_lowest_layer(site, monkeypatch, tmp_path):
     [
         (
             "{partitoin: x}",
-            r"the key 'partitoin' is unknown \(did you mean partition\?\); valid keys: batch_system, env",
+            r"unknown option 'partitoin' \(did you mean partition\?\); valid: batch_system, env",
         ),
-        ("{insecure: true}", "the key 'insecure' belongs on the command line alone"),
+        ("{insecure: true}", "insecure cannot be set in a configuration file; type --insecure"),
         ("{nodes: many}", "--nodes: 'many' is not a count"),
         ("[nodes]", "what `mpiboot:` holds is not a mapping"),
     ],
@@ -151,7 +153,7 @@ def test_a_dry_run_hands_values_on_in_front_of_the_command(monkeypatch, tmp_path
     assert words[words.index("sbatch") + 1] == "--parsable"
     script = next(i for i, word in enumerate(words) if word.endswith("jobscripts/slurm.sh"))
     assert words[script + 1 :] == [
-        *("--env", "/e", "--no-stage", "--env-var=A", "--env-var=PATH", "--home", str(tmp_path / "a b")),
+        *("--env=/e", "--no-stage", "--env-var=A", "--env-var=PATH", f"--home={tmp_path / 'a b'}"),
         *("--", "x", "y z"),
     ]
 
@@ -277,7 +279,7 @@ def test_an_array_is_refused(argument):
 
 @pytest.mark.parametrize("name", ["home", "archive"])
 def test_boots_own_options_are_refused(name):
-    with pytest.raises(UsageError, match=f"{name}='/x' is boot's own option"):
+    with pytest.raises(UsageError, match=f"{name} cannot be set in a Python call; "):
         settings.load_config({name: "/x"})
 
 
