@@ -1,27 +1,28 @@
-"""The `mpi` transport: one rank per node, one reader. Run by mpirun as `python -m mpiboot.broadcast ORDERS`.
+"""The `mpi` transport: one rank per node, one reader. Run by mpirun as `python -m mpiboot.agent.broadcast ORDERS`.
 
 Rank 0 reads the archive; every rank, itself included, decodes and writes each chunk while the next one travels. Chunks
-keep every count far below MPI's limit of 2 GiB. Each rank prints one line of JSON, as the agents of `mpiboot.node` do.
+keep every count far below MPI's limit of 2 GiB. Each rank prints one line of JSON, as agents do.
 """
 
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from envpack.archive.index import read_index
 from envpack.stage.stager import Stager, stage_stream
 from mpiboot.agent.agent import node_name
+from mpiboot.protocol.node import AgentOrders
 
 CHUNK_BYTES = 16 * 1024**2
 
 
 def broadcast(comm: Any, path: str, size_bytes: int) -> Iterator[memoryview]:
-    """The first `size_bytes` of rank 0's file, chunk by chunk, on every rank.
+    """Yield the first `size_bytes` of rank 0's file, chunk by chunk, on every rank.
 
-    A chunk's buffer is used again for the second one after it. What is done with a chunk overlaps the next one's way.
+    While a chunk is used, the next one travels. A chunk is valid until the one after the next is asked for.
 
     Parameters
     ----------
@@ -49,6 +50,7 @@ def broadcast(comm: Any, path: str, size_bytes: int) -> Iterator[memoryview]:
 
 
 def read_exactly(file: int, chunk: memoryview, offset: int, path: str) -> None:
+    """Fill `chunk` from the open file; raise OSError if the file is too short."""
     filled = 0
     while filled < len(chunk):
         count = os.preadv(file, [chunk[filled:]], offset + filled)
@@ -57,13 +59,19 @@ def read_exactly(file: int, chunk: memoryview, offset: int, path: str) -> None:
         filled += count
 
 
-def stage(comm: Any, orders: Mapping[str, Any]) -> dict[str, Any]:
-    """Stage on this rank's node; a rank that cannot still takes its part in the broadcast, and then says why.
+class BroadcastOrders(AgentOrders):
+    """What boot tells every rank of the broadcast: the orders of the node's agent, and the path of the archive."""
+
+    archive: str
+
+
+def stage(comm: Any, orders: BroadcastOrders) -> dict[str, Any]:
+    """Stage on this rank's node. A rank that fails still takes part in the broadcast, and then answers with its error.
 
     Parameters
     ----------
     orders
-        `archive`, `pack_id`, `root`, `jobs`.
+        Those of the node's agent, and `archive`: the path of the archive.
     """
     start = time.time()
     index = read_index(orders["archive"]) if comm.rank == 0 else None
@@ -75,7 +83,7 @@ def stage(comm: Any, orders: Mapping[str, Any]) -> dict[str, Any]:
             raw,
             orders["archive"],
             orders["root"],
-            jobs=orders["jobs"],
+            jobs=orders["threads"],
             expected_pack_id=orders["pack_id"],
             transport="mpi",
         )
@@ -107,7 +115,7 @@ def close(stager: Stager | None) -> None:
 def main() -> None:
     from mpi4py import MPI
 
-    orders = json.loads(sys.argv[1])
+    orders: BroadcastOrders = json.loads(sys.argv[1])
     try:
         answer = stage(MPI.COMM_WORLD, orders)
     except Exception as error:  # rank 0 cannot read: the others must not wait for it

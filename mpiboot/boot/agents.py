@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mpiboot.agent.agent import HEARTBEAT_S
 from mpiboot.batch.allocation import Allocation
 from mpiboot.boot.launchers import SRUN
 from mpiboot.common.units import show_duration
 from mpiboot.errors import StageError
 from mpiboot.protocol.job_directory import JobDirectory
+from mpiboot.protocol.node import HEARTBEAT_S
 
 Answers = dict[str, dict[str, Any]]
 

@@ -9,7 +9,6 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mpiboot.agent.agent import JOB_KEY_VARIABLE
 from mpiboot.batch.allocation import NodeWorkers, Sizing
 from mpiboot.boot import launchers
 from mpiboot.boot.launchers import Placement
@@ -21,6 +20,7 @@ from mpiboot.protocol import rank_environment as environment
 from mpiboot.protocol import secrets as security
 from mpiboot.protocol.control import Control
 from mpiboot.protocol.job_directory import write_atomic
+from mpiboot.protocol.node import JOB_KEY_VARIABLE
 
 # Variables that only MPI itself is meant to see: kept from the tasks (preloads/nanny.py), and from the command.
 MPI_ONLY_VARIABLE = "MPIBOOT_MPI_ONLY"

@@ -14,7 +14,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from envpack.errors import EnvpackError
-from mpiboot.agent.agent import job_folder
 from mpiboot.batch import allocation as allocations
 from mpiboot.batch.allocation import Sizing
 from mpiboot.boot import agents as nodes
@@ -33,6 +32,7 @@ from mpiboot.protocol import rank_environment as environment
 from mpiboot.protocol.endpoint import Endpoint, new_nonce
 from mpiboot.protocol.events import EventLog
 from mpiboot.protocol.job_directory import JobDirectory, write_atomic
+from mpiboot.protocol.node import job_folder
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ def record(job: Job) -> None:
 
 def prepare(job: Job, archive: Path | None) -> nodes.Answers:
     """One agent on every node, and what each says of its node."""
-    job.orders = orders(job, archive)
+    job.orders = dict(orders(job, archive))
     job.agents = nodes.Agents(job.allocation, job.orders)
     if not job.config.insecure:
         load_cryptography()  # meanwhile: from a slow file system it takes as long as the agents' start

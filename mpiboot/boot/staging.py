@@ -13,9 +13,7 @@ import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from mpiboot.agent.agent import JOB_KEY_VARIABLE
 from mpiboot.boot import agents as nodes
 from mpiboot.boot import launchers
 from mpiboot.boot.launch import launcher_command, launcher_environment
@@ -23,6 +21,7 @@ from mpiboot.boot.launchers import Placement
 from mpiboot.boot.state import Job
 from mpiboot.common.units import show_duration, show_size
 from mpiboot.errors import EnvironmentUnfitError, StageError, UsageError
+from mpiboot.protocol.node import JOB_KEY_VARIABLE, AgentOrders
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +92,7 @@ def direct(job: Job, archive: Path, interface: str) -> nodes.Answers:
 
 def ask_agents(job: Job, archive: Path, transport: str) -> nodes.Answers:
     assert job.agents
-    job.agents.ask({"archive": str(archive), "transport": transport})
+    job.agents.ask({"archive": str(archive), "transport": transport, "remove_archive": transport == "sbcast"})
     return job.agents.answers(STAGE_TIMEOUT_S)
 
 
@@ -154,17 +153,20 @@ def archive_of(job: Job) -> Path:
     return Path(pack.stdout.strip())
 
 
-def orders(job: Job, archive: Path | None) -> dict[str, Any]:
+def orders(job: Job, archive: Path | None) -> AgentOrders:
     """What every agent is told at its start."""
-    told: dict[str, Any] = {
+    slurm_id = job.allocation.job_id if job.allocation.batch_system == "slurm" else None
+    told: AgentOrders = {
         "node": job.allocation.nodes[0].name if job.allocation.batch_system == "local" else None,
         "first_node": job.allocation.nodes[0].name,
         "job_directory": str(job.directory.path),
         "root": job.config.stage_root,
         "job_key": job.allocation.job_key,
-        "jobs": job.allocation.least_cpus,
+        "threads": job.allocation.least_cpus,
         "prefix": None,
         "pack_id": None,
+        "node_variable": "SLURMD_NODENAME",
+        "cancel_command": ["scancel", slurm_id] if slurm_id else None,
     }
     if archive:
         from envpack.archive.index import read_index

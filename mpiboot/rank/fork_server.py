@@ -20,7 +20,7 @@ import warnings
 from pathlib import Path
 
 from envpack.common.locks import open_folder, wait_for_lock
-from mpiboot.agent.adopt import DESCRIPTORS_MAX, not_started, tell_boot
+from mpiboot.protocol.node import DESCRIPTORS_MAX, report_scheduler, start_failure
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
         try:
             become(*descriptors)
         except (OSError, ValueError) as error:
-            sys.exit(not_started(error))
+            sys.exit(start_failure(error))
         runpy.run_path(sys.argv[0], run_name="__main__")
 
 
@@ -93,7 +93,7 @@ def fork() -> int:
             warnings.simplefilter("ignore", DeprecationWarning)
             return os.fork()
     except OSError as error:
-        print(not_started(error), file=sys.stderr)
+        print(start_failure(error), file=sys.stderr)
         return -1
 
 
@@ -133,7 +133,7 @@ def become(memory: int, connection: int, *mpi: int) -> None:
         lock = open_folder(orders["lock"])
         wait_for_lock(lock, shared=True)
         os.set_inheritable(lock, True)
-    tell_boot(orders["environment"], os.getpid())
+    report_scheduler(orders["environment"], os.getpid())
     sys.argv = orders["command"][1:]
 
 

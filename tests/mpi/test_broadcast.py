@@ -64,7 +64,7 @@ def orders(comm, folder):
     archive, pack_id = comm.bcast(make_archive(folder) if comm.rank == 0 else None, root=0)
     root = folder / f"node{comm.rank}"
     root.mkdir(mode=0o700)
-    return {"archive": archive, "pack_id": pack_id, "root": str(root), "jobs": 2}
+    return {"archive": archive, "pack_id": pack_id, "root": str(root), "threads": 2}
 
 
 def test_every_node_is_staged_then_reused(comm, folder, orders):

@@ -11,19 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from mpiboot.agent import agent as node
+from mpiboot.agent import sweep
+from mpiboot.protocol.node import JOB_KEY_VARIABLE
 
 SHARED_MEMORY = Path("/dev/shm")
 
 
 def test_a_jobs_processes_are_found_by_its_mark_and_ended():
     ours, other = (
-        subprocess.Popen(["/bin/sleep", "600"], env={node.JOB_KEY_VARIABLE: key})
+        subprocess.Popen(["/bin/sleep", "600"], env={JOB_KEY_VARIABLE: key})
         for key in ("slurm-c-7", "slurm-c-8")
     )
     try:
-        assert node.leftovers("slurm-c-7") == {ours.pid}
-        node.end_leftovers("slurm-c-7", 0.0)
+        assert sweep.leftovers("slurm-c-7") == {ours.pid}
+        sweep.end_leftovers("slurm-c-7", 0.0)
         assert ours.wait(10) == -signal.SIGTERM
         assert other.poll() is None
     finally:
@@ -48,12 +49,12 @@ def test_what_nobody_uses_goes(orphan):
     used = shared_memory.SharedMemory(create=True, size=8)
     semaphore = multiprocessing.get_context("spawn").Semaphore()
     with orphan.open() as opened:
-        node.remove_shared_memory(began)
+        sweep.remove_shared_memory(began)
         assert orphan.exists()
         opened.close()
-    node.remove_shared_memory(began + 60)
+    sweep.remove_shared_memory(began + 60)
     assert orphan.exists()
-    node.remove_shared_memory(began)
+    sweep.remove_shared_memory(began)
     try:
         assert not orphan.exists()
         assert mine.exists()
@@ -69,7 +70,7 @@ def test_both_names_of_a_semaphore_go(orphan):
     """Whoever was killed while it named one leaves two."""
     named = SHARED_MEMORY / f"sem.mp-{secrets.token_hex(4)}"
     named.hardlink_to(orphan)
-    node.remove_shared_memory(orphan.stat().st_mtime)
+    sweep.remove_shared_memory(orphan.stat().st_mtime)
     assert not (orphan.exists() or named.exists())
 
 
@@ -77,7 +78,7 @@ def test_what_goes_meanwhile_is_no_error(orphan, monkeypatch):
     """Others use the folder too: what it lists may be gone when it is looked at."""
     gone = SHARED_MEMORY / "psm_gone"
     monkeypatch.setattr(Path, "iterdir", lambda self: [gone, orphan] if self == SHARED_MEMORY else [])
-    node.remove_shared_memory(0.0)
+    sweep.remove_shared_memory(0.0)
     assert not orphan.exists()
 
 
@@ -90,11 +91,11 @@ def test_a_killed_process_that_takes_its_time_to_die_keeps_nothing(orphan):
         os._exit(int(handle.closed))
     try:
         file = (orphan.stat().st_dev, orphan.stat().st_ino)
-        while file not in node.used_shared_memory(()):
+        while file not in sweep.used_shared_memory(()):
             pass
-        node.remove_shared_memory(began)
+        sweep.remove_shared_memory(began)
         assert orphan.exists()
-        node.remove_shared_memory(began, dying=[pid])
+        sweep.remove_shared_memory(began, dying=[pid])
         assert not orphan.exists()
     finally:
         os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,105 @@
+"""A job's folder on a node: made and locked by the job's agent, and cleaned by it, or later by another job's.
+
+The agent imports it; it imports what an agent may import at its start.
+"""
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+from envpack.common.locks import open_lock_file, try_lock, wait_for_lock
+from envpack.common.places import user_folder
+from mpiboot.agent.sweep import (
+    PYTHON_SHM_PREFIX,
+    end_leftovers,
+    leftovers,
+    marked_processes,
+    remove_shared_memory,
+)
+from mpiboot.common.trust import check_trusted
+from mpiboot.errors import StageError
+from mpiboot.protocol.node import job_folder
+
+LOCK_NAME = "agent.lock"
+
+
+def make_job_folder(root: Path, job_key: str) -> Path:
+    """Make and lock the job's folder, mode 0700, and clean up behind jobs whose agents were killed.
+
+    The lock is held as long as this process lives: a folder whose lock is free belongs to a job whose agent was killed.
+
+    Raises
+    ------
+    SecurityError
+        Someone else has made the user's folder below the staging root.
+    StageError
+        The agent of another node has the folder: the staging root is on a shared file system.
+    """
+    user_folder(root).mkdir(mode=0o700, exist_ok=True)
+    check_trusted(user_folder(root), "directory")
+    (user_folder(root) / ".jobs").mkdir(mode=0o700, exist_ok=True)
+    # Between another agent's mkdir and its lock, its folder looks like that of a killed agent.
+    one_at_a_time = open_lock_file(user_folder(root) / ".jobs.lock")
+    wait_for_lock(one_at_a_time)
+    try:
+        clean_abandoned(root)
+        folder = job_folder(root, job_key)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if lock_folder(folder) is None:
+            raise StageError(
+                f"another node of this job uses {folder} too: the staging root {root} is on a shared file system. "
+                "Set MPIBOOT_STAGE_ROOT to a folder that is local to each node"
+            )
+    finally:
+        os.close(one_at_a_time)
+    return folder
+
+
+def lock_folder(folder: Path) -> int | None:
+    """Lock a job's folder.
+
+    Returns
+    -------
+    int or None
+        A descriptor: the lock is held until it is closed, or this process ends. None if another process has the lock.
+    """
+    path = folder / LOCK_NAME
+    descriptor = open_lock_file(path)
+    if try_lock(descriptor, path):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def clean_abandoned(root: Path) -> None:
+    """Clean this node of the jobs whose agents were killed."""
+    for folder in (user_folder(root) / ".jobs").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # its own agent is removing it
+            descriptor = lock_folder(folder)
+            if descriptor is not None:
+                clean(folder, 0.0)
+                os.close(descriptor)
+
+
+def clean(folder: Path, grace_s: float) -> None:
+    """Leave nothing of a job on this node: no processes, no shared memory, no folder.
+
+    Parameters
+    ----------
+    folder : path
+        The job's folder; its name is the job key.
+    grace_s : float, seconds
+        How long the job's processes may take to end by themselves.
+    """
+    began = (folder / LOCK_NAME).stat().st_mtime
+    end_leftovers(folder.name, grace_s)
+    other_jobs = {key for _, key in marked_processes()} - {folder.name}
+    spare = PYTHON_SHM_PREFIX if other_jobs else None
+    remove_shared_memory(began, spare=spare, dying=leftovers(folder.name))
+    # The last of these jobs to end removes what was spared: its memory counts from this job's start.
+    for key in other_jobs:
+        with contextlib.suppress(OSError):
+            lock_file = folder.parent / key / LOCK_NAME
+            os.utime(lock_file, times=(began, min(began, lock_file.stat().st_mtime)))
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,113 @@
+"""What a job leaves on a node behind its processes' backs: processes that live on, and shared memory that nobody uses.
+
+The agent imports it; it imports what an agent may import at its start.
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from mpiboot.common.processes import end_all, process_ids
+from mpiboot.protocol.node import JOB_KEY_VARIABLE
+
+TERM_GRACE_S = 0.5
+KILL_GRACE_S = 1.0
+SHARED_MEMORY = Path("/dev/shm")
+# Semaphores of Python's multiprocessing, before (glibc's sem_open.c) and after they get their name, its blocks, and the
+# segments of Open MPI, MPICH and Intel MPI. Whatever else the user keeps there stays.
+SHARED_MEMORY_NAMES = re.compile(
+    r"sem\.mp-|sem\.\w{6}$|psm_|sm_segment\.|vader_segment\.|osc_rdma|mpich|MPICH|mpi_shar|Intel_MPI_"
+)
+# Blocks of Python's multiprocessing: one process may make and close a block, and another open it later, so that for a
+# while no process uses it.
+PYTHON_SHM_PREFIX = "psm_"
+
+
+def marked_processes() -> Iterator[tuple[int, str]]:
+    """Yield the process id and the job key of this user's processes that belong to a job.
+
+    A job's ranks, launcher and command have its key in their environment, and so has whatever they have started.
+    """
+    mark = f"{JOB_KEY_VARIABLE}=".encode()
+    for pid in process_ids():
+        with contextlib.suppress(OSError):
+            if (process := Path(f"/proc/{pid}")).stat().st_uid == os.getuid():
+                for variable in (process / "environ").read_bytes().split(b"\0"):
+                    if variable.startswith(mark):
+                        yield pid, variable[len(mark) :].decode(errors="replace")
+
+
+def leftovers(job_key: str) -> set[int]:
+    """The process ids of one job's processes on this node, this process excepted."""
+    return {pid for pid, key in marked_processes() if key == job_key} - {os.getpid()}
+
+
+def end_leftovers(job_key: str, grace_s: float) -> None:
+    """Wait until the job's processes have ended by themselves, then end the rest: SIGTERM, then SIGKILL.
+
+    Parameters
+    ----------
+    job_key : str
+        Names the job.
+    grace_s : float, seconds
+        How long to wait before the first signal.
+    """
+    end_all(
+        lambda: leftovers(job_key),
+        by_themselves_s=grace_s,
+        after_term_s=TERM_GRACE_S,
+        after_kill_s=KILL_GRACE_S,
+    )
+
+
+def remove_shared_memory(since: float, spare: str | None = None, dying: Collection[int] = ()) -> None:
+    """Remove this user's segments and semaphores that no living process uses.
+
+    A killed process leaves them, and they take up the node's memory; nothing in their names tells whose they are.
+
+    Parameters
+    ----------
+    since : float, seconds since the epoch
+        Older ones stay.
+    spare : str, optional
+        Those whose names begin so stay: they may be another job's.
+    dying : collection of int
+        Process ids whose use does not count.
+    """
+    candidates = {}
+    for entry in SHARED_MEMORY.iterdir():
+        if SHARED_MEMORY_NAMES.match(entry.name) and not (spare and entry.name.startswith(spare)):
+            with contextlib.suppress(FileNotFoundError):  # its process has just removed it
+                stat = entry.lstat()
+                if stat.st_uid == os.getuid() and stat.st_ctime >= since - 1:
+                    candidates[entry] = stat.st_dev, stat.st_ino
+    in_use = used_shared_memory(dying) if candidates else set()
+    for entry, device_and_inode in candidates.items():
+        if device_and_inode not in in_use:
+            with contextlib.suppress(OSError):
+                entry.unlink()
+
+
+def used_shared_memory(dying: Collection[int]) -> set[tuple[int, int]]:
+    """Device and inode of each file in shared memory that the user's processes, but the `dying`, have open or mapped.
+
+    Not its name: the process that made a semaphore has it mapped under the temporary name that it had first (proc(5), fd
+    and maps).
+    """
+    in_use = set()
+    for pid in process_ids():
+        if pid not in dying:
+            process = Path(f"/proc/{pid}")
+            with contextlib.suppress(OSError):
+                for line in (process / "maps").read_text(errors="replace").splitlines():
+                    words = line.split(maxsplit=5)
+                    if words[5:] and words[5].startswith(f"{SHARED_MEMORY}/"):
+                        major, _, minor = words[3].partition(":")
+                        in_use.add((os.makedev(int(major, 16), int(minor, 16)), int(words[4])))
+                for handle in (process / "fd").iterdir():
+                    with contextlib.suppress(OSError):
+                        if str(handle.readlink()).startswith(f"{SHARED_MEMORY}/"):
+                            in_use.add(((stat := handle.stat()).st_dev, stat.st_ino))
+    return in_use

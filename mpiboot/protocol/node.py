@@ -1,0 +1,119 @@
+"""What boot, agent and ranks of one node have in common: orders, requests, and the job's folder on the node.
+
+Boot, agent and rank import it. An agent starts on every node at once from a slow file system, so it imports little.
+"""
+
+from pathlib import Path
+from typing import TypedDict
+
+from envpack.common.places import host_name, user_folder
+
+# The job's ranks, launcher and command have it, and whatever they start: by it the agent knows a job's processes.
+JOB_KEY_VARIABLE = "MPIBOOT_JOB_KEY"
+# How often boot writes an empty line to each agent, and the silence after which an agent takes boot's node for lost.
+HEARTBEAT_S = 5.0
+SILENCE_S = 45.0
+# The agent's socket for its node's stand-ins, in the job's folder, and the most descriptors that one may hand over.
+AGENT_SOCKET_NAME = "agent.sock"
+DESCRIPTORS_MAX = 8
+
+
+class AgentOrders(TypedDict):
+    """What boot tells every agent at its start.
+
+    Attributes
+    ----------
+    node : str or None
+        The node's name; None if each node knows its own.
+    node_variable : str or None
+        The environment variable by which a node knows its name; without it, the host's name counts.
+    first_node : str
+        The node that boot runs on.
+    job_directory, root, job_key : str
+        The job's directory, the staging root, and the name of the job's folder below it.
+    threads : int
+        How many threads stage the environment.
+    prefix, pack_id : str or None
+        Where the environment is staged, and the archive's content; None if it is not staged.
+    cancel_command : list of str or None
+        Cancels the job; None if nothing else than boot keeps it alive.
+    """
+
+    node: str | None
+    node_variable: str | None
+    first_node: str
+    job_directory: str
+    root: str
+    job_key: str
+    threads: int
+    prefix: str | None
+    pack_id: str | None
+    cancel_command: list[str] | None
+
+
+class StageOrder(TypedDict):
+    """What boot tells every agent when the archive can be read.
+
+    Attributes
+    ----------
+    archive : str
+        Path of the archive.
+    transport : str
+        How the archive came there: goes into the record of the stage.
+    remove_archive : bool
+        Whether the archive is this node's own copy, to be removed once it is staged.
+    """
+
+    archive: str
+    transport: str
+    remove_archive: bool
+
+
+class RankRequest(TypedDict):
+    """What a stand-in asks of its node's agent, and the agent of the fork server: a rank.
+
+    Attributes
+    ----------
+    command : list of str
+        The interpreter, the script, and its arguments.
+    node_arguments : dict of str to list of str
+        Further arguments, by the name of the node; the agent appends those of its node to `command`.
+    server : str
+        Path of fork_server.py.
+    environment : dict of str to str
+        The rank's environment.
+    folder : str
+        The rank's working directory.
+    lock : str or None
+        The staged prefix, to be locked as long as the rank lives.
+    descriptors : list of int
+        The numbers that the descriptors sent along have in the rank.
+    """
+
+    command: list[str]
+    node_arguments: dict[str, list[str]]
+    server: str
+    environment: dict[str, str]
+    folder: str
+    lock: str | None
+    descriptors: list[int]
+
+
+def job_folder(root: Path, job_key: str) -> Path:
+    """The job's own folder on each node, for spill files, MPI's session folders and sockets; removed with the job."""
+    return user_folder(root) / ".jobs" / job_key
+
+
+def start_failure(error: Exception) -> str:
+    """The message of a rank that could not be started."""
+    return f"mpiboot: a rank on {host_name()} could not be started: {error}"
+
+
+def report_scheduler(environment: dict[str, str], pid: int) -> None:
+    """Write the pid of rank 0, which becomes the scheduler, where boot reads it; do nothing for another rank.
+
+    Boot then sees the end of a scheduler that has not reached it yet. The rank is PMIX_RANK of Open MPI and of srun with
+    PMIx, and PMI_RANK of MPICH and of srun with PMI-2.
+    """
+    if environment.get("PMIX_RANK", environment.get("PMI_RANK")) == "0":
+        Path(environment["MPIBOOT_CONTROL_FOLDER"], "scheduler.pid").write_text(str(pid))

@@ -1,0 +1,37 @@
+import os
+import subprocess
+
+import pytest
+
+from mpiboot.agent import folders, sweep
+from mpiboot.protocol.node import JOB_KEY_VARIABLE
+
+
+@pytest.fixture
+def job_folder(tmp_path):
+    def make(key, began):
+        folder = tmp_path / key
+        folder.mkdir()
+        (folder / folders.LOCK_NAME).touch()
+        os.utime(folder / folders.LOCK_NAME, times=(began, began))
+        return folder
+
+    return make
+
+
+def test_blocks_that_may_be_another_jobs_go_with_the_last_job(tmp_path, job_folder, monkeypatch):
+    shared = tmp_path / "shm"
+    shared.mkdir()
+    monkeypatch.setattr(sweep, "SHARED_MEMORY", shared)
+    (shared / "psm_abc").touch()
+    (shared / "sm_segment.n1").touch()
+    (shared / "theirs").touch()
+    now = (shared / "theirs").stat().st_mtime
+    first, last = job_folder("first", now - 10), job_folder("last", now + 10)
+    with subprocess.Popen(["sleep", "60"], env={JOB_KEY_VARIABLE: "last"}) as process:
+        folders.clean(first, 0.0)
+        assert process.poll() is None
+        assert sorted(path.name for path in shared.iterdir()) == ["psm_abc", "theirs"]
+        folders.clean(last, 0.0)
+        assert process.poll() is not None
+    assert [path.name for path in shared.iterdir()] == ["theirs"]
