@@ -129,7 +129,7 @@ def _pack(arguments: argparse.Namespace) -> int:
 
 
 def _stage(arguments: argparse.Namespace) -> int:
-    from envpack.stage.stager import stage
+    from envpack.stage.staging import stage
 
     # All modes are given in full, so none need be put right file by file.
     umask = os.umask(0)

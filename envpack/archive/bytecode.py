@@ -7,16 +7,6 @@ Those few are compiled on the node, from what was staged.
 from __future__ import annotations
 
 import importlib._bootstrap_external as _bootstrap
-import marshal
-import os
-import warnings
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from envpack.archive.index import Index
 
 HEADER_BYTES = 16
 
@@ -47,66 +37,3 @@ def header(magic: bytes, mtime_ns: int, size: int) -> bytes:
     """Return what a `.pyc` starts with: valid for as long as its source has this time and size (PEP 552)."""
     seconds = mtime_ns // 1_000_000_000 & 0xFFFFFFFF
     return magic + bytes(4) + seconds.to_bytes(4, "little") + (size & 0xFFFFFFFF).to_bytes(4, "little")
-
-
-def compile_relocated(index: Index, folder: Path, prefix: Path) -> int:
-    """Write the `.pyc` files of relocated sources, before the folder becomes the staged prefix.
-
-    Returns
-    -------
-    int
-        How many were written: all, unless the staged interpreter cannot be run on this node.
-    """
-    wanted = index.meta.get("compile") or []
-    if not wanted:
-        return 0
-    magic = bytes.fromhex(index.meta["python"]["magic"])
-    sources = [(os.fsdecode(index.paths[member]), pyc) for member, pyc in wanted]
-    names = [(folder / path, prefix / path) for path, _ in sources]
-    for _, pyc in sources:
-        # What was packed belongs to the source before its relocation.
-        (folder / pyc).unlink(missing_ok=True)
-    codes = _compile_here(names) if magic == own_magic() else _compile_there(folder, names)
-    done = 0
-    for (path, pyc), code in zip(sources, codes, strict=False):
-        if not code:
-            continue
-        info = (folder / path).stat()
-        fd = os.open(folder / pyc, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        with os.fdopen(fd, "wb") as file:
-            file.write(header(magic, info.st_mtime_ns, info.st_size) + code)
-        os.utime(folder / pyc, ns=(info.st_mtime_ns, info.st_mtime_ns))
-        done += 1
-    return done
-
-
-def _compile_here(names: Iterable[tuple[Path, Path]]) -> Iterator[bytes]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for path, name in names:
-            try:
-                yield marshal.dumps(compile(path.read_bytes(), os.fspath(name), "exec", dont_inherit=True))
-            except (SyntaxError, ValueError, RecursionError, MemoryError):
-                yield b""
-
-
-def _compile_there(folder: Path, names: Iterable[tuple[Path, Path]]) -> list[bytes]:
-    """Compile with the staged interpreter, whose bytecode differs from this one's."""
-    import subprocess
-
-    request = b"".join(os.fsencode(path) + b"\0" + os.fsencode(name) + b"\0" for path, name in names)
-    try:
-        done = subprocess.run(
-            [folder / "bin" / "python", "-I", "-S", "-B", "-c", CHILD],
-            input=request, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=120, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        # Without its .pyc a source is compiled when it is imported: slower, never wrong.
-        return []
-    codes = []
-    at = 0
-    while at < len(done.stdout):
-        size = int.from_bytes(done.stdout[at : at + 4], "little")
-        codes.append(done.stdout[at + 4 : at + 4 + size])
-        at += 4 + size
-    return codes

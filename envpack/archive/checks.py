@@ -10,24 +10,15 @@ import os
 from operator import add, gt
 from typing import TYPE_CHECKING, Any
 
+from envpack.archive.index import OWN_FOLDER, Index, show
 from envpack.errors import CorruptArchiveError, HostileArchiveError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from envpack.archive.index import Index
-
-# The stager's own folder in a staged prefix: its marker and a copy of the index.
-OWN_FOLDER = b".envpack"
 # What a stager has in memory of a frame, at most.
 MAX_FRAME_BYTES = 1 << 24
 _NO_NAMES = frozenset((b"", b".", b".."))
-
-
-def show(path: bytes) -> str:
-    """Return a member's path for a message: readable, on one line, whatever its bytes."""
-    text = os.fsdecode(path)
-    return text if text.isprintable() else ascii(text)
 
 
 def check_meta(meta: dict[str, Any]) -> None:

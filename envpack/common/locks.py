@@ -56,6 +56,25 @@ def try_lock(fd: int, path: StrPath, *, shared: bool = False) -> bool:
     return (now.st_dev, now.st_ino) == (mine.st_dev, mine.st_ino)
 
 
-def wait_for_lock(fd: int, *, shared: bool = False) -> None:
-    """Take a lock; wait, without a limit, while another process holds it."""
-    fcntl.flock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+def wait_for_lock(fd: int) -> None:
+    """Take a lock alone; wait, without a limit, while another process holds it."""
+    fcntl.flock(fd, fcntl.LOCK_EX)
+
+
+def hold_folder(path: StrPath) -> int:
+    """Hold a folder, shared with others that use it; wait while another process removes or replaces it.
+
+    Returns
+    -------
+    int
+        A descriptor that child processes inherit, so that the lock lasts as long as any of them.
+
+    Raises
+    ------
+    OSError
+        There is no such folder.
+    """
+    fd = open_folder(path)
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    os.set_inheritable(fd, True)
+    return fd

@@ -34,6 +34,26 @@ def user_folder(root: StrPath) -> Path:
     return Path(os.path.abspath(root), f"mpiboot-{os.geteuid()}")  # noqa: PTH100
 
 
+def staged_prefix(root_folder: StrPath | None, pack_id: str, name: str) -> Path:
+    """Return where an archive is staged below a root; the same path on every node.
+
+    Parameters
+    ----------
+    root_folder : str or os.PathLike, optional
+        The staging root (default MPIBOOT_STAGE_ROOT, then /tmp).
+    pack_id : str
+        64 hexadecimal digits.
+    name : str
+        The environment's name, as the archive's index has it.
+
+    Returns
+    -------
+    Path
+        `<root>/mpiboot-<uid>/<name>-<16 digits of pack_id>`
+    """
+    return user_folder(root_folder or stage_root()) / f"{name}-{pack_id[:16]}"
+
+
 def host_name() -> str:
     """Return this host's name, for messages."""
     return os.uname().nodename

@@ -8,7 +8,8 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envpack.archive.index import OWN_FOLDER, VERSION
+from envpack.archive.encoding import VERSION
+from envpack.archive.index import OWN_FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Collection

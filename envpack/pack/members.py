@@ -8,7 +8,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Iterable
+
+    from envpack.archive.relocations import Record
+
+    # A file's content, read or mapped.
+    Data = bytes | mmap.mmap
 
 # In the order of an archive.
 DIRECTORY, FILE, HARDLINK, SYMLINK = range(4)
@@ -49,7 +55,7 @@ class Member:
     inode: tuple[int, int] = (0, 0)
     digest: bytes = bytes(16)
     offset: int = 0
-    record: list[object] = field(default_factory=list)
+    record: Record = field(default_factory=list)
     parts: dict[int, bytes] = field(default_factory=dict)
     suspect: bool = False
 

@@ -21,12 +21,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from envpack.archive.relocations import binary_record, bytes_record, link_record, text_record
 from envpack.pack.elf import relative_run_paths
 
 if TYPE_CHECKING:
-    import mmap
-
-    Data = bytes | mmap.mmap
+    from envpack.archive.relocations import Record
+    from envpack.pack.members import Data
 
 # What may follow a path that ends here: anything that cannot continue a file's name.
 _BOUNDARY = rb"(?![A-Za-z0-9_+~@%\x80-\xff-]|\.[A-Za-z0-9_])"
@@ -63,26 +63,26 @@ class Scanner:
             self.placeholders.append(value)
         return self.placeholders.index(value)
 
-    def link(self, target: bytes) -> list[object] | None:
+    def link(self, target: bytes) -> Record | None:
         """Return the record of a symlink that names the source prefix."""
         for prefix in sorted(self._prefixes, key=len, reverse=True):
             if target == prefix or target.startswith(prefix + b"/"):
-                return ["link", self.placeholder(prefix)]
+                return link_record(self.placeholder(prefix))
         return None
 
-    def text(self, data: Data, placeholder: bytes) -> list[object] | None:
+    def text(self, data: Data, placeholder: bytes) -> Record | None:
         """Return the record of a text file that a conda package says holds its placeholder."""
         return self._text(data, [(m.start(), placeholder) for m in re.finditer(re.escape(placeholder), data)])
 
-    def binary(self, data: Data, placeholder: bytes) -> list[object] | None:
+    def binary(self, data: Data, placeholder: bytes) -> Record | None:
         """Return the record of a binary that a conda package says holds its placeholder."""
         spans = []
         for match in re.finditer(re.escape(placeholder) + rb"[^\0]*?\0", data):
             end = match.end() - 1
             spans.append([end, *_all(data, placeholder, match.start(), end)])
-        return ["binary", self.placeholder(placeholder), *spans] if spans else None
+        return binary_record(self.placeholder(placeholder), spans) if spans else None
 
-    def unknown(self, data: Data, path: bytes) -> list[object] | None:
+    def unknown(self, data: Data, path: bytes) -> Record | None:
         """Return the record of any other file: a text that names the source prefix, a script's first line, a run path."""
         if not any(data.find(prefix) >= 0 for prefix in self._prefixes):
             return None
@@ -93,17 +93,15 @@ class Scanner:
             edits, fits = relative_run_paths(data, path, self._prefixes)
             if not fits:
                 self.rigid.append(path)
-            edits.sort()
-            changes = [[at, was.decode("latin-1"), put.decode("latin-1")] for at, was, put in edits]
-            return ["bytes", *changes] if changes else None
+            return bytes_record(sorted(edits)) if edits else None
         first_line = _first_line(data, [prefix for _, prefix in found])
-        return ["text", [], first_line] if first_line else None
+        return text_record([], first_line) if first_line else None
 
-    def _text(self, data: Data, found: list[tuple[int, bytes]]) -> list[object] | None:
+    def _text(self, data: Data, found: list[tuple[int, bytes]]) -> Record | None:
         if not found:
             return None
-        places = [number for offset, value in found for number in (offset, self.placeholder(value))]
-        return ["text", places, _first_line(data, [value for _, value in found])]
+        places = [(offset, self.placeholder(value)) for offset, value in found]
+        return text_record(places, _first_line(data, [value for _, value in found]))
 
 
 def is_text(data: Data) -> bool:

@@ -10,7 +10,7 @@ import os
 import threading
 from bisect import bisect_right
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import zstandard
 
@@ -22,22 +22,12 @@ from envpack.stage import relocate, root, writers
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from envpack.stage.frames import FrameFile
+    from envpack.stage.frame_source import FrameFile, FrameSource
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _REOPEN = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 # A frame of nothing but NULs packs to less than this.
 _MAYBE_HOLE_BYTES = 2048
-
-
-class Frames(Protocol):
-    """Where frames come from; called by several threads at once."""
-
-    def next(self, buffer: memoryview) -> tuple[int, bytearray | memoryview] | None:
-        """Return a frame's number and its compressed bytes, perhaps in `buffer`; None after the last one."""
-
-    def stop(self) -> None:
-        """Make `next` return None from now on."""
 
 
 class Extractor:
@@ -70,7 +60,7 @@ class Extractor:
         self.progress = progress
         self._error: BaseException | None = None
         self._threads: list[threading.Thread] = []
-        self._frames: Frames | None = None
+        self._frames: FrameSource | None = None
         self._root_fd = -1
         self._umask = _umask()
         self._starts: list[int] = []
@@ -140,14 +130,14 @@ class Extractor:
         """Return room for any frame, used for one after another: new memory costs more than what is done with it."""
         return memoryview(bytearray(max(self.index.frame_sizes, default=0)))
 
-    def start(self, frames: Frames) -> None:
+    def start(self, frames: FrameSource) -> None:
         """Set threads to work on frames that arrive."""
         self._frames = frames
         self._threads = [threading.Thread(target=self._work, args=(frames,)) for _ in range(self.jobs)]
         for thread in self._threads:
             thread.start()
 
-    def _work(self, frames: Frames) -> None:
+    def _work(self, frames: FrameSource) -> None:
         packed = self._buffer()
         decoder = Decoder(self.index)
         try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from envpack.common.locks import open_folder, open_lock_file, try_lock
 from envpack.common.places import stage_root, user_folder
-from envpack.stage import marker, root
+from envpack.stage import marker, root, temporaries
 
 if TYPE_CHECKING:
     from envpack.common.places import StrPath
@@ -52,7 +52,7 @@ def gc(
     if not folder.exists() and not folder.is_symlink():
         return []
     root.check_own_folder(folder)
-    removed = root.sweep(folder)
+    removed = temporaries.sweep(folder)
     stages = _stages(folder)
     now = time.time()
     total = sum(size for _, _, size in stages)
@@ -115,9 +115,9 @@ def _remove(folder: Path, prefix: Path) -> bool:
         try:
             if not try_lock(fd, prefix):
                 return False
-            aside = root.put_aside(prefix)
+            aside = temporaries.put_aside(prefix)
             lock.unlink(missing_ok=True)
-            root.remove_tree(aside)
+            temporaries.remove_tree(aside)
             return True
         finally:
             os.close(fd)

@@ -1,18 +1,8 @@
 """Make packed bytes name the staged prefix: from records made at pack time, while the bytes are in memory.
 
-What results equals what `conda-unpack` leaves, but for the list in `envpack.scan`. A record says where the old prefix
-stands in a file, so staging searches for nothing, and a file that spans several frames can be written in any order.
-
-Records, as they stand in the index under `relocations`, one per member:
-
-    [member, "text", [offset, p, offset, p, …], first line or null]
-    [member, "binary", p, [end, offset, offset, …], [end, …], …]
-    [member, "bytes", [offset, old, new], …]
-    [member, "link", p]
-
-`p` numbers a placeholder. A binary span runs from its first offset to the NUL at `end`: what the shorter prefix leaves
-over is filled with NULs before it. "bytes" replaces some by as many others, both as latin-1. A first line (`#!…`) is
-rewritten as a whole, as the kernel bounds its length.
+The result equals what `conda-unpack` leaves, except for the list in `envpack.pack.scan`. A record (`envpack.archive.
+relocations`) says where the old prefix stands in a file, so staging searches for nothing, and a file that spans several
+frames can be written in any order.
 """
 
 from __future__ import annotations
@@ -20,6 +10,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from envpack.archive.relocations import BINARY, LINK, TEXT
 from envpack.errors import CorruptArchiveError, PrefixTooLongError
 
 if TYPE_CHECKING:
@@ -56,12 +47,12 @@ class Relocation:
         self.links: dict[int, bytes] = {}
         try:
             for member, mode, *rest in index.meta["relocations"]:
-                if mode == "link":
+                if mode == LINK:
                     self.links[member] = new + index.links[member][len(old[rest[0]]) :]
                     continue
-                if mode == "text":
+                if mode == TEXT:
                     edits = _text(old, new, *rest)
-                elif mode == "binary":
+                elif mode == BINARY:
                     edits = _binary(old[rest[0]], new, rest[1:])
                 else:
                     edits = _bytes(rest)
@@ -75,16 +66,6 @@ class Relocation:
         edits = self.edits.get(member)
         size = index.sizes[member]
         return size + sum(len(put) - (end - start) for start, end, put, _ in edits) if edits else size
-
-
-def longest_prefix(index: Index) -> int | None:
-    """Return how many bytes a staged prefix may have, None where nothing limits it."""
-    lengths = [
-        len(os.fsencode(index.meta["placeholders"][rest[0]]))
-        for _, mode, *rest in index.meta["relocations"]
-        if mode == "binary"
-    ]
-    return min(lengths, default=None)
 
 
 def apply(data: memoryview | bytes, edits: list[Edit]) -> bytes:

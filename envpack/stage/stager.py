@@ -13,14 +13,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from envpack.archive.bytecode import compile_relocated
-from envpack.archive.index import Index, decode_index, read_index_fd
+from envpack.archive.index import Index
 from envpack.common.locks import open_folder, try_lock
-from envpack.common.places import host_name, stage_root, user_folder
-from envpack.errors import NotAnArchiveError, StageFailedError, WrongArchiveError
-from envpack.stage import marker, root, writers
+from envpack.common.places import host_name, staged_prefix
+from envpack.errors import NotAnArchiveError, WrongArchiveError
+from envpack.stage import marker, root, temporaries, warm_check, writers
 from envpack.stage.extract import Extractor
-from envpack.stage.frames import FrameFile, FrameQueue
+from envpack.stage.frame_source import FrameFile, FrameQueue
+from envpack.stage.recompile import compile_relocated
 from envpack.stage.relocate import Relocation
 
 if TYPE_CHECKING:
@@ -58,26 +58,6 @@ class StageResult(NamedTuple):
 
     def to_json(self) -> str:
         return json.dumps(self.asdict())
-
-
-def staged_prefix(root_folder: StrPath | None, pack_id: str, name: str) -> Path:
-    """Return where an archive is staged below a root; the same path on every node.
-
-    Parameters
-    ----------
-    root_folder : str or os.PathLike, optional
-        The staging root (default MPIBOOT_STAGE_ROOT, then /tmp).
-    pack_id : str
-        64 hexadecimal digits.
-    name : str
-        The environment's name, as the archive's index has it.
-
-    Returns
-    -------
-    Path
-        `<root>/mpiboot-<uid>/<name>-<16 digits of pack_id>`
-    """
-    return user_folder(root_folder or stage_root()) / f"{name}-{pack_id[:16]}"
 
 
 def default_jobs() -> int:
@@ -153,15 +133,15 @@ class Stager:
         self._temporary: Path | None = None
         self._temporary_fd = -1
         folder = root.open_root(self.prefix.parent.parent)
-        self._lock_fd = root.lock_stager(folder, self.prefix.name, LOCK_TIMEOUT_S)
+        self._lock_fd = temporaries.lock_stager(folder, self.prefix.name, LOCK_TIMEOUT_S)
         try:
-            root.sweep(folder)
+            temporaries.sweep(folder)
             if self.prefix.is_symlink() or self.prefix.exists():
-                wrong = marker.what_is_wrong(self.prefix, index, self._relocation)
+                wrong = warm_check.what_is_wrong(self.prefix, index, self._relocation)
                 self.reused = wrong is None
             if not self.reused:
                 root.check_space(folder, index)
-                self._temporary, self._temporary_fd = root.make_temporary(folder, self.prefix.name)
+                self._temporary, self._temporary_fd = temporaries.make_temporary(folder, self.prefix.name)
         except OSError as exc:
             self.abort()
             raise root.write_failed(folder, exc) from exc
@@ -282,12 +262,12 @@ class Stager:
             return
         try:
             if try_lock(fd, self.prefix):
-                aside = root.put_aside(self.prefix)
+                aside = temporaries.put_aside(self.prefix)
                 self._temporary.rename(self.prefix)
                 self._temporary = None
-                root.remove_tree(aside)
+                temporaries.remove_tree(aside)
             else:
-                marker.repair(self.prefix, self._temporary, self.index)
+                warm_check.repair(self.prefix, self._temporary, self.index)
         finally:
             os.close(fd)
 
@@ -297,124 +277,12 @@ class Stager:
             self._extractor.abort()
             self._extractor = None
         if self._temporary is not None:
-            root.remove_tree(self._temporary)
+            temporaries.remove_tree(self._temporary)
             self._temporary = None
         for fd in (self._temporary_fd, self._lock_fd):
             if fd >= 0:
                 os.close(fd)
         self._temporary_fd = self._lock_fd = -1
-
-
-def stage(
-    archive: StrPath,
-    root_folder: StrPath | None = None,
-    *,
-    jobs: int | None = None,
-    expected_pack_id: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    transport: str = "direct",
-) -> StageResult:
-    """Stage an archive on this node, reading it from where it is.
-
-    Parameters
-    ----------
-    archive : str or os.PathLike
-        From `envpack.pack.pack`.
-    root_folder : str or os.PathLike, optional
-        The staging root (default MPIBOOT_STAGE_ROOT, then /tmp).
-    jobs : int, optional
-        Processes that decode and write, 32 at most (default: the CPUs this process may use).
-    expected_pack_id : str, optional
-        Refuse any other archive.
-    progress : callable, optional
-        Called as `progress(done_bytes, total_bytes)`, of uncompressed bytes, from any thread.
-    transport : str
-        For the result: "sbcast" where that brought the archive to the node.
-
-    Returns
-    -------
-    StageResult
-        Its `reused` is true where the node had it, every file present and of its size.
-
-    Raises
-    ------
-    EnvpackError
-        A named one (`envpack.errors`); nothing is then left under the staged prefix's name.
-    """
-    path = Path(archive)
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as exc:
-        raise NotAnArchiveError(f"cannot open the archive {path} on {host_name()}: {exc.strerror}") from exc
-    try:
-        index = read_index_fd(fd, path)
-        with Stager(
-            index,
-            root_folder,
-            jobs=jobs,
-            expected_pack_id=expected_pack_id,
-            progress=progress,
-            transport=transport,
-        ) as stager:
-            stager.read(fd)
-            return stager.finish()
-    finally:
-        os.close(fd)
-
-
-def stage_stream(
-    index_bytes: bytes, name: StrPath, root_folder: StrPath | None = None, **options: Any
-) -> Stager:
-    """Return a `Stager` for an archive that arrives as a stream, its index first.
-
-    Parameters
-    ----------
-    index_bytes : bytes
-        The archive's skippable frame: `read_index(path).raw`.
-    name : str or os.PathLike
-        The archive's path, for messages.
-    root_folder : str or os.PathLike, optional
-        The staging root.
-    **options
-        As for `Stager`.
-    """
-    return Stager(decode_index(index_bytes, Path(name)), root_folder, **options)
-
-
-def lock_shared(prefix: StrPath) -> int:
-    """Hold a staged prefix: `gc` and later stagers leave it in place until the descriptor is closed.
-
-    Parameters
-    ----------
-    prefix : str or os.PathLike
-
-    Returns
-    -------
-    int
-        A file descriptor that child processes inherit, so that the lock lasts as long as any of them.
-
-    Raises
-    ------
-    StageFailedError
-        There is no such staged prefix (any more).
-    """
-    deadline = time.monotonic() + 5.0
-    while True:
-        try:
-            fd = open_folder(prefix)
-        except OSError as exc:
-            raise StageFailedError(
-                f"no staged prefix {os.fspath(prefix)} on {host_name()}: {exc.strerror}; stage it again"
-            ) from exc
-        if try_lock(fd, prefix, shared=True):
-            os.set_inheritable(fd, True)
-            return fd
-        os.close(fd)
-        if time.monotonic() > deadline:
-            raise StageFailedError(
-                f"{os.fspath(prefix)} on {host_name()} is being removed or replaced; stage it again"
-            )
-        time.sleep(0.01)
 
 
 class _Progress:
@@ -428,6 +296,3 @@ class _Progress:
         with self._lock:
             self._done += count
             self._report(self._done, self._total)
-
-
-__all__ = ["StageResult", "Stager", "default_jobs", "lock_shared", "stage", "stage_stream", "staged_prefix"]

@@ -8,14 +8,8 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from envpack.archive.index import (
-    DIGEST_BYTES,
-    Index,
-    decode_index,
-    digest,
-    read_index,
-    show,
-)
+from envpack.archive.encoding import decode_index, read_index
+from envpack.archive.index import DIGEST_BYTES, Index, digest, show
 from envpack.errors import CorruptArchiveError, StageFailedError
 from envpack.stage import extract, marker
 from envpack.stage.relocate import Relocation

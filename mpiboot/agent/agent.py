@@ -141,7 +141,7 @@ def stage(orders: AgentOrders, order: StageOrder) -> dict[str, Any]:
     dict
         `stage`: envpack's result, and `start` and `end` in seconds since the epoch.
     """
-    from envpack.stage.stager import stage as stage_archive
+    from envpack.stage.staging import stage as stage_archive
 
     start = time.time()
     result = stage_archive(

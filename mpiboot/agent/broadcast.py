@@ -11,8 +11,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from envpack.archive.index import read_index
-from envpack.stage.stager import Stager, stage_stream
+from envpack.archive.encoding import read_index
+from envpack.stage.stager import Stager
+from envpack.stage.staging import stage_stream
 from mpiboot.agent.agent import node_name
 from mpiboot.protocol.node import AgentOrders
 

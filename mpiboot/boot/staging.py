@@ -169,8 +169,8 @@ def orders(job: Job, archive: Path | None) -> AgentOrders:
         "cancel_command": ["scancel", slurm_id] if slurm_id else None,
     }
     if archive:
-        from envpack.archive.index import read_index
-        from envpack.stage.stager import staged_prefix
+        from envpack.archive.encoding import read_index
+        from envpack.common.places import staged_prefix
 
         index = read_index(archive)
         told["pack_id"] = index.pack_id

@@ -19,7 +19,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from envpack.common.locks import open_folder, wait_for_lock
+from envpack.common.locks import hold_folder
 from mpiboot.protocol.node import DESCRIPTORS_MAX, report_scheduler, start_failure
 
 
@@ -130,9 +130,7 @@ def become(memory: int, connection: int, *mpi: int) -> None:
         os.close(descriptor)
     if orders["lock"]:
         # Held by this process and its children: while it is, `envpack gc` spares the stage.
-        lock = open_folder(orders["lock"])
-        wait_for_lock(lock, shared=True)
-        os.set_inheritable(lock, True)
+        hold_folder(orders["lock"])
     report_scheduler(orders["environment"], os.getpid())
     sys.argv = orders["command"][1:]
 

@@ -52,8 +52,8 @@ class Cluster:
             self.login(
                 [
                     *(self.env / "bin/python", "-c"),
-                    "import sys; from envpack.archive.index import read_index\n"
-                    "from envpack.stage.stager import staged_prefix\n"
+                    "import sys; from envpack.archive.encoding import read_index\n"
+                    "from envpack.common.places import staged_prefix\n"
                     "i = read_index(sys.argv[1]); print(staged_prefix('/tmp', i.pack_id, i.name))",
                     self.pack_path(),
                 ]
@@ -171,8 +171,8 @@ class ThisMachine:
             env=self.variables,
             text=True,
         )
-        from envpack.archive.index import read_index
-        from envpack.stage.stager import staged_prefix
+        from envpack.archive.encoding import read_index
+        from envpack.common.places import staged_prefix
 
         index = read_index(packed.strip())
         self.staged = Path(staged_prefix(str(self.root), index.pack_id, index.name))

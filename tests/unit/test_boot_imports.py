@@ -21,8 +21,8 @@ print(*sorted({{name.partition(".")[0] for name in sys.modules}} - set(sys.stdli
             "mpiboot.boot.sequence",
             "from mpiboot.boot import certificates; certificates.make_pems(60.0, (), ())",
         ),
-        ("mpiboot.boot.sequence", "import envpack.archive.index"),
-        ("mpiboot.agent.agent", "import envpack.stage.stager"),
+        ("mpiboot.boot.sequence", "import envpack.archive.encoding"),
+        ("mpiboot.agent.agent", "import envpack.stage.staging"),
     ],
 )
 def test_only_the_standard_library_zstandard_and_cryptography(module, more):

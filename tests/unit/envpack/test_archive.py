@@ -15,7 +15,8 @@ import zstandard
 from envpack_trees import make_venv, stages, tree
 
 from envpack.archive import index as format_
-from envpack.archive.index import Index, content_id, encode_index, read_index
+from envpack.archive.encoding import content_id, encode_index, read_index
+from envpack.archive.index import Index
 from envpack.errors import (
     ArchiveError,
     ArchiveVersionError,
@@ -25,7 +26,7 @@ from envpack.errors import (
     PrefixTooLongError,
 )
 from envpack.pack.packing import pack
-from envpack.stage.stager import stage
+from envpack.stage.staging import stage
 from envpack.stage.verify import verify
 
 

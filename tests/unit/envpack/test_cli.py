@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from envpack_trees import make_venv, stages
 
-from envpack.archive.index import read_index
+from envpack.archive.encoding import read_index
 from envpack.cli import _bytes, _seconds, main
 from envpack.pack.packing import pack
 

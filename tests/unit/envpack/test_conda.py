@@ -18,11 +18,12 @@ from condachannel import PLACEHOLDER
 from condaenv import build_conda_env, cached_env
 from envpack_trees import SITE, XY, staged_tree, tree
 
-from envpack.archive.index import read_index
+from envpack.archive.encoding import read_index
+from envpack.common.places import staged_prefix
 from envpack.errors import BrokenEnvironmentError, PrefixTooLongError
 from envpack.pack.conda import restored
 from envpack.pack.packing import pack
-from envpack.stage.stager import stage, staged_prefix
+from envpack.stage.staging import stage
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from envpack_trees import SITE, make_venv, stages
 
-import envpack.pack.framing
-import envpack.pack.packing
-from envpack.archive.index import FOOTER_BYTES, read_index
+import envpack.pack.archive_writer
+import envpack.pack.frame_writer
+from envpack.archive.encoding import FOOTER_BYTES, read_index
 from envpack.errors import ArchiveError, ArchiveVersionError, CorruptArchiveError, NotAnArchiveError
 from envpack.pack.packing import pack
-from envpack.stage.stager import stage
+from envpack.stage.staging import stage
 from envpack.stage.verify import verify
 
 
@@ -24,7 +24,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     folder = tmp_path_factory.mktemp("damage")
     prefix = make_venv(folder / "env")
     with pytest.MonkeyPatch.context() as patch:
-        for module in (envpack.pack.framing, envpack.pack.packing):
+        for module in (envpack.pack.frame_writer, envpack.pack.archive_writer):
             patch.setattr(module, "FRAME_BYTES", 1 << 15)
         return pack(prefix, folder / "env.tar.zst").path.read_bytes()
 

@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 from envpack_trees import SITE, make_venv, stages
 
-import envpack.pack.framing
-import envpack.pack.packing
+import envpack.pack.archive_writer
+import envpack.pack.frame_writer
 import envpack.stage.marker
-import envpack.stage.root
+import envpack.stage.temporaries
+from envpack.common.locks import hold_folder
 from envpack.errors import CorruptArchiveError, StageFailedError, StageRootError
 from envpack.pack.packing import pack
 from envpack.stage.gc import gc
-from envpack.stage.stager import lock_shared, stage
+from envpack.stage.staging import stage
 from envpack.stage.verify import verify
 
 
@@ -30,7 +31,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     for n in range(3):
         (prefix / "share" / "filler").write_bytes(os.urandom(100_000 * (3 - n)))
         with pytest.MonkeyPatch.context() as patch:
-            for module in (envpack.pack.framing, envpack.pack.packing):
+            for module in (envpack.pack.frame_writer, envpack.pack.archive_writer):
                 patch.setattr(module, "FRAME_BYTES", 1 << 15)
             made.append(pack(prefix, folder / f"{n}.tar.zst", level=1).path)
     return made
@@ -68,7 +69,7 @@ def test_to_a_size(staged: list[Path], tmp_path: Path) -> None:
 
 
 def test_all_that_is_not_in_use(staged: list[Path], tmp_path: Path) -> None:
-    in_use = lock_shared(staged[1])
+    in_use = hold_folder(staged[1])
     assert gc(tmp_path) == [staged[0], staged[2]]
     assert stages(tmp_path) == [staged[1].name]
     os.close(in_use)
@@ -77,7 +78,7 @@ def test_all_that_is_not_in_use(staged: list[Path], tmp_path: Path) -> None:
 
 
 def test_never_one_that_is_being_staged(archives: list[Path], staged: list[Path], tmp_path: Path) -> None:
-    lock = envpack.stage.root.lock_stager(staged[0].parent, staged[0].name, 1.0)
+    lock = envpack.stage.temporaries.lock_stager(staged[0].parent, staged[0].name, 1.0)
     assert gc(tmp_path) == staged[1:]
     os.close(lock)
 
@@ -93,7 +94,7 @@ def test_never_a_fresh_one(archives: list[Path], tmp_path: Path) -> None:
 
 def test_leftovers_and_what_is_not_ours(staged: list[Path], tmp_path: Path) -> None:
     folder = staged[0].parent
-    dead, fd = envpack.stage.root.make_temporary(folder, "x")
+    dead, fd = envpack.stage.temporaries.make_temporary(folder, "x")
     os.close(fd)
     (folder / ".jobs").mkdir()
     (folder / "notes").mkdir()

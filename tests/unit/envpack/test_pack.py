@@ -15,14 +15,16 @@ from pathlib import Path
 import pytest
 from envpack_trees import ODD_NAMES, SITE, make_venv, staged_tree, tree
 
-import envpack.pack.packing
+import envpack.pack.archive_writer
+import envpack.pack.store
 import envpack.pack.venv
-from envpack.archive.index import read_index
+from envpack.archive.encoding import read_index
 from envpack.common.mounts import file_system, is_shared
-from envpack.errors import BrokenEnvironmentError, NotAnEnvironmentError
+from envpack.errors import BrokenEnvironmentError, EnvpackError, NotAnEnvironmentError
 from envpack.pack.members import DIRECTORY, FILE, SYMLINK, Member, header_bytes, tar_header
-from envpack.pack.packing import pack, packed, safe_name
-from envpack.stage.stager import stage
+from envpack.pack.packing import pack, packed
+from envpack.pack.store import safe_name
+from envpack.stage.staging import stage
 from envpack.stage.verify import verify
 
 
@@ -164,8 +166,8 @@ def test_a_failed_pack_leaves_nothing(prefix: Path, tmp_path: Path, monkeypatch:
             raise error
 
         with monkeypatch.context() as patch:
-            patch.setattr(envpack.pack.packing, "encode_index", fail)
-            with pytest.raises((envpack.pack.packing.EnvpackError, KeyboardInterrupt)):
+            patch.setattr(envpack.pack.archive_writer, "encode_index", fail)
+            with pytest.raises((EnvpackError, KeyboardInterrupt)):
                 pack(prefix, output)
         assert listed(tmp_path / "out") == ["env.tar.zst"]
         assert output.read_bytes() == content
@@ -175,9 +177,9 @@ def test_a_failed_pack_leaves_nothing(prefix: Path, tmp_path: Path, monkeypatch:
 def test_a_killed_pack_leaves_nothing_for_long(prefix: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     code = (
-        "import sys, time, envpack.pack.packing as p\n"
+        "import time, envpack.pack.archive_writer as w, envpack.pack.packing as p\n"
         "def slow(*a):\n    print(flush=True); time.sleep(60)\n"
-        f"p.encode_index = slow\np.pack({str(prefix)!r}, {str(tmp_path / 'out' / 'env.tar.zst')!r})\n"
+        f"w.encode_index = slow\np.pack({str(prefix)!r}, {str(tmp_path / 'out' / 'env.tar.zst')!r})\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert process.stdout is not None
@@ -462,7 +464,7 @@ def test_the_same_environment_seen_through_another_file_system(
     source.write_bytes(content)
     os.utime(source, ns=(times.st_mtime_ns // 10**9 * 10**9,) * 2)
     with monkeypatch.context() as patch:
-        patch.setattr(envpack.pack.packing, "file_system", lambda path: ("fuse.sshfs", "/home"))
+        patch.setattr(envpack.pack.store, "file_system", lambda path: ("fuse.sshfs", "/home"))
         assert packed(prefix) == first.path and pack(prefix).reused
         source.write_bytes(content + b"#")
         assert packed(prefix) is None

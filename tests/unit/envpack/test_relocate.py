@@ -13,7 +13,7 @@ import pytest
 from envpack.archive.index import Index
 from envpack.errors import PrefixTooLongError
 from envpack.pack.scan import Scanner, is_text
-from envpack.stage.relocate import Relocation, apply, apply_part, longest_prefix, shebang
+from envpack.stage.relocate import Relocation, apply, apply_part, shebang
 
 OLD = b"/home/u/env"
 NEW = b"/tmp/mpiboot-1000/env-0123456789abcdef"
@@ -144,7 +144,6 @@ def test_a_binary_without_room() -> None:
     record = scanner.binary(data, HOLDER)
     assert record is not None
     index = index_of(data, record, scanner)
-    assert longest_prefix(index) == len(HOLDER)
     Relocation(index, "/" + "x" * (len(HOLDER) - 1))
     with pytest.raises(PrefixTooLongError, match=f"has {len(HOLDER) + 1} bytes, .* room for {len(HOLDER)}"):
         Relocation(index, "/" + "x" * len(HOLDER))

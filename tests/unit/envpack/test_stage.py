@@ -16,12 +16,14 @@ from pathlib import Path
 import pytest
 from envpack_trees import SITE, make_venv, staged_tree, stages, tree
 
-import envpack.pack.framing
-import envpack.pack.packing
+import envpack.pack.archive_writer
+import envpack.pack.frame_writer
 import envpack.stage.marker
 import envpack.stage.root
-from envpack.archive.index import read_index
-from envpack.common.locks import open_folder, try_lock
+import envpack.stage.temporaries
+from envpack.archive.encoding import read_index
+from envpack.common.locks import hold_folder, open_folder, try_lock
+from envpack.common.places import staged_prefix
 from envpack.errors import (
     EnvpackError,
     NoSpaceError,
@@ -31,7 +33,8 @@ from envpack.errors import (
     WrongArchiveError,
 )
 from envpack.pack.packing import pack
-from envpack.stage.stager import Stager, StageResult, lock_shared, stage, stage_stream, staged_prefix
+from envpack.stage.stager import Stager, StageResult
+from envpack.stage.staging import stage, stage_stream
 
 BYTECODE = SITE / "demo" / "__pycache__" / f"config.{sys.implementation.cache_tag}.pyc"
 SPANNING_BYTES = 200_000
@@ -54,7 +57,7 @@ def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def archive(prefix: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         # Many frames, and files that span several of them, in little time.
-        for module in (envpack.pack.framing, envpack.pack.packing):
+        for module in (envpack.pack.frame_writer, envpack.pack.archive_writer):
             patch.setattr(module, "FRAME_BYTES", 1 << 16)
         path = pack(prefix, prefix.parent / "env.tar.zst", level=1).path
     assert len(read_index(path).frame_sizes) > 10
@@ -155,14 +158,14 @@ def test_a_stage_from_before_a_reboot_is_made_again(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage(archive, tmp_path)
-    monkeypatch.setattr(envpack.stage.marker, "_boot_id", lambda: "another boot")
+    monkeypatch.setattr(envpack.stage.marker, "boot_id", lambda: "another boot")
     assert not stage(archive, tmp_path).reused
 
 
 def test_a_stage_in_use_is_mended_in_place(archive: Path, tmp_path: Path) -> None:
     first = stage(archive, tmp_path)
     whole = comparable(first.prefix)
-    in_use = lock_shared(first.prefix)
+    in_use = hold_folder(first.prefix)
     inode = first.prefix.stat().st_ino
     kept = (first.prefix / "share" / "small-8").stat().st_ino
     (first.prefix / "share" / "small-7").unlink()
@@ -188,7 +191,7 @@ def test_one_waits_for_the_other_no_longer_than_it_may(archive: Path, tmp_path: 
     index = read_index(archive)
     held = r"another stager on .* has held .*lock-env-.* for 0 s"
     with Stager(index, tmp_path) as at_work, pytest.raises(StageFailedError, match=held):
-        envpack.stage.root.lock_stager(at_work.prefix.parent, at_work.prefix.name, 0.1)
+        envpack.stage.temporaries.lock_stager(at_work.prefix.parent, at_work.prefix.name, 0.1)
     assert stages(tmp_path) == []
 
 
@@ -201,7 +204,7 @@ def test_a_stager_killed_at_any_moment_leaves_nothing_that_counts(archive: Path,
     whole = comparable(prefix)
     killed = 0
     for n in range(12):
-        envpack.stage.root.remove_tree(prefix)
+        envpack.stage.temporaries.remove_tree(prefix)
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(took * (0.15 + 0.9 * n / 12))
         process.kill()
@@ -236,10 +239,10 @@ def test_a_stager_told_to_end_removes_what_it_wrote(number: int, archive: Path, 
 
 def test_leftovers_are_swept_if_their_owner_is_dead(archive: Path, tmp_path: Path) -> None:
     folder = envpack.stage.root.open_root(tmp_path)
-    dead, fd = envpack.stage.root.make_temporary(folder, "dead")
+    dead, fd = envpack.stage.temporaries.make_temporary(folder, "dead")
     os.close(fd)
     (dead / "read-only").mkdir(mode=0o500)
-    alive, alive_fd = envpack.stage.root.make_temporary(folder, "alive")
+    alive, alive_fd = envpack.stage.temporaries.make_temporary(folder, "alive")
     prefix = stage(archive, tmp_path).prefix
     assert stages(tmp_path) == sorted([alive.name, prefix.name])
     os.close(alive_fd)
@@ -432,7 +435,7 @@ def test_a_restrictive_umask_changes_no_mode(prefix: Path, archive: Path, tmp_pa
 
 def test_a_shared_lock_is_inherited(archive: Path, tmp_path: Path) -> None:
     prefix = stage(archive, tmp_path).prefix
-    fd = lock_shared(prefix)
+    fd = hold_folder(prefix)
     child = subprocess.Popen(["sleep", "60"], close_fds=False)
     os.close(fd)
 
@@ -444,15 +447,15 @@ def test_a_shared_lock_is_inherited(archive: Path, tmp_path: Path) -> None:
             os.close(mine)
 
     assert not can_be_locked()
-    os.close(lock_shared(prefix))
+    os.close(hold_folder(prefix))
     child.kill()
     child.wait()
     assert can_be_locked()
 
 
 def test_no_lock_on_what_is_gone(tmp_path: Path) -> None:
-    with pytest.raises(StageFailedError, match=r"no staged prefix .*gone on .*; stage it again"):
-        lock_shared(tmp_path / "gone")
+    with pytest.raises(FileNotFoundError):
+        hold_folder(tmp_path / "gone")
 
 
 # ---- results, progress

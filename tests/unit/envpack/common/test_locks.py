@@ -14,10 +14,11 @@ def test_one_holds_it_alone_or_several_share_it(tmp_path: Path) -> None:
     assert try_lock(first, path) and not try_lock(second, path) and not try_lock(second, path, shared=True)
     os.close(first)
     assert try_lock(second, path, shared=True) and not try_lock(third, path)
-    wait_for_lock(third, shared=True)
-    os.close(second)
+    assert try_lock(third, path, shared=True)
+    for fd in (second, third):
+        os.close(fd)
+    wait_for_lock(open_lock_file(path))
     assert not try_lock(open_lock_file(path), path)
-    os.close(third)
 
 
 def test_a_lock_on_what_was_replaced_excludes_nobody(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from envpack.pack.members import FILE, SYMLINK, Member, header_bytes, padding, t
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from envpack.pack.scan import Data, Scanner
+    from envpack.archive.relocations import Record
+    from envpack.pack.members import Data
+    from envpack.pack.scan import Scanner
 
 # Two NUL blocks end a tar archive.
 _END_BYTES = 1024
@@ -191,7 +193,7 @@ class FrameWriter:
                 member.suspect = True
         return data
 
-    def _record(self, member: Member, data: Data) -> list[object]:
+    def _record(self, member: Member, data: Data) -> Record:
         record = None
         if member.relocation == "text":
             record = self._scanner.text(data, member.placeholder)

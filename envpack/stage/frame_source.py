@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from envpack.errors import CorruptArchiveError, StageFailedError
 
@@ -13,6 +13,16 @@ if TYPE_CHECKING:
     from envpack.archive.index import Index
 
 _AHEAD = 4
+
+
+class FrameSource(Protocol):
+    """Where frames come from; called by several threads at once."""
+
+    def next(self, buffer: memoryview) -> tuple[int, bytearray | memoryview] | None:
+        """Return a frame's number and its compressed bytes, perhaps in `buffer`; None after the last one."""
+
+    def stop(self) -> None:
+        """Make `next` return None from now on."""
 
 
 class FrameFile:
