@@ -1,4 +1,4 @@
-"""`envpack gc` and `envpack verify`: what nobody uses goes, what is damaged is named."""
+"""`envpack gc`: what nobody uses goes."""
 
 from __future__ import annotations
 
@@ -7,43 +7,16 @@ import time
 from pathlib import Path
 
 import pytest
-from envpack_trees import SITE, make_venv, stages
+from envpack_trees import stages
 
 import envpack.pack.archive_writer
 import envpack.pack.frame_writer
 import envpack.stage.marker
 import envpack.stage.temporaries
 from envpack.common.locks import hold_folder
-from envpack.errors import CorruptArchiveError, StageFailedError, StageRootError
-from envpack.pack.packing import pack
+from envpack.errors import StageRootError
 from envpack.stage.gc import gc
 from envpack.stage.staging import stage
-from envpack.stage.verify import verify
-
-
-@pytest.fixture(scope="module")
-def archives(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three versions of one environment, the last the smallest."""
-    folder = tmp_path_factory.mktemp("gc")
-    prefix = make_venv(folder / "env")
-    (prefix / SITE / "demo" / "large.txt").write_text(f"{prefix}\n" * 10_000)
-    made = []
-    for n in range(3):
-        (prefix / "share" / "filler").write_bytes(os.urandom(100_000 * (3 - n)))
-        with pytest.MonkeyPatch.context() as patch:
-            for module in (envpack.pack.frame_writer, envpack.pack.archive_writer):
-                patch.setattr(module, "FRAME_BYTES", 1 << 15)
-            made.append(pack(prefix, folder / f"{n}.tar.zst", level=1).path)
-    return made
-
-
-@pytest.fixture
-def staged(archives: list[Path], tmp_path: Path) -> list[Path]:
-    """All three, last used 3, 2 and 1 hours ago."""
-    prefixes = [stage(archive, tmp_path).prefix for archive in archives]
-    for n, prefix in enumerate(prefixes):
-        age(prefix, 3600 * (3 - n))
-    return prefixes
 
 
 def age(prefix: Path, seconds: float) -> None:
@@ -130,49 +103,3 @@ def test_removing_does_not_follow_links(staged: list[Path], tmp_path: Path) -> N
     (staged[0] / "closed").chmod(0o500)
     assert gc(tmp_path) == staged
     assert (tmp_path / "kept" / "file").exists()
-
-
-# ---- verify
-
-
-def test_what_is_whole(archives: list[Path], staged: list[Path]) -> None:
-    of_archive, of_prefix = verify(archives[0]), verify(staged[0])
-    assert of_archive == of_prefix._replace(path=archives[0])
-    assert of_archive.files > 10 and of_archive.size_bytes > 300_000
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda p: (p / "share" / "filler").write_bytes(bytes(300_000)), "share/filler has another content"),
-        (lambda p: (p / "share" / "filler").write_bytes(b"short"), "share/filler has another content"),
-        (lambda p: (p / "share" / "filler").unlink(), "share/filler is missing"),
-        (lambda p: (p / "bin" / "demo").write_text("#!/bin/false"), "bin/demo does not name this prefix"),
-        (
-            lambda p: (p / "bin" / "python").unlink() or (p / "bin" / "python").symlink_to("x"),
-            "points elsewhere",
-        ),
-        (lambda p: (p / "bin" / "python").unlink() or (p / "bin" / "python").touch(), "points elsewhere"),
-        (
-            lambda p: (p / SITE / "demo/data/hollow").rmdir() or (p / SITE / "demo/data/hollow").touch(),
-            "is no folder",
-        ),
-        (lambda p: (p / "pyvenv.cfg").unlink() or (p / "pyvenv.cfg").mkdir(), "pyvenv.cfg is no file"),
-        (lambda p: envpack.stage.marker.index_path(p).unlink(), "cannot be read"),
-        (lambda p: envpack.stage.marker.marker_path(p).unlink(), "is no staged prefix"),
-    ],
-    ids=range(10),
-)
-def test_a_damaged_prefix(damage, message: str, staged: list[Path]) -> None:  # type: ignore[no-untyped-def]
-    damage(staged[0])
-    with pytest.raises(StageFailedError, match=f"{message}.*; stage the archive again"):
-        verify(staged[0])
-
-
-def test_a_damaged_index_of_a_prefix(staged: list[Path]) -> None:
-    path = envpack.stage.marker.index_path(staged[0])
-    data = bytearray(path.read_bytes())
-    data[100] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(CorruptArchiveError, match="index differs from its checksum"):
-        verify(staged[0])

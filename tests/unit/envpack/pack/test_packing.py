@@ -19,7 +19,6 @@ import envpack.pack.archive_writer
 import envpack.pack.store
 import envpack.pack.venv
 from envpack.archive.encoding import read_index
-from envpack.common.mounts import file_system, is_shared
 from envpack.errors import BrokenEnvironmentError, EnvpackError, NotAnEnvironmentError
 from envpack.pack.members import DIRECTORY, FILE, SYMLINK, Member, header_bytes, tar_header
 from envpack.pack.packing import pack, packed
@@ -423,34 +422,6 @@ def test_editable_installs_stay_where_they_are(prefix: Path, tmp_path: Path) -> 
     assert done.stdout == f"{project}/mine.py\n"
     # Said again, though nothing is packed.
     assert pack(prefix).warnings == (warning,)
-
-
-MOUNTS = """\
-/dev/sda / ext4 rw 0 0
-tmpfs /tmp tmpfs rw 0 0
-server:/home /home nfs4 rw 0 0
-lustre@tcp:/w /work\\040space lustre rw 0 0
-/dev/sdb /home/local ext4 rw 0 0
-me@host: /home/me/mnt fuse.sshfs rw 0 0
-"""
-
-
-@pytest.mark.parametrize(
-    ("path", "expected", "shared"),
-    [
-        ("/usr/bin/python3", ("ext4", "/"), False),
-        ("/home/u/python", ("nfs4", "/home"), True),
-        ("/home2/u", ("ext4", "/"), False),
-        ("/home/local/u", ("ext4", "/home/local"), False),
-        ("/work space/x", ("lustre", "/work space"), True),
-        ("/home/me/mnt/x", ("fuse.sshfs", "/home/me/mnt"), True),
-        ("/tmp", ("tmpfs", "/tmp"), False),
-    ],
-)
-def test_file_systems(path: str, expected: tuple[str, str], shared: bool) -> None:
-    kind = file_system(Path(path), MOUNTS)
-    assert kind == expected
-    assert is_shared(kind[0]) is shared
 
 
 def test_the_same_environment_seen_through_another_file_system(

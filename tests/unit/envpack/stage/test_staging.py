@@ -22,7 +22,7 @@ import envpack.stage.marker
 import envpack.stage.root
 import envpack.stage.temporaries
 from envpack.archive.encoding import read_index
-from envpack.common.locks import hold_folder, open_folder, try_lock
+from envpack.common.locks import hold_folder
 from envpack.common.places import staged_prefix
 from envpack.errors import (
     EnvpackError,
@@ -428,34 +428,6 @@ def test_a_restrictive_umask_changes_no_mode(prefix: Path, archive: Path, tmp_pa
         os.umask(old)
     for name in ("bin/demo", "pyvenv.cfg", "share/large.bin", "share/small-1"):
         assert (staged / name).stat().st_mode == (prefix / name).stat().st_mode
-
-
-# ---- locks
-
-
-def test_a_shared_lock_is_inherited(archive: Path, tmp_path: Path) -> None:
-    prefix = stage(archive, tmp_path).prefix
-    fd = hold_folder(prefix)
-    child = subprocess.Popen(["sleep", "60"], close_fds=False)
-    os.close(fd)
-
-    def can_be_locked() -> bool:
-        mine = open_folder(prefix)
-        try:
-            return try_lock(mine, prefix)
-        finally:
-            os.close(mine)
-
-    assert not can_be_locked()
-    os.close(hold_folder(prefix))
-    child.kill()
-    child.wait()
-    assert can_be_locked()
-
-
-def test_no_lock_on_what_is_gone(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        hold_folder(tmp_path / "gone")
 
 
 # ---- results, progress

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from envpack_trees import SITE, make_venv
+
+import envpack.pack.archive_writer
+import envpack.pack.frame_writer
+from envpack.pack.packing import pack
+from envpack.stage.marker import marker_path
+from envpack.stage.staging import stage
+
+
+@pytest.fixture(scope="session")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three versions of one environment, the last the smallest."""
+    folder = tmp_path_factory.mktemp("gc")
+    prefix = make_venv(folder / "env")
+    (prefix / SITE / "demo" / "large.txt").write_text(f"{prefix}\n" * 10_000)
+    made = []
+    for n in range(3):
+        (prefix / "share" / "filler").write_bytes(os.urandom(100_000 * (3 - n)))
+        with pytest.MonkeyPatch.context() as patch:
+            for module in (envpack.pack.frame_writer, envpack.pack.archive_writer):
+                patch.setattr(module, "FRAME_BYTES", 1 << 15)
+            made.append(pack(prefix, folder / f"{n}.tar.zst", level=1).path)
+    return made
+
+
+@pytest.fixture
+def staged(archives: list[Path], tmp_path: Path) -> list[Path]:
+    """All three, last used 3, 2 and 1 hours ago."""
+    prefixes = [stage(archive, tmp_path).prefix for archive in archives]
+    for n, prefix in enumerate(prefixes):
+        at = time.time() - 3600 * (3 - n)
+        os.utime(marker_path(prefix), (at, at))
+    return prefixes
