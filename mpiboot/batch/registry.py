@@ -30,6 +30,18 @@ def all_facts() -> list[Facts]:
     return [facts(name) for name in NAMES]
 
 
+def variable_prefixes() -> tuple[str, ...]:
+    """How the names of batch systems' variables in a job start."""
+    return tuple(prefix for each in all_facts() for prefix in each.variables)
+
+
+def describes_a_job(variable: str) -> bool:
+    """Tell whether a batch system set this environment variable for one job, so that another must not inherit it."""
+    return any(
+        variable.startswith(each.variables) and variable not in each.kept_variables for each in all_facts()
+    )
+
+
 def launchers() -> list[str]:
     """The words for `--mpi` that belong to a batch system."""
     return [each.launcher for each in all_facts() if each.launcher]

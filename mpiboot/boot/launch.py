@@ -10,27 +10,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mpiboot.batch.allocation import NodeWorkers, Sizing
+from mpiboot.batch.registry import variable_prefixes
 from mpiboot.boot import launchers
 from mpiboot.boot.launchers import Placement
 from mpiboot.boot.state import Job
 from mpiboot.common.mpi import launcher_mpi
 from mpiboot.common.processes import keep_orphans
 from mpiboot.errors import LaunchError, MpibootError, UsageError
-from mpiboot.protocol import rank_environment as environment
-from mpiboot.protocol import secrets as security
+from mpiboot.protocol import rank_environment
 from mpiboot.protocol.control import Control
 from mpiboot.protocol.job_directory import write_atomic
-from mpiboot.protocol.node import JOB_KEY_VARIABLE
-
-# Variables that only MPI itself is meant to see: kept from the tasks (preloads/nanny.py), and from the command.
-MPI_ONLY_VARIABLE = "MPIBOOT_MPI_ONLY"
-# MPI is needed to count ranks, no more: that TCP can do. Open MPI's libfabric sleeps a second in MPI_Init, looking for
-# better; and ranks that wait in MPI for their scheduler would take the cores from it.
-COUNTING_RANKS = {
-    "OMPI_MCA_pml": "ob1",
-    "OMPI_MCA_btl": "^ofi,uct,openib,usnic",
-    "OMPI_MCA_mpi_yield_when_idle": "1",
-}
+from mpiboot.protocol.prefix_checks import mpi_of
+from mpiboot.protocol.variables import (
+    DASK_SCHEDULER_ADDRESS,
+    MPI_AS_ROOT,
+    MPI_ONLY_VARIABLE,
+    PYTHON_VARIABLES,
+    SCHEDULER_FILE_VARIABLE,
+    SOURCE_PREFIX_VARIABLE,
+    STAGED_PREFIX_VARIABLE,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -58,41 +57,21 @@ def launch(job: Job, interface: str, sizing: Sizing, variables: Mapping[str, str
         )
 
 
-def rank_variables(job: Job, prefix: Path, variables: Mapping[str, str], interface: str) -> dict[str, str]:
-    """The environment that the ranks' processes find, launcher's variables aside."""
-    kept = dict(COUNTING_RANKS)
-    if job.allocation.batch_system != "local":
-        # With all of a node's devices in it, an address of UCX's is longer than the 1024 bytes of a PMI-1 value
-        # (Slurm 22.05's pmi2), and MPICH aborts.
-        kept |= {"UCX_TLS": "tcp,self,sm", "UCX_NET_DEVICES": interface}
-    clean = environment.relocated(os.environ, job.prefix, prefix)
-    found = environment.carried(environment.activation(prefix, clean))
-    settings = {
-        "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "10",
-        "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "60s",
-        **kept,
-        **found,
-        "DASK_DISTRIBUTED__SCHEDULER__PRELOAD": "['mpiboot.preloads.scheduler']",
-        "DASK_DISTRIBUTED__NANNY__PRELOAD": "['mpiboot.preloads.nanny']",
-        "MPIBOOT_CONTROL_FOLDER": str(job.local_folder),
-        "MPIBOOT_IDLE_TIMEOUT_S": "" if job.config.command else f"{job.config.idle_timeout:g}",
-        JOB_KEY_VARIABLE: job.allocation.job_key,
-        "MPI4PY_RC_FINALIZE": "0",
-        MPI_ONLY_VARIABLE: " ".join(kept.keys() - found.keys() - variables.keys()),
-        "TMPDIR": str(job.local_folder),
-        **variables,
-    }
-    if not job.config.insecure:
-        settings |= security.dask_tls_environment(job.directory.path)
-        settings |= security.guard_environment(job.directory.path)
-        if job.config.dashboard_tls:
-            settings |= security.dashboard_tls_environment(job.directory.path)
-        for role in ("SCHEDULER", "NANNY"):
-            settings[f"DASK_DISTRIBUTED__{role}__PRELOAD"] = str(
-                [security.GUARD_PRELOAD, f"mpiboot.preloads.{role.lower()}"]
-            )
-        settings["DASK_DISTRIBUTED__WORKER__PRELOAD"] = str([security.GUARD_PRELOAD])
-    return settings
+def rank_variables(job: Job, prefix: Path, requested: Mapping[str, str], interface: str) -> dict[str, str]:
+    """Make the ranks' environment, but for the variables that their launcher adds."""
+    return rank_environment.rank_variables(
+        os.environ,
+        requested,
+        batch_prefixes=variable_prefixes(),
+        source=job.prefix,
+        prefix=prefix,
+        job_directory=job.directory.path,
+        job_folder=job.local_folder,
+        interface=None if job.allocation.batch_system == "local" else interface,
+        idle_timeout_s=None if job.config.command else job.config.idle_timeout,
+        encrypted=not job.config.insecure,
+        dashboard_tls=job.config.dashboard_tls,
+    )
 
 
 def write_rank_environment(
@@ -103,7 +82,7 @@ def write_rank_environment(
         job.directory.rank_environment,
         {
             "set": dict(variables),
-            "unset": [*environment.PYTHON_NAMES, "SLURM_EXPORT_ENV"],
+            "unset": [*PYTHON_VARIABLES, "SLURM_EXPORT_ENV"],
             "required_files": tls,
             "lock": str(job.staged) if job.staged else None,
             "agent_folder": str(job.local_folder),
@@ -158,7 +137,7 @@ def launcher_command(
     # The environment's own was looked at before the job was submitted.
     if mpirun and job.config.mpi == "auto" and Path(mpirun).parent != prefix / "bin":
         try:
-            environment.mpi_of(prefix, mpirun, variables)
+            mpi_of(prefix, mpirun, variables)
         except MpibootError as error:
             mpirun, unfit = None, f" that fits ({error})"
     if job.config.mpi == "srun" or (job.config.mpi == "auto" and mpirun is None and which("srun", variables)):
@@ -216,8 +195,7 @@ def launcher_environment(job: Job, variables: Mapping[str, str], mpi: str) -> di
     if mpi == "srun":
         found["SLURM_HOSTFILE"] = str(job.directory.host_file)
     if os.getuid() == 0:
-        found |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-        found |= {"PRTE_ALLOW_RUN_AS_ROOT": "1", "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+        found |= MPI_AS_ROOT
     return found
 
 
@@ -252,15 +230,15 @@ def start_command(job: Job) -> "subprocess.Popen[bytes] | None":
     if not job.config.command:
         return None
     assert job.cluster.scheduler
-    orders = json.loads(job.directory.rank_environment.read_text())
-    mpi_only = (*orders["set"][MPI_ONLY_VARIABLE].split(), MPI_ONLY_VARIABLE)
+    set_for_ranks = json.loads(job.directory.rank_environment.read_text())["set"]
+    mpi_only = (*set_for_ranks[MPI_ONLY_VARIABLE].split(), MPI_ONLY_VARIABLE)
     variables = {
         **{name: value for name, value in os.environ.items() if name.startswith("SLURM_")},
-        **{name: value for name, value in orders["set"].items() if name not in mpi_only},
-        "DASK_SCHEDULER_ADDRESS": job.cluster.scheduler["address"],
-        "MPIBOOT_SCHEDULER_FILE": str(job.directory.scheduler_file),
-        "MPIBOOT_STAGED_PREFIX": str(job.staged or job.prefix),
-        "MPIBOOT_SOURCE_PREFIX": str(job.prefix),
+        **{name: value for name, value in set_for_ranks.items() if name not in mpi_only},
+        DASK_SCHEDULER_ADDRESS: job.cluster.scheduler["address"],
+        SCHEDULER_FILE_VARIABLE: str(job.directory.scheduler_file),
+        STAGED_PREFIX_VARIABLE: str(job.staged or job.prefix),
+        SOURCE_PREFIX_VARIABLE: str(job.prefix),
     }
     try:
         return subprocess.Popen(job.config.command, env=variables, stdin=subprocess.DEVNULL)

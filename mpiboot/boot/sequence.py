@@ -28,11 +28,12 @@ from mpiboot.common.processes import end, end_descendants
 from mpiboot.common.trust import remove_files
 from mpiboot.config import Config, home, parse_boot_arguments
 from mpiboot.errors import MpibootError
-from mpiboot.protocol import rank_environment as environment
 from mpiboot.protocol.endpoint import Endpoint, new_nonce
 from mpiboot.protocol.events import EventLog
 from mpiboot.protocol.job_directory import JobDirectory, write_atomic
 from mpiboot.protocol.node import job_folder
+from mpiboot.protocol.prefix_checks import active_prefix, check_environment
+from mpiboot.protocol.rank_environment import login_variables, requested_variables
 
 logger = logging.getLogger(__name__)
 
@@ -67,10 +68,10 @@ def main(arguments: Sequence[str]) -> int:
 def boot(config: Config) -> int:
     """The steps 3 to 9 of a job, in their order."""
     catch_signals()
-    os.environ.update(environment.login_variables(os.environ))
+    os.environ.update(login_variables(os.environ))
     allocation = allocations.read(os.environ, local=config.batch_system == "local", walltime=config.time)
     walltime = Walltime(config.warn_before, allocation.end_time)
-    variables = environment.asked_variables(config.env_var, os.environ)
+    variables = requested_variables(config.env_var, os.environ)
     prefix = source_prefix(config)
     directory = JobDirectory.create(home(os.environ, config.home), allocation.job_key)
     logger_to(directory.boot_log)
@@ -124,11 +125,9 @@ def logger_to(path: Path) -> None:
 
 
 def source_prefix(config: Config) -> Path:
-    prefix = (
-        Path(config.env) if config.env else environment.active_prefix(os.environ, sys.prefix, sys.base_prefix)
-    )
+    prefix = Path(config.env) if config.env else active_prefix()
     prefix = Path(os.path.abspath(prefix))  # noqa: PTH100 - a link in it is the user's name for it
-    environment.check_environment(prefix)
+    check_environment(prefix)
     return prefix
 
 

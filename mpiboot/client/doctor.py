@@ -22,7 +22,7 @@ from mpiboot.common.interfaces import interfaces
 from mpiboot.common.units import show_size
 from mpiboot.config import Config, home
 from mpiboot.errors import MpibootError
-from mpiboot.protocol import rank_environment as environment
+from mpiboot.protocol import prefix_checks
 
 GIB = 1024**3
 NEEDED_BYTES = 2 * GIB
@@ -64,7 +64,7 @@ def login_checks(config: Config) -> Iterator[Check]:
     yield batch_system(config)
     prefix = Path(config.env or sys.prefix)
     try:
-        environment.check_environment(prefix)
+        prefix_checks.check_environment(prefix)
         yield Check("environment", str(prefix))
     except MpibootError as error:
         yield Check("environment", str(prefix), str(error))
@@ -103,7 +103,7 @@ def mpirun(prefix: Path, mpi: str) -> Check:
             "mpirun", "none", f"{pip}; or load your site's module in `setup` of mpiboot.yaml; or --mpi srun"
         )
     try:
-        name, library = environment.mpi_of(prefix, found)
+        name, library = prefix_checks.mpi_of(prefix, found)
     except MpibootError as error:
         return Check("mpirun", found, str(error))
     return Check("mpirun", f"{found} ({name}), mpi4py uses {library}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from mpiboot import config as configuration
 from mpiboot.batch.allocation import check_min_workers
 from mpiboot.config import Config
 from mpiboot.errors import UsageError
-from mpiboot.protocol import rank_environment as environment
+from mpiboot.protocol import prefix_checks
 
 
 def load_config(options: Mapping[str, Any]) -> Config:
@@ -26,9 +25,7 @@ def load_config(options: Mapping[str, Any]) -> Config:
     merged = configuration.merge(
         site_layer(), configuration.environment_layer(os.environ), given, command=tuple(map(str, command))
     )
-    prefix = (
-        Path(merged.env) if merged.env else environment.active_prefix(os.environ, sys.prefix, sys.base_prefix)
-    )
+    prefix = Path(merged.env) if merged.env else prefix_checks.active_prefix()
     if merged.workers_per_node:
         check_min_workers(merged.min_workers, merged.nodes * merged.workers_per_node)
     return replace(merged, env=str(prefix.expanduser().absolute()))

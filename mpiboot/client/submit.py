@@ -13,6 +13,7 @@ from typing import Any
 
 from mpiboot import config as configuration
 from mpiboot.batch import SETUP_VARIABLE, BatchSystem, choose
+from mpiboot.batch.registry import describes_a_job
 from mpiboot.client.find import clear_ended, unclear_directories
 from mpiboot.client.job import Job
 from mpiboot.client.settings import load_config
@@ -21,7 +22,9 @@ from mpiboot.config import Config
 from mpiboot.errors import (
     UsageError,
 )
-from mpiboot.protocol import rank_environment as environment
+from mpiboot.protocol import prefix_checks
+from mpiboot.protocol.rank_environment import of_another_job, requested_variables
+from mpiboot.protocol.variables import DASK_OPTIONS_PREFIX
 
 # What sbatch passes on to boot in variables of its own.
 FROM_BATCH_SYSTEM = ("batch_system", "workers_per_node", "cpus_per_worker", "mem", "time")
@@ -54,9 +57,9 @@ def submit_config(config: Config, *, say: Callable[[str], None] = lambda line: N
     batch = choose(config.batch_system)
     clear_ended(unclear_directories(), batch)
     assert config.env
-    environment.check_environment(Path(config.env))
+    prefix_checks.check_environment(Path(config.env))
     if config.mpi == "auto":
-        environment.check_mpi(Path(config.env))
+        prefix_checks.check_mpi(Path(config.env))
     environ = submit_environment(os.environ, handed_on(config))
     with script_of(config, batch) as script:
         if not config.no_stage:
@@ -76,7 +79,7 @@ def show_submission(config: Config, *, say: Callable[[str], None] = lambda line:
 
     batch = choose(config.batch_system)
     assert config.env
-    environment.check_environment(Path(config.env))
+    prefix_checks.check_environment(Path(config.env))
     if not config.no_stage:
         archive = packed(config.env)
         if archive is None:
@@ -91,7 +94,7 @@ def show_submission(config: Config, *, say: Callable[[str], None] = lambda line:
         for name, value in handed_on(config).items()
         if os.environ.get(name) != value
     ]
-    strange = sorted(name for name in os.environ if environment.of_another_job(name))
+    strange = sorted(name for name in os.environ if describes_a_job(name) or of_another_job(name))
     unset = ["env", *(word for name in strange for word in ("-u", name))] if strange else []
     with script_of(config, batch) as script:
         command = submit_command(config, batch, script)
@@ -100,7 +103,7 @@ def show_submission(config: Config, *, say: Callable[[str], None] = lambda line:
 
 def handed_on(config: Config) -> dict[str, str]:
     """The variables that the job finds in its environment."""
-    variables = environment.asked_variables(config.env_var, os.environ)
+    variables = requested_variables(config.env_var, os.environ)
     return variables | ({SETUP_VARIABLE: "\n".join(config.setup)} if config.setup else {})
 
 
@@ -121,7 +124,7 @@ def submit_environment(environ: Mapping[str, str], variables: Mapping[str, str])
         name: value
         for name, value in environ.items()
         # What mpiboot itself reads has been merged into boot's arguments already.
-        if not environment.of_another_job(name) and not name.startswith("DASK_MPIBOOT__")
+        if not (describes_a_job(name) or of_another_job(name) or name.startswith(DASK_OPTIONS_PREFIX))
     }
     return {**kept, **variables}
 

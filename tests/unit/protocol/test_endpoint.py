@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from mpiboot.errors import RendezvousError
-from mpiboot.protocol.endpoint import Endpoint, parse_endpoint
+from mpiboot.protocol.endpoint import ENDPOINT_VERSION, Endpoint, parse_endpoint
 
 PATH = Path("/jobs/slurm-c-1/endpoint.json")
 
@@ -14,7 +14,7 @@ def test_what_is_written_is_read(endpoint):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", "[" * 100_000, json.dumps({"version": 1})], ids=range(6)
+    "text", ["", "{", "[]", "null", "[" * 100_000, json.dumps({"version": ENDPOINT_VERSION})], ids=range(6)
 )
 def test_what_is_no_endpoint_is_refused(text):
     with pytest.raises(RendezvousError, match=r"endpoint\.json is not an endpoint"):

