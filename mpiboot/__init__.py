@@ -1,31 +1,74 @@
 """One batch job, all its nodes, one connected Dask client.
 
-The names below are imported when first used: `mpiboot boot` runs on a slow shared file system and must not pay
-for `distributed`.
+Submit a job with `mpiboot.submit`, connect to it with `mpiboot.connect`, or do both with `mpiboot.MPICluster`.
+
+Importing this package imports nothing but the errors: the other names are imported when they are first used, since
+`mpiboot boot` starts from a slow shared file system and must not pay for distributed.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from mpiboot.client.cluster import MPICluster as MPICluster
-    from mpiboot.client.connect import connect as connect
-    from mpiboot.client.job import Job as Job
-    from mpiboot.client.submit import submit as submit
+from mpiboot.errors import (
+    AllocationError,
+    BatchAwayError,
+    BatchError,
+    ClusterLostError,
+    DeadlineError,
+    EnvironmentUnfitError,
+    JobEndedError,
+    LaunchError,
+    MpibootError,
+    RendezvousError,
+    SecurityError,
+    StageError,
+    UsageError,
+)
 
-_HOMES = {
-    "connect": "mpiboot.client.connect",
-    "MPICluster": "mpiboot.client.cluster",
+if _TYPE_CHECKING:
+    from mpiboot.client.cluster import MPICluster
+    from mpiboot.client.connect import connect
+    from mpiboot.client.job import Job
+    from mpiboot.client.submit import submit
+
+    __version__: str
+
+__all__ = [
+    "AllocationError",
+    "BatchAwayError",
+    "BatchError",
+    "ClusterLostError",
+    "DeadlineError",
+    "EnvironmentUnfitError",
+    "Job",
+    "JobEndedError",
+    "LaunchError",
+    "MPICluster",
+    "MpibootError",
+    "RendezvousError",
+    "SecurityError",
+    "StageError",
+    "UsageError",
+    "connect",
+    "submit",
+]
+
+_MODULES = {
     "Job": "mpiboot.client.job",
+    "MPICluster": "mpiboot.client.cluster",
+    "connect": "mpiboot.client.connect",
     "submit": "mpiboot.client.submit",
 }
-__all__ = ["Job", "MPICluster", "connect", "submit"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     import importlib
 
     if name == "__version__":
         return importlib.import_module("importlib.metadata").version("mpiboot")
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'mpiboot' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

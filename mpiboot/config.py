@@ -36,7 +36,7 @@ ENVIRONMENT = "the environment"
 EVERYWHERE = frozenset((SUBMIT, BOOT, PYTHON, FILE, ENVIRONMENT))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kind:
     """How the values of some options are read and written.
 
@@ -49,7 +49,7 @@ class Kind:
     show : callable
         Makes the text that shows a default value to a person.
     units : str
-        What a value counts, for the documentation.
+        A sentence about the units of a value, for the documentation.
     choices : tuple of str
         The values there are; empty: any that `parse` takes.
     """
@@ -176,10 +176,13 @@ COUNT = Kind(_count)
 FLAG = Kind(_flag)
 # A bare number is MiB, as for sbatch, so that the argument has to name a unit.
 SIZE = Kind(
-    parse_size_bytes, lambda size_bytes: _exact(size_bytes / 1024) + "K", show_size, "such as 64G, or MiB"
+    parse_size_bytes,
+    lambda size_bytes: _exact(size_bytes / 1024) + "K",
+    show_size,
+    "In MiB, or text such as '64G'",
 )
-DURATION = Kind(parse_duration_s, _exact, show_duration, "seconds, or such as '30 min'")
-WALLTIME = Kind(_walltime, units="minutes, or H:MM:SS, or D-HH:MM:SS")
+DURATION = Kind(parse_duration_s, _exact, show_duration, "In seconds, or text such as '30 min'")
+WALLTIME = Kind(_walltime, units="Minutes, H:MM:SS or D-HH:MM:SS")
 # The arguments of a job can be read by every user of the machine: values of variables are handed on in its environment.
 VARIABLE = Kind(str, lambda item: item.partition("=")[0])
 BATCH_SYSTEM = _choice("auto", *registry.NAMES)
@@ -223,7 +226,7 @@ class Config:
     )
     mem: int | None = _option(
         SIZE,
-        "memory of each node, such as 64G",
+        "memory of each node",
         metavar="SIZE",
         default_words="the batch system's",
         same_as="sbatch --mem",

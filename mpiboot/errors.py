@@ -1,70 +1,118 @@
-"""What can go wrong, by name.
+"""Every error that mpiboot raises on purpose. The package exports them: `except mpiboot.DeadlineError`.
 
-MpibootError                 one line for the user: what failed, where, why, and the next command to type
-├── UsageError               bad input, refused before anything is touched (exit status 2)
-├── EnvironmentUnfitError    the environment lacks what a boot needs
-├── AllocationError          the batch system's variables make no sense, or there are none
-├── BatchError               the batch system refused, or could not be asked
-│   └── BatchAwayError       it does not answer for now, as while it restarts
-├── StageError               a node could not be given the environment; names every such node
-├── LaunchError              mpirun, or what it started, failed
-├── SecurityError            a path or a secret that is not to be trusted; never passed over in silence
-├── RendezvousError          an endpoint or job directory that is not to be trusted or not there
-├── JobEndedError            the job ended before it was ready
-├── ClusterLostError         a running cluster ended by itself
-└── DeadlineError            a deadline passed (exit status 124)
+MpibootError
+├── UsageError               exit status 2
+├── EnvironmentUnfitError
+├── AllocationError
+├── BatchError
+│   └── BatchAwayError
+├── StageError
+├── LaunchError
+├── SecurityError
+├── RendezvousError
+├── JobEndedError
+├── ClusterLostError
+└── DeadlineError            also a TimeoutError; exit status 124
+
+A message says what failed, where and why; its last line is the remedy. Every module may import this one.
 """
 
 
 class MpibootError(Exception):
-    """Base of all: `str(error)` is the whole message, `exit_status` what the command line returns."""
+    """Something failed that mpiboot can explain.
+
+    Raised itself where no class below fits: the results of the demo are wrong, a cluster without encryption was not
+    asked for, a client runs another Python than the cluster.
+
+    Attributes
+    ----------
+    exit_status : int
+        The exit status of a command that ends with this error.
+    """
 
     exit_status = 1
 
 
 class UsageError(MpibootError):
+    """An option, a configuration file or a call is wrong; nothing was submitted or changed.
+
+    Correct what the message names. Exit status 2.
+    """
+
     exit_status = 2
 
 
 class EnvironmentUnfitError(MpibootError):
-    pass
+    """The environment lacks something that a job needs, such as mpi4py or an MPI library that fits it.
+
+    Install what the message names into that environment.
+    """
 
 
 class AllocationError(MpibootError):
-    pass
+    """The allocation cannot be used: `mpiboot boot` runs outside a job, or the job asked for too little.
+
+    Type `mpiboot submit`, or ask for what the message names.
+    """
 
 
 class BatchError(MpibootError):
-    pass
+    """The batch system refused a request, is not there, or knows no such job.
+
+    The message repeats the batch system's own words.
+    """
 
 
 class BatchAwayError(BatchError):
-    pass
+    """The batch system does not answer for now, as while it restarts.
+
+    mpiboot has asked again for a while before it raises this. Try later.
+    """
 
 
 class StageError(MpibootError):
-    pass
+    """The environment could not be copied to some nodes; the message names each of them, with its reason."""
 
 
 class LaunchError(MpibootError):
-    pass
+    """The MPI launcher could not be found or started, or the ranks that it started have ended.
+
+    `mpiboot doctor` checks the launcher; the end of `ranks.log` is in the message.
+    """
 
 
 class SecurityError(MpibootError):
-    pass
+    """A file or folder could have been changed by somebody else, or a rank has no TLS files.
+
+    Never ignored. Remove what the message names, or set `MPIBOOT_HOME` to a folder that you alone can change.
+    """
 
 
 class RendezvousError(MpibootError):
-    pass
+    """What should lead to a running cluster does not: an endpoint or a scheduler file is damaged, or out of date.
+
+    Nothing, or another scheduler, answers at the published address. `mpiboot status` shows the state of the job.
+    """
 
 
 class JobEndedError(MpibootError):
-    pass
+    """The job ended, or can never start, while somebody waited for its workers.
+
+    The message has the batch system's reason and the end of the job's log.
+    """
 
 
 class ClusterLostError(MpibootError):
-    pass
+    """A cluster that was running has ended by itself: the scheduler, or too many workers, were lost.
+
+    `mpiboot logs` shows what happened. Submit the job again.
+    """
 
 
 class DeadlineError(MpibootError, TimeoutError):
+    """A wait took longer than its timeout; the message says how far it got. The job goes on.
+
+    `mpiboot connect` goes on waiting, `mpiboot stop` ends the job. Exit status 124.
+    """
+
     exit_status = 124

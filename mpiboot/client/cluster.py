@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distributed.core import Status, rpc
 from distributed.deploy.cluster import Cluster
@@ -15,6 +15,7 @@ from distributed.utils import Log, Logs
 from mpiboot.client import progress as display
 from mpiboot.client.connect import seconds_of
 from mpiboot.client.job import Job
+from mpiboot.client.options import JobOptions, documented
 from mpiboot.client.progress import Progress
 from mpiboot.client.settings import load_config
 from mpiboot.client.submit import submit_config
@@ -22,22 +23,32 @@ from mpiboot.client.watch import how_to_come_back, wait_for_endpoint
 from mpiboot.errors import MpibootError
 from mpiboot.protocol.endpoint import Endpoint
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
+
+@documented
 class MPICluster(Cluster):  # type: ignore[misc]
     """One batch job as a Dask cluster: submitted when made, stopped when closed.
 
     Parameters
     ----------
-    timeout : float or str, seconds, default "10 min"
-        From the job's start, as for `connect`.
-    queue_timeout : float or str, seconds, optional
-        From now, while the job is pending; None: as long as the batch system says that it may start.
+    timeout : str or float, default "10 min"
+        How long to wait for the workers, from the start of the job. In seconds, or text such as '30 min'.
+    queue_timeout : str or float, optional
+        How long to wait for the start of the job, from now. In seconds, or text such as '30 min'. Default: as long as
+        the batch system says that the job may start.
     asynchronous : bool, default False
-        To be used with `async with`.
-    loop, name, quiet
-        As for every Dask cluster; `quiet` shows no progress.
+        Use the cluster with `async with`.
+    loop : tornado.ioloop.IOLoop, optional
+        As for every Dask cluster.
+    name : str, optional
+        As for every Dask cluster. Default: the job's id.
+    quiet : bool, default False
+        Show no progress.
     **options
-        Those of `mpiboot submit`, with underscores: `nodes=2, workers_per_node=4, interface="ib0"`.
+    command : sequence of str, optional
+        Run this on the first node when the workers have started, and end the job with it.
 
     Raises
     ------
@@ -54,7 +65,7 @@ class MPICluster(Cluster):  # type: ignore[misc]
         loop: Any = None,
         name: str | None = None,
         quiet: bool = False,
-        **options: Any,
+        **options: Unpack[JobOptions],
     ) -> None:
         self._config = load_config(options)
         self._timeout_s = seconds_of("timeout", timeout)

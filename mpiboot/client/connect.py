@@ -33,20 +33,21 @@ def connect(
     Parameters
     ----------
     job : str or Job, optional
-        Job id, job name, or `Job`; None: the only live one.
-    scheduler_file : path, optional
+        A job id, the name of a job, or a `Job`. Default: the only live job.
+    scheduler_file : str or path, optional
         Instead of a job: Dask's scheduler file of a cluster that was started by hand.
     n_workers : int, optional
-        Workers to wait for; None: all that the job promised, or of a cluster that has lost some since, those left.
-        A scheduler file promises none.
-    timeout : float or str, seconds, default "10 min"
-        From the job's start.
-    queue_timeout : float or str, seconds, optional
-        From now, while the job is pending; None: as long as the batch system says that it may start.
+        How many workers to wait for. Default: all that the job will have, or those left of a cluster that has lost
+        some; none for a scheduler file.
+    timeout : str or float, default "10 min"
+        How long to wait for the workers, from the start of the job. In seconds, or text such as '30 min'.
+    queue_timeout : str or float, optional
+        How long to wait for the start of the job, from now. In seconds, or text such as '30 min'. Default: as long as
+        the batch system says that the job may start.
     insecure : bool, default False
         Accept a `tcp://` cluster, which anyone on its network can use.
     progress : callable, optional
-        Called with a line whenever something changed. None: a display in a terminal and in a notebook.
+        Called with a line of text whenever something changed. Default: a display in a terminal and in a notebook.
 
     Returns
     -------

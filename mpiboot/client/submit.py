@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpiboot import config as configuration
 from mpiboot.batch import SETUP_VARIABLE, BatchSystem, choose
 from mpiboot.batch.registry import describes_a_job
 from mpiboot.client.find import clear_ended, unclear_directories
 from mpiboot.client.job import Job
+from mpiboot.client.options import JobOptions, documented
 from mpiboot.client.settings import load_config
 from mpiboot.common.units import show_duration
 from mpiboot.config import Config
@@ -26,28 +27,35 @@ from mpiboot.protocol import prefix_checks
 from mpiboot.protocol.rank_environment import of_another_job, requested_variables
 from mpiboot.protocol.variables import DASK_OPTIONS_PREFIX
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 # What sbatch passes on to boot in variables of its own.
 FROM_BATCH_SYSTEM = ("batch_system", "workers_per_node", "cpus_per_worker", "mem", "time")
 
 
-def submit(**options: Any) -> Job:
+@documented
+def submit(**options: Unpack[JobOptions]) -> Job:
     """Submit one job that becomes one Dask cluster.
+
+    An option that is left out comes from the environment (`DASK_MPIBOOT__NAME`), else from Dask's configuration files
+    (key `mpiboot`), else it has its default.
 
     Parameters
     ----------
     **options
-        Those of `mpiboot submit`, with underscores: `nodes=2, workers_per_node=4, interface="ib0"`;
-        `command=["python", "analysis.py"]` is batch mode.
+    command : sequence of str, optional
+        Batch mode: run this on the first node when the workers have started, and end the job with it.
 
     Returns
     -------
     Job
-        Pending, most likely.
+        Most often it is still pending.
 
     Raises
     ------
-    UsageError, EnvironmentUnfitError, BatchError
-        Refused before anything was submitted.
+    UsageError, EnvironmentUnfitError, BatchError, envpack.errors.EnvpackError
+        The request was refused, or the environment could not be packed; nothing was submitted.
     """
     return submit_config(load_config(options))
 
