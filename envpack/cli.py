@@ -10,25 +10,15 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from envpack.errors import EnvpackError
+from envpack.common.prefix import active_environment
+from envpack.common.units import parse_duration_s, parse_size_bytes
+from envpack.errors import EnvpackError, NotAnEnvironmentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-_UNITS = {
-    "": 1,
-    "k": 10**3,
-    "m": 10**6,
-    "g": 10**9,
-    "t": 10**12,
-    "ki": 2**10,
-    "mi": 2**20,
-    "gi": 2**30,
-    "ti": 2**40,
-}
-_TIMES = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,10 +95,16 @@ def _parser() -> argparse.ArgumentParser:
     gc = commands.add_parser("gc", help="remove staged prefixes that nobody uses")
     gc.add_argument("--root", metavar="DIR", help="staging root (default: $MPIBOOT_STAGE_ROOT, then /tmp)")
     gc.add_argument(
-        "--older-than", metavar="TIME", type=_seconds, help="not used for so long: 90s, 30m, 12h, 7d"
+        "--older-than",
+        metavar="TIME",
+        type=_argument(parse_duration_s),
+        help="not used for so long: 90s, 30m, 12h, 7d",
     )
     gc.add_argument(
-        "--max-size", metavar="SIZE", type=_bytes, help="until no more than this is left: 500M, 20G"
+        "--max-size",
+        metavar="SIZE",
+        type=_argument(partial(parse_size_bytes, allow_zero=True)),
+        help="until no more than this is left: 500M, 20G (powers of 1024; a bare number is MiB)",
     )
     gc.set_defaults(run=_gc)
     return parser
@@ -117,7 +113,11 @@ def _parser() -> argparse.ArgumentParser:
 def _pack(arguments: argparse.Namespace) -> int:
     from envpack.pack.packing import pack
 
-    prefix = arguments.prefix or os.environ.get("CONDA_PREFIX") or os.environ.get("VIRTUAL_ENV") or sys.prefix
+    prefix = arguments.prefix or active_environment(os.environ, sys.prefix, sys.base_prefix)
+    if prefix is None:
+        raise NotAnEnvironmentError(
+            f"no environment is active ({sys.prefix} is the system's Python); activate one, or name it with --prefix"
+        )
     with _Bar("packing") as bar:
         result = pack(
             prefix, arguments.output, level=arguments.level, jobs=arguments.jobs, progress=bar.progress
@@ -207,27 +207,13 @@ def _number(least: int, most: int) -> Callable[[str], int]:
     return number
 
 
-def _seconds(text: str) -> float:
-    try:
-        unit = _TIMES.get(text[-1:])
-        value = float(text) if unit is None else float(text[:-1]) * unit
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no time: say 90s, 30m, 12h, 7d or 2w")
-    return value
+def _argument(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Let argparse show a parser's own message."""
 
+    def parse_argument(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as exc:
+            raise argparse.ArgumentTypeError(str(exc)) from exc
 
-def _bytes(text: str) -> int:
-    digits = text.rstrip("kKmMgGtTiIbB")
-    unit = text[len(digits) :].lower().removesuffix("b")
-    try:
-        value = float(digits) * _UNITS[unit]
-    except (ValueError, KeyError):
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size: say 500M, 20G or 20GiB")
-    return int(value)
-
-
-__all__ = ["main"]
+    return parse_argument

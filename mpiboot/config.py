@@ -16,15 +16,10 @@ from typing import Any
 
 from envpack.common import places
 from envpack.common.places import DEFAULT_STAGE_ROOT, HOME_VARIABLE, STAGE_ROOT_VARIABLE
+from envpack.common.units import parse_duration_s, parse_size_bytes
 from mpiboot.batch import registry
 from mpiboot.common.mpi import PYPI_PACKAGES
-from mpiboot.common.units import (
-    parse_duration_s,
-    parse_size_bytes,
-    parse_walltime_s,
-    show_duration,
-    show_size,
-)
+from mpiboot.common.units import parse_walltime_s, show_duration, show_size
 from mpiboot.errors import UsageError
 
 # The places where an option may stand.

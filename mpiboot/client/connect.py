@@ -6,13 +6,13 @@ from pathlib import Path
 
 from distributed import Client
 
+from envpack.common.units import parse_duration_s
 from mpiboot.client import progress as display
 from mpiboot.client.find import find_job
 from mpiboot.client.job import Job
 from mpiboot.client.progress import Progress
 from mpiboot.client.scheduler_file import connect_scheduler_file
 from mpiboot.client.watch import ATTEMPT_S, Watch, closed_on_error, how_to_come_back, wait_for_endpoint
-from mpiboot.common.units import parse_duration_s
 from mpiboot.errors import (
     UsageError,
 )

@@ -19,8 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from envpack.common.units import parse_size_bytes
 from mpiboot.client import timeline
-from mpiboot.common.units import parse_size_bytes, show_size
+from mpiboot.common.units import show_size
 from mpiboot.errors import MpibootError, UsageError
 from mpiboot.examples import flights
 from mpiboot.examples.workload import gather, open_client, settle, text_table

@@ -9,14 +9,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from envpack.common.prefix import is_conda, kind_of
+from envpack.common.prefix import active_environment, kind_of
 from mpiboot.common.mpi import PYPI_PACKAGES, launcher_mpi, library_mpi
 from mpiboot.errors import EnvironmentUnfitError
 from mpiboot.protocol.variables import (
-    CONDA_PREFIX,
     SOURCE_PREFIX_VARIABLE,
     STAGED_PREFIX_VARIABLE,
-    VIRTUAL_ENV,
 )
 
 
@@ -44,10 +42,8 @@ def active_prefix(
     """
     if environ.get(STAGED_PREFIX_VARIABLE) == running:
         return Path(environ[SOURCE_PREFIX_VARIABLE])
-    if running != base or is_conda(Path(running)):
-        return Path(running)
-    if active := environ.get(VIRTUAL_ENV) or environ.get(CONDA_PREFIX):
-        return Path(active)
+    if active := active_environment(environ, running, base):
+        return active
     raise EnvironmentUnfitError(
         f"no environment is active: {running} is the system's Python. Activate one, or pass --env PREFIX"
     )

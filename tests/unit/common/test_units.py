@@ -1,56 +1,6 @@
 import pytest
 
-from mpiboot.common.units import (
-    parse_duration_s,
-    parse_size_bytes,
-    parse_walltime_s,
-    show_duration,
-    show_size,
-)
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("90", 90),
-        ("90 s", 90),
-        ("30 min", 1800),
-        ("2h", 7200),
-        ("1.5 hours", 5400),
-        ("500ms", 0.5),
-        (7, 7),
-        ("0", 0),
-    ],
-)
-def test_duration(text, seconds):
-    assert parse_duration_s(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "soon", "-1", "1 fortnight", "1:30"])
-def test_no_duration(text):
-    with pytest.raises(ValueError, match="is not a time"):
-        parse_duration_s(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "size_bytes"),
-    [
-        ("64G", 64 << 30),
-        ("64GB", 64 << 30),
-        ("64GiB", 64 << 30),
-        ("512", 512 << 20),
-        ("1.5T", 1536 << 30),
-        ("8k", 8192),
-    ],
-)
-def test_size(text, size_bytes):
-    assert parse_size_bytes(text) == size_bytes
-
-
-@pytest.mark.parametrize("text", ["", "0", "-8G", "8X", "G"])
-def test_no_size(text):
-    with pytest.raises(ValueError, match="is not a size"):
-        parse_size_bytes(text)
+from mpiboot.common.units import parse_walltime_s, show_duration, show_size
 
 
 # The six forms of sbatch(1), --time.

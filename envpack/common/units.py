@@ -1,0 +1,51 @@
+"""Durations and sizes as people type them, in options of envpack and of mpiboot."""
+
+from __future__ import annotations
+
+import re
+
+_SECONDS = {
+    "ms": 0.001,
+    "s": 1,
+    "sec": 1,
+    "m": 60,
+    "min": 60,
+    "h": 3600,
+    "hour": 3600,
+    "d": 86400,
+    "day": 86400,
+    "w": 604800,
+    "week": 604800,
+}
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+# As `repr` writes a float, so that any value can be handed on as text.
+_NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
+
+
+def parse_duration_s(text: str | float) -> float:
+    """Return the seconds of `"30 min"`, `"1h"`, `"7d"` or `"90"`: a bare number is seconds, as in Dask.
+
+    Raises
+    ------
+    ValueError
+        The text is not a time of zero or more.
+    """
+    match = re.fullmatch(rf"\s*({_NUMBER})\s*([a-z]*)\s*", str(text).lower())
+    unit = match and (match[2] or "s")
+    if not match or not unit or (scale := _SECONDS.get(unit, _SECONDS.get(unit.removesuffix("s")))) is None:
+        raise ValueError(f"{text!r} is not a time; write 90, '90 s', '30 min', '2 h' or '7 d'")
+    return float(match[1]) * scale
+
+
+def parse_size_bytes(text: str | int, *, allow_zero: bool = False) -> int:
+    """Return the bytes of `"8GB"`, `"8G"` or `"512MiB"`: powers of 1024; a bare number is MiB, as in sbatch's `--mem`.
+
+    Raises
+    ------
+    ValueError
+        The text is not a size, or is zero and `allow_zero` is false.
+    """
+    match = re.fullmatch(rf"\s*({_NUMBER})\s*([kmgt]?)(?:i?b)?\s*", str(text).lower())
+    if not match or (float(match[1]) == 0 and not allow_zero):
+        raise ValueError(f"{text!r} is not a size; write 800M, 16G or 1.5T")
+    return int(float(match[1]) * 1024 ** _POWERS[match[2] or "m"])
