@@ -21,6 +21,7 @@ from mpiboot.batch import registry
 from mpiboot.common.mpi import PYPI_PACKAGES
 from mpiboot.common.units import parse_walltime_s, show_duration, show_size
 from mpiboot.errors import UsageError
+from mpiboot.protocol.variables import DASK_OPTIONS_PREFIX
 
 # The places where an option may stand.
 SUBMIT = "the command line of submit"
@@ -409,11 +410,11 @@ def merge(*layers: Mapping[str, Any], command: Sequence[str] = ()) -> Config:
 def environment_layer(environ: Mapping[str, str]) -> dict[str, str]:
     """The options that environment variables set. `boot` runs this without Dask, which reads them on the client."""
     upper = {
-        name.upper(): value for name, value in environ.items() if name.upper().startswith("DASK_MPIBOOT__")
+        name.upper(): value for name, value in environ.items() if name.upper().startswith(DASK_OPTIONS_PREFIX)
     }
     layer = {}
     for option in options_in(ENVIRONMENT):
-        value = environ.get(option.variable) or upper.get(f"DASK_MPIBOOT__{option.name.upper()}")
+        value = environ.get(option.variable) or upper.get(f"{DASK_OPTIONS_PREFIX}{option.name.upper()}")
         if value is not None:
             layer[option.name] = value
     return layer

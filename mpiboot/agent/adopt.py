@@ -16,12 +16,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mpiboot.protocol.control import socket_address
 from mpiboot.protocol.node import (
     AGENT_SOCKET_NAME,
     DESCRIPTORS_MAX,
     RankRequest,
     report_scheduler,
+    socket_address,
     start_failure,
 )
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from mpiboot.common.processes import end_all, process_ids
-from mpiboot.protocol.node import JOB_KEY_VARIABLE
+from mpiboot.protocol.variables import JOB_KEY_VARIABLE
 
 TERM_GRACE_S = 0.5
 KILL_GRACE_S = 1.0

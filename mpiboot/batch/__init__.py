@@ -21,9 +21,6 @@ PENDING = frozenset(
 )
 RUNNING = frozenset(("RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "STOPPED"))
 
-# The job script evaluates it before anything else.
-SETUP_VARIABLE = "MPIBOOT_SETUP"
-
 
 @dataclass(frozen=True)
 class JobState:

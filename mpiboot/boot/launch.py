@@ -12,13 +12,13 @@ from pathlib import Path
 from mpiboot.batch.allocation import NodeWorkers, Sizing
 from mpiboot.batch.registry import variable_prefixes
 from mpiboot.boot import launchers
+from mpiboot.boot.control import Control
 from mpiboot.boot.launchers import Placement
 from mpiboot.boot.state import Job
 from mpiboot.common.mpi import launcher_mpi
 from mpiboot.common.processes import keep_orphans
 from mpiboot.errors import LaunchError, MpibootError, UsageError
 from mpiboot.protocol import rank_environment
-from mpiboot.protocol.control import Control
 from mpiboot.protocol.job_directory import write_atomic
 from mpiboot.protocol.prefix_checks import mpi_of
 from mpiboot.protocol.variables import (

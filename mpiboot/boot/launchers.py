@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mpiboot.protocol.variables import INTEL_FAULT_CONTINUE, INTEL_PIN
+
 SRUN = ("srun", "--overlap", "--mem=0", "--export=ALL")
 
 
@@ -112,7 +114,7 @@ def intelmpi(
     """Intel MPI: its hydra reads counts per host from a machine file alone, and pins unless told."""
     return [
         *(mpirun, "-n", str(place.world_size), "-machinefile", str(host_file)),
-        *("-genv", "I_MPI_FAULT_CONTINUE", "on", "-genv", "I_MPI_PIN", "off"),
+        *("-genv", INTEL_FAULT_CONTINUE, "on", "-genv", INTEL_PIN, "off"),
         *(["-iface", interface] if interface else []),
         *rank,
     ]

@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from envpack.common.places import HOME_VARIABLE
 from mpiboot.boot import agents as nodes
 from mpiboot.boot import launchers
 from mpiboot.boot.launch import launcher_command, launcher_environment
@@ -21,7 +22,8 @@ from mpiboot.boot.launchers import Placement
 from mpiboot.boot.state import Job
 from mpiboot.common.units import show_duration, show_size
 from mpiboot.errors import EnvironmentUnfitError, StageError, UsageError
-from mpiboot.protocol.node import JOB_KEY_VARIABLE, AgentOrders
+from mpiboot.protocol.node import AgentOrders
+from mpiboot.protocol.variables import JOB_KEY_VARIABLE
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +145,7 @@ def archive_of(job: Job) -> Path:
     logger.info("packing %s (submit does so beforehand)", job.prefix)
     pack = subprocess.run(
         [str(job.prefix / "bin/python"), "-I", "-m", "envpack", "pack", "--prefix", str(job.prefix)],
-        env={**os.environ, "MPIBOOT_HOME": str(job.directory.path.parent.parent)},
+        env={**os.environ, HOME_VARIABLE: str(job.directory.path.parent.parent)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

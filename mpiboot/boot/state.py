@@ -7,8 +7,8 @@ from typing import Any
 
 from mpiboot.batch.allocation import Allocation
 from mpiboot.boot.agents import Agents
+from mpiboot.boot.control import Control
 from mpiboot.config import Config
-from mpiboot.protocol.control import Control
 from mpiboot.protocol.events import EventLog
 from mpiboot.protocol.job_directory import JobDirectory
 

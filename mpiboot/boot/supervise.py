@@ -14,6 +14,7 @@ from mpiboot.boot.state import Job, Worker
 from mpiboot.common.processes import process_start
 from mpiboot.common.units import show_duration, show_size
 from mpiboot.errors import AllocationError, ClusterLostError, DeadlineError, LaunchError
+from mpiboot.protocol.node import SCHEDULER_PID_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +145,7 @@ def wait_for_workers(job: Job, sizing: Sizing) -> None:
 def scheduler_died(job: Job) -> bool:
     """Whether rank 0 ended before it spoke to boot: the launcher lets the others wait for it for ever."""
     try:
-        pid = (job.local_folder / "scheduler.pid").read_text()
+        pid = (job.local_folder / SCHEDULER_PID_NAME).read_text()
     except FileNotFoundError:
         return False
     return job.cluster.scheduler is None and bool(pid) and process_start(int(pid)) is None

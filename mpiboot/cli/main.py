@@ -12,6 +12,7 @@ import click
 
 from mpiboot import config as configuration
 from mpiboot.errors import MpibootError
+from mpiboot.protocol.variables import NO_COLOR
 
 if TYPE_CHECKING:
     from mpiboot.client.job import Job
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from envpack.errors import EnvpackError
 
     try:
-        color = False if "NO_COLOR" in os.environ else None  # None: where the output is a terminal
+        color = False if NO_COLOR in os.environ else None  # None: where the output is a terminal
         status = command_line.main(args=arguments, prog_name="mpiboot", standalone_mode=False, color=color)
         return status if isinstance(status, int) else 0
     except MpibootError as error:

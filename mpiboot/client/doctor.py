@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from envpack.common.mounts import file_system, is_memory
+from envpack.common.places import HOME_VARIABLE
 from mpiboot.batch import choose
 from mpiboot.client.job import Job
 from mpiboot.client.submit import submit_config
@@ -72,7 +73,7 @@ def login_checks(config: Config) -> Iterator[Check]:
     yield mpirun(prefix, config.mpi)
     yield from node_checks(Path(config.stage_root))
     folder = home(os.environ, config.home)
-    yield Check("MPIBOOT_HOME", f"{folder}, {file_system(existing(folder))[0]}")
+    yield Check(HOME_VARIABLE, f"{folder}, {file_system(existing(folder))[0]}")
     yield compute_network(config)
 
 

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from mpiboot.protocol.variables import NO_COLOR
+
 Progress = Callable[[str], None]
 
 
@@ -56,7 +58,7 @@ def terminal() -> Iterator[Progress]:
     from rich.progress import Progress as Bar
     from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    console = Console(stderr=True, no_color=True if "NO_COLOR" in os.environ else None)
+    console = Console(stderr=True, no_color=True if NO_COLOR in os.environ else None)
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     with Bar(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None)

@@ -13,6 +13,7 @@ from mpiboot.batch.allocation import check_min_workers
 from mpiboot.config import Config
 from mpiboot.errors import UsageError
 from mpiboot.protocol import prefix_checks
+from mpiboot.protocol.variables import DASK_OPTIONS_PREFIX
 
 
 def load_config(options: Mapping[str, Any]) -> Config:
@@ -69,7 +70,7 @@ def _source_of(key: Any) -> str:
     """The file that has `mpiboot: KEY:`, or the variable that sets it."""
     import dask
 
-    variable = f"DASK_MPIBOOT__{str(key).upper().replace('-', '_')}"
+    variable = f"{DASK_OPTIONS_PREFIX}{str(key).upper().replace('-', '_')}"
     if variable in os.environ:
         return variable
     for path, content in dask.config.collect_yaml(dask.config.paths, return_paths=True):

@@ -11,8 +11,9 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from envpack.common.places import HOME_VARIABLE
 from mpiboot import config as configuration
-from mpiboot.batch import SETUP_VARIABLE, BatchSystem, choose
+from mpiboot.batch import BatchSystem, choose
 from mpiboot.batch.registry import describes_a_job
 from mpiboot.client.find import clear_ended, unclear_directories
 from mpiboot.client.job import Job
@@ -25,7 +26,7 @@ from mpiboot.errors import (
 )
 from mpiboot.protocol import prefix_checks
 from mpiboot.protocol.rank_environment import of_another_job, requested_variables
-from mpiboot.protocol.variables import DASK_OPTIONS_PREFIX
+from mpiboot.protocol.variables import DASK_OPTIONS_PREFIX, SETUP_VARIABLE
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -121,7 +122,7 @@ def submit_command(config: Config, batch: BatchSystem, script: Path) -> list[str
     log = home / "logs"
     if not config.command:
         log.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with_home = replace(config, home=str(home) if os.environ.get("MPIBOOT_HOME") else None)
+    with_home = replace(config, home=str(home) if os.environ.get(HOME_VARIABLE) else None)
     leave_out = FROM_BATCH_SYSTEM if batch.name == "slurm" else ("batch_system",)
     return batch.submit_command(config, script, configuration.boot_arguments(with_home, leave_out), log)
 

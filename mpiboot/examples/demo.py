@@ -23,6 +23,7 @@ from mpiboot.errors import MpibootError
 from mpiboot.examples import flights
 from mpiboot.examples.workload import gather, open_client, settle, text_table
 from mpiboot.protocol.job_directory import JobDirectory
+from mpiboot.protocol.variables import JOB_DIRECTORY_VARIABLE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -219,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     # A job's scheduler file lies in its directory; a batch command is told the directory by boot.
     beside = options.scheduler_file and Path(options.scheduler_file).absolute().parent
-    directory = beside or os.environ.get("MPIBOOT_JOB_DIRECTORY")
+    directory = beside or os.environ.get(JOB_DIRECTORY_VARIABLE)
     try:
         with open_client(
             "mpiboot.examples.demo", options.scheduler_file, insecure=options.insecure

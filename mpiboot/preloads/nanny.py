@@ -9,6 +9,7 @@ from typing import Any
 from distributed import Nanny
 
 from mpiboot.common.mpi import WORKER_UNSET_PREFIXES
+from mpiboot.protocol.variables import MPI_ONLY_VARIABLE
 
 WORKER_EXIT_TOPIC = "mpiboot-worker-exit"
 CGROUPS = Path("/sys/fs/cgroup")
@@ -16,7 +17,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 def dask_setup(nanny: Nanny) -> None:
     # A task that imports mpi4py would take itself for the nanny's rank, and wait for ever in MPI_Init.
-    mpi_only = (*os.environ.get("MPIBOOT_MPI_ONLY", "").split(), "MPIBOOT_MPI_ONLY")
+    mpi_only = (*os.environ.get(MPI_ONLY_VARIABLE, "").split(), MPI_ONLY_VARIABLE)
     for name in [name for name in os.environ if name.startswith(WORKER_UNSET_PREFIXES) or name in mpi_only]:
         del os.environ[name]
     if not hasattr(nanny._on_worker_exit_sync, "mpiboot"):  # preloads can run twice

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import time
@@ -13,12 +12,12 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from tornado.ioloop import PeriodicCallback
 
 from mpiboot.preloads.nanny import WORKER_EXIT_TOPIC
-from mpiboot.protocol.control import socket_address
+from mpiboot.protocol.control import decode, encode
+from mpiboot.protocol.node import BOOT_SOCKET_NAME, socket_address
+from mpiboot.protocol.variables import CONTROL_FOLDER_VARIABLE, IDLE_TIMEOUT_VARIABLE
 
 logger = logging.getLogger(__name__)
 
-CONTROL_FOLDER_VARIABLE = "MPIBOOT_CONTROL_FOLDER"
-IDLE_TIMEOUT_VARIABLE = "MPIBOOT_IDLE_TIMEOUT_S"
 EVENT_TOPIC = "mpiboot"
 PLUGIN_NAME = "mpiboot"
 FLUSH_S = 0.1
@@ -41,7 +40,7 @@ class Reporter(SchedulerPlugin):  # type: ignore[misc]
 
     async def connect(self, folder: str) -> None:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        reader, self.writer = await asyncio.open_unix_connection(socket_address(handle))
+        reader, self.writer = await asyncio.open_unix_connection(socket_address(handle, BOOT_SOCKET_NAME))
         os.close(handle)
         dashboard = self.scheduler.services.get("dashboard")
         self.tell(
@@ -55,17 +54,17 @@ class Reporter(SchedulerPlugin):  # type: ignore[misc]
 
     def tell(self, event: str, **details: Any) -> None:
         if self.writer and not self.writer.is_closing():
-            self.writer.write(json.dumps({"event": event, "time": time.time(), **details}).encode() + b"\n")
+            self.writer.write(encode({"event": event, "time": time.time(), **details}))
 
     async def listen(self, reader: asyncio.StreamReader) -> None:
         # A boot that was killed with words unread resets the connection instead of ending it.
         with contextlib.suppress(ConnectionError):
             async for line in reader:
-                order = json.loads(line)
-                if order["command"] == "close":
-                    await self.close_scheduler(order["reason"])
-                elif order["command"] == "announce":
-                    self.scheduler.log_event(EVENT_TOPIC, order["message"])
+                command = decode(line)
+                if command["command"] == "close":
+                    await self.close_scheduler(command["reason"])
+                elif command["command"] == "announce":
+                    self.scheduler.log_event(EVENT_TOPIC, command["message"])
         # Boot is gone: nobody would record how this ended, renew a deadline or clean up.
         await self.close_scheduler("boot-died")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mpiboot.errors import SecurityError
 from mpiboot.preloads import guard
-from mpiboot.protocol.secrets import JOB_DIRECTORY_VARIABLE
+from mpiboot.protocol.variables import JOB_DIRECTORY_VARIABLE
 
 if JOB_DIRECTORY_VARIABLE not in os.environ:
     raise SecurityError(f"{JOB_DIRECTORY_VARIABLE} is not set: a rank without its TLS files refuses to start")

@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import TypedDict
 
 from envpack.common.places import host_name, user_folder
+from mpiboot.protocol.variables import CONTROL_FOLDER_VARIABLE, PMI_RANK, PMIX_RANK
 
-# The job's ranks, launcher and command have it, and whatever they start: by it the agent knows a job's processes.
-JOB_KEY_VARIABLE = "MPIBOOT_JOB_KEY"
 # How often boot writes an empty line to each agent, and the silence after which an agent takes boot's node for lost.
 HEARTBEAT_S = 5.0
 SILENCE_S = 45.0
-# The agent's socket for its node's stand-ins, in the job's folder, and the most descriptors that one may hand over.
+# Sockets in the job's folder: boot's for the scheduler, on the first node; and the agent's for its node's stand-ins, with
+# the most descriptors that one of those may hand over.
+BOOT_SOCKET_NAME = "boot.sock"
 AGENT_SOCKET_NAME = "agent.sock"
 DESCRIPTORS_MAX = 8
+# In the job's folder on the first node: the process id of rank 0.
+SCHEDULER_PID_NAME = "scheduler.pid"
 
 
 class AgentOrders(TypedDict):
@@ -104,6 +107,11 @@ def job_folder(root: Path, job_key: str) -> Path:
     return user_folder(root) / ".jobs" / job_key
 
 
+def socket_address(folder: int, name: str) -> str:
+    """Return the address of a socket in an open folder: short enough for any folder (108 bytes, unix(7))."""
+    return f"/proc/self/fd/{folder}/{name}"
+
+
 def start_failure(error: Exception) -> str:
     """The message of a rank that could not be started."""
     return f"mpiboot: a rank on {host_name()} could not be started: {error}"
@@ -115,5 +123,5 @@ def report_scheduler(environment: dict[str, str], pid: int) -> None:
     Boot then sees the end of a scheduler that has not reached it yet. The rank is PMIX_RANK of Open MPI and of srun with
     PMIx, and PMI_RANK of MPICH and of srun with PMI-2.
     """
-    if environment.get("PMIX_RANK", environment.get("PMI_RANK")) == "0":
-        Path(environment["MPIBOOT_CONTROL_FOLDER"], "scheduler.pid").write_text(str(pid))
+    if environment.get(PMIX_RANK, environment.get(PMI_RANK)) == "0":
+        Path(environment[CONTROL_FOLDER_VARIABLE], SCHEDULER_PID_NAME).write_text(str(pid))

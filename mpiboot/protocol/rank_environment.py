@@ -184,7 +184,7 @@ def of_another_job(name: str) -> bool:
     """
     if name in names.USER_VARIABLES:
         return False
-    if name.startswith("DASK_DISTRIBUTED__") and name.endswith("__PRELOAD"):
+    if name.startswith(names.DASK_DISTRIBUTED_PREFIX) and name.endswith("__PRELOAD"):
         return True
     return name.startswith(
         (names.MPIBOOT_PREFIX, names.DASK_SCHEDULER_ADDRESS, names.DASK_TLS_PREFIX, *LAUNCH_PREFIXES)

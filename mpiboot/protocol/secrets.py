@@ -21,6 +21,15 @@ from typing import TYPE_CHECKING
 
 from mpiboot.common.trust import check_trusted, open_trusted
 from mpiboot.errors import SecurityError
+from mpiboot.protocol.variables import (
+    DASK_DASHBOARD_CA_FILE,
+    DASK_DASHBOARD_CERT,
+    DASK_DASHBOARD_KEY,
+    DASK_REQUIRE_ENCRYPTION,
+    DASK_TLS_CA_FILE,
+    DASK_TLS_PREFIX,
+    JOB_DIRECTORY_VARIABLE,
+)
 
 if TYPE_CHECKING:
     from envpack.common.places import StrPath
@@ -30,7 +39,6 @@ SECRET_NAMES = ("ca.pem", *(f"{role}{end}.pem" for role in ROLES for end in ("",
 
 # Named first among the preloads of scheduler, worker and nanny (see mpiboot/preloads/secure.py).
 GUARD_PRELOAD = "mpiboot.preloads.secure"
-JOB_DIRECTORY_VARIABLE = "MPIBOOT_JOB_DIRECTORY"
 
 _SECRET_MAX_BYTES = 64 * 1024
 
@@ -132,14 +140,10 @@ def dask_tls_environment(job_directory: StrPath) -> dict[str, str]:
         Variables of `dask.config`: names of files, no secret.
     """
     tls = tls_folder(job_directory)
-    prefix = "DASK_DISTRIBUTED__COMM__"
-    environment = {
-        f"{prefix}REQUIRE_ENCRYPTION": "True",
-        f"{prefix}TLS__CA_FILE": str(tls / "ca.pem"),
-    }
+    environment = {DASK_REQUIRE_ENCRYPTION: "True", DASK_TLS_CA_FILE: str(tls / "ca.pem")}
     for role in ROLES:
-        environment[f"{prefix}TLS__{role.upper()}__CERT"] = str(tls / f"{role}.pem")
-        environment[f"{prefix}TLS__{role.upper()}__KEY"] = str(tls / f"{role}-key.pem")
+        environment[f"{DASK_TLS_PREFIX}{role.upper()}__CERT"] = str(tls / f"{role}.pem")
+        environment[f"{DASK_TLS_PREFIX}{role.upper()}__KEY"] = str(tls / f"{role}-key.pem")
     return environment
 
 
@@ -196,11 +200,10 @@ def dashboard_tls_environment(job_directory: StrPath) -> dict[str, str]:
         the scheduler's certificate.
     """
     tls = tls_folder(job_directory)
-    prefix = "DASK_DISTRIBUTED__SCHEDULER__DASHBOARD__TLS__"
     return {
-        f"{prefix}CA_FILE": str(tls / "ca.pem"),
-        f"{prefix}CERT": str(tls / "scheduler.pem"),
-        f"{prefix}KEY": str(tls / "scheduler-key.pem"),
+        DASK_DASHBOARD_CA_FILE: str(tls / "ca.pem"),
+        DASK_DASHBOARD_CERT: str(tls / "scheduler.pem"),
+        DASK_DASHBOARD_KEY: str(tls / "scheduler-key.pem"),
     }
 
 

@@ -13,6 +13,7 @@ from distributed.node import ServerNode
 
 from mpiboot.boot.certificates import make_job_secrets
 from mpiboot.protocol import secrets as security
+from mpiboot.protocol.variables import JOB_DIRECTORY_VARIABLE
 
 __all__ = ["chromium"]
 
@@ -48,7 +49,7 @@ def serve(tmp_path, monkeypatch):
     job = tmp_path / "slurm-a-7"
     job.mkdir(mode=0o700)
     make_job_secrets(job, valid_for_s=600)
-    monkeypatch.setenv(security.JOB_DIRECTORY_VARIABLE, str(job))
+    monkeypatch.setenv(JOB_DIRECTORY_VARIABLE, str(job))
     monkeypatch.delitem(sys.modules, security.GUARD_PRELOAD, raising=False)
     start = ServerNode.start_http_server
     monkeypatch.setattr(ServerNode, "start_http_server", getattr(start, "__wrapped__", start))

@@ -9,10 +9,11 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mpiboot.batch import SETUP_VARIABLE, JobState
+from mpiboot.batch import JobState
 from mpiboot.batch.slurm.text import find_word, plain_environment, slurm_time
 from mpiboot.config import Config
 from mpiboot.errors import BatchAwayError, BatchError, UsageError
+from mpiboot.protocol.variables import SETUP_VARIABLE
 
 COMMENT = "mpiboot"
 # A control character: no job name, reason or path holds it.

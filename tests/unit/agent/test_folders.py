@@ -4,7 +4,7 @@ import subprocess
 import pytest
 
 from mpiboot.agent import folders, sweep
-from mpiboot.protocol.node import JOB_KEY_VARIABLE
+from mpiboot.protocol.variables import JOB_KEY_VARIABLE
 
 
 @pytest.fixture

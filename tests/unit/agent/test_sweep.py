@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mpiboot.agent import sweep
-from mpiboot.protocol.node import JOB_KEY_VARIABLE
+from mpiboot.protocol.variables import JOB_KEY_VARIABLE
 
 SHARED_MEMORY = Path("/dev/shm")
 

@@ -8,13 +8,14 @@ import dask.config
 import pytest
 
 from mpiboot import config as configuration
-from mpiboot.batch import SETUP_VARIABLE, JobState
+from mpiboot.batch import JobState
 from mpiboot.batch.local.submission import Local
 from mpiboot.batch.slurm.submission import SEPARATOR, Slurm, export_options, parse_sacct, parse_squeue
 from mpiboot.client import find, polling, settings, show, submit
 from mpiboot.client import job as job_module
 from mpiboot.errors import BatchError, UsageError
 from mpiboot.protocol.endpoint import Endpoint
+from mpiboot.protocol.variables import SETUP_VARIABLE
 
 
 @pytest.fixture

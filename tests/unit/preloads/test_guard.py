@@ -25,6 +25,7 @@ from mpiboot.boot.certificates import make_job_secrets
 from mpiboot.errors import SecurityError
 from mpiboot.preloads import guard
 from mpiboot.protocol import secrets as security
+from mpiboot.protocol.variables import JOB_DIRECTORY_VARIABLE
 
 LOOPBACK = {"host": "127.0.0.1", "protocol": "tls"}
 PROBE = """
@@ -155,7 +156,7 @@ class NoRedirect(urllib.request.HTTPRedirectHandler):
 def cluster(tmp_path_factory):
     job = make_job(tmp_path_factory.mktemp("jobs"), "slurm-a-7")
     with pytest.MonkeyPatch.context() as monkeypatch, dask.config.set(dask_settings(job)):
-        monkeypatch.setenv(security.JOB_DIRECTORY_VARIABLE, str(job))
+        monkeypatch.setenv(JOB_DIRECTORY_VARIABLE, str(job))
         monkeypatch.delitem(sys.modules, security.GUARD_PRELOAD, raising=False)
         monkeypatch.setattr(ServerNode, "start_http_server", ServerNode.start_http_server)
         cluster = Cluster(job)
@@ -427,7 +428,7 @@ def test_no_request_comes_before_the_guard(tmp_path, preload):
     probe = tmp_path / "probe_before_the_guard.py"
     probe.write_text(PROBE)
     preloads = [str(probe), security.GUARD_PRELOAD]  # even when it is not named first
-    preload.setenv(security.JOB_DIRECTORY_VARIABLE, str(job))
+    preload.setenv(JOB_DIRECTORY_VARIABLE, str(job))
 
     async def start():
         async with (
@@ -453,7 +454,7 @@ def test_no_request_comes_before_the_guard(tmp_path, preload):
         ),
         (lambda job, patch: (job / "tls/token").chmod(0o644), "refuses to start:\n.*token cannot be trusted"),
         (
-            lambda job, patch: patch.delenv(security.JOB_DIRECTORY_VARIABLE),
+            lambda job, patch: patch.delenv(JOB_DIRECTORY_VARIABLE),
             "MPIBOOT_JOB_DIRECTORY is not set",
         ),
     ],
@@ -461,7 +462,7 @@ def test_no_request_comes_before_the_guard(tmp_path, preload):
 )
 def test_a_rank_without_its_files_does_not_start(tmp_path, preload, node, break_it, says):
     job = make_job(tmp_path, "job")
-    preload.setenv(security.JOB_DIRECTORY_VARIABLE, str(job))
+    preload.setenv(JOB_DIRECTORY_VARIABLE, str(job))
 
     break_it(job, preload)
 
@@ -507,7 +508,7 @@ def test_under_tls_the_cookie_is_secure(tmp_path, preload):
     import ssl
 
     job = make_job(tmp_path, "job")
-    preload.setenv(security.JOB_DIRECTORY_VARIABLE, str(job))
+    preload.setenv(JOB_DIRECTORY_VARIABLE, str(job))
     trust = ssl.create_default_context(cafile=job / "tls/ca.pem")
     name, value = security.dashboard_cookie("job", security.read_token(job))
 
