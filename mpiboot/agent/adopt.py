@@ -1,10 +1,10 @@
 """Starts the ranks of a node as descendants of its agent, so that they outlive the MPI launcher.
 
 A launcher ends all ranks when it loses one node's daemon (Open MPI 5.0.11: "We cannot recover from this failure"), and
-Slurm ends what runs in a daemon's step with it. But once they know each other's ranks, Dask's processes no longer need
-MPI, and survive the loss of its daemon. So what the launcher starts (rank/stand_in.py) only stands in for the rank: it
-hands its environment, and MPI's open connection (PMI_FD), to the node's agent, which has dask-mpi started from them in
-its own step (rank/fork_server.py). The stand-in ends as its rank has ended.
+a batch system ends what runs in a daemon's step with it. But once they know each other's ranks, Dask's processes no
+longer need MPI, and survive the loss of its daemon. So what the launcher starts (rank/stand_in.py) only stands in for the
+rank: it hands its environment, and MPI's open connection (PMI_FD), to the node's agent, which has dask-mpi started from
+them in its own step (rank/fork_server.py). The stand-in ends as its rank has ended.
 
 The agent imports this module; it imports what an agent may import at its start.
 """

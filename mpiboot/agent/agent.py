@@ -2,8 +2,8 @@
 
 It prepares the node, stages the environment, keeps the node's ranks, and lives as long as the job: when its stdin ends or
 a SIGTERM comes, however the job ended, it ends what the job has left running on this node and removes the job's folder.
-(A program started only then would come too late: Slurm starts none in a job that is being cancelled.) Each answer to boot
-is one line of JSON. All nodes start it at once from the shared file system, so it imports few modules.
+(A program started only then would come too late: a batch system may start none in a job that is being cancelled.) Each
+answer to boot is one line of JSON. All nodes start it at once from the shared file system, so it imports few modules.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from mpiboot.protocol.node import HEARTBEAT_S, SILENCE_S, AgentOrders, StageOrde
 # SIGKILL (30 s of KillWait in slurm.conf(5), less if the site says so): after that it kills the agents.
 LEFTOVERS_GRACE_S = 2.5
 CANCEL_TIMEOUT_S = 30.0
-# srun passes lines of up to 1024 bytes on whole; longer ones of several nodes may mix.
+# A batch system's starter passes lines of up to 1024 bytes on whole (Slurm's); longer ones of several nodes may mix.
 ERROR_LENGTH_MAX = 600
 
 
@@ -72,9 +72,9 @@ def on_sigterm(_number: int, _frame: object) -> NoReturn:
 
 
 def node_name(orders: AgentOrders) -> str:
-    """This node's name, as the batch system calls it."""
+    """This node's name, by which the batch system calls it."""
     variable = orders["node_variable"]
-    return orders["node"] or (os.environ.get(variable) if variable else None) or host_name()
+    return (os.environ.get(variable) if variable else None) or host_name()
 
 
 def serve(orders: AgentOrders, ranks: Ranks) -> bool:
@@ -84,7 +84,7 @@ def serve(orders: AgentOrders, ranks: Ranks) -> bool:
     -------
     bool
         True if boot has closed the agent's stdin. False if boot was silent for SILENCE_S: then its node is lost, and the
-        job is cancelled, for a batch system may let a job run on without its first node (Slurm with `--no-kill`).
+        job is cancelled, for a batch system may let a job run on without its first node.
     """
     partial, silent_s = b"", 0.0
     with selectors.DefaultSelector() as selector:

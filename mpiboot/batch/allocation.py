@@ -1,20 +1,22 @@
-"""What the batch system gave a job, node by node, and the workers that fit in.
+"""What a batch system gave a job, node by node, and what else it does for a job from inside.
 
-Boot reads the allocation; the client uses `check_min_workers`. MPI's ranks are never read from here: only MPI knows them.
+Each `batch/<system>/allocation.py` has an `AllocationSystem` as `SYSTEM`; boot finds it here, by the job's environment.
+MPI's ranks are never read from a batch system: only MPI knows them.
 """
 
+import importlib
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from mpiboot.common.units import parse_walltime_s, show_size
-from mpiboot.errors import AllocationError, UsageError
+from mpiboot.batch import registry
+from mpiboot.batch.runner import run
+from mpiboot.common.units import parse_walltime_s
+from mpiboot.errors import AllocationError
 
-MIB = 1024**2
-GIB = 1024**3
-CPUS_PER_WORKER = 4
-# A worker that holds no data uses about as much: with less, its nanny would restart it again and again.
-LEAST_WORKER_BYTES = 64 * MIB
+# Runs a command and returns its output: `mpiboot.batch.runner.run`, but in tests.
+Run = Callable[..., str]
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Allocation:
     Attributes
     ----------
     batch_system : str
-        `slurm` or `local`.
+        The name of its folder, such as `slurm`.
     job_id, job_key : str
         The batch system's name of the job, and the name of the job's directory.
     nodes : tuple of Node
@@ -83,161 +85,178 @@ class Allocation:
 
 
 @dataclass(frozen=True)
-class NodeWorkers:
-    """The workers of one node, which are all alike.
+class Placement:
+    """Where MPI's ranks run: they are numbered from the first node on.
 
     Attributes
     ----------
-    n_workers : int
-        How many there are.
-    threads_per_worker : int
-        Threads of each.
-    memory_limit_bytes : int
-        Memory limit of each.
+    nodes : tuple of str
+        Names of the nodes.
+    ranks_per_node : tuple of int
+        The number of ranks on each.
     """
 
-    n_workers: int
-    threads_per_worker: int
-    memory_limit_bytes: int
+    nodes: tuple[str, ...]
+    ranks_per_node: tuple[int, ...]
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of all nodes together."""
+        return sum(self.ranks_per_node)
 
 
 @dataclass(frozen=True)
-class Sizing:
-    """The workers of a job.
+class Launch:
+    """How ranks are started.
 
     Attributes
     ----------
-    by_node : dict of str to NodeWorkers
-        In the order of the allocation.
+    command : list of str
+        The launcher and its arguments.
+    host_file : str
+        The text of the host file that the launcher reads.
+    variables : dict of str to str
+        Environment variables that the launcher needs besides the ranks' own.
     """
 
-    by_node: dict[str, NodeWorkers]
-
-    @property
-    def n_workers(self) -> int:
-        """Workers of all nodes together."""
-        return sum(node.n_workers for node in self.by_node.values())
-
-    @property
-    def n_threads(self) -> int:
-        """Threads of all workers together."""
-        return sum(node.n_workers * node.threads_per_worker for node in self.by_node.values())
-
-    @property
-    def memory_bytes(self) -> int:
-        """Memory limits of all workers together."""
-        return sum(node.n_workers * node.memory_limit_bytes for node in self.by_node.values())
+    command: list[str]
+    host_file: str
+    variables: dict[str, str] = field(default_factory=dict)
 
 
-def check_min_workers(min_workers: int, n_workers: int) -> None:
-    """Refuse a `--min-workers` that would end the job as soon as it is ready.
+class AllocationSystem:
+    """A batch system, as a job sees it from inside.
 
-    Raises
-    ------
-    UsageError
-        The job will have fewer workers.
+    Methods build commands and parse their output. Those that have to ask the batch system get `run`. The defaults are
+    those of a batch system with one node and without commands.
+
+    Attributes
+    ----------
+    several_hosts : bool
+        Whether a job's nodes may be several hosts, which reach each other over a network.
+    node_variable : str or None
+        The variable by which a program that was started on a node knows the node's name; None: the host's name counts.
+    unset_variables : tuple of str
+        Variables of the job that must not reach what is started on its nodes.
     """
-    if min_workers > n_workers:
-        raise UsageError(
-            f"--min-workers {min_workers}: the job has {n_workers} workers at most. Ask for fewer, or for more nodes"
-        )
+
+    several_hosts = False
+    node_variable: str | None = None
+    unset_variables: tuple[str, ...] = ()
+
+    def read(self, environ: Mapping[str, str], run: Run) -> Allocation:
+        """The allocation of the job that this process runs in.
+
+        Raises
+        ------
+        AllocationError
+            The job's variables make no sense.
+        BatchError
+            The batch system does not answer.
+        """
+        raise NotImplementedError
+
+    def end_time(self, job_id: str, run: Run) -> float | None:
+        """When the batch system ends the job by what it says now, in seconds since the epoch; None if it does not say.
+
+        Raises
+        ------
+        BatchError
+            The batch system does not answer.
+        """
+        return None
+
+    def on_every_node(self, allocation: Allocation, command: Sequence[str]) -> list[str]:
+        """The command that runs `command` once on each node, with the output of all, and with stdin for all."""
+        return list(command)
+
+    def cancel_command(self, job_id: str) -> list[str] | None:
+        """The command that cancels the job; None if it ends with its boot."""
+        return None
+
+    def carry_command(self, source: Path, target: Path) -> list[str]:
+        """The command that copies a file to every node: the `transport` in the batch system's facts."""
+        raise NotImplementedError
+
+    def launch(self, place: Placement, host_file: Path, rank: Sequence[str], run: Run) -> Launch:
+        """How the batch system's own launcher starts ranks: the `launcher` in the batch system's facts.
+
+        Parameters
+        ----------
+        place : Placement
+            How many ranks run on each node.
+        host_file : path
+            Where the text of the host file will be.
+        rank : sequence of str
+            What each rank runs.
+        run : callable
+            Runs a command.
+        """
+        raise NotImplementedError
 
 
-def read(environ: Mapping[str, str], *, local: bool = False, walltime: str | None = None) -> Allocation:
-    """The allocation of the job that this process runs in; `walltime` counts where no batch system keeps one.
+def system(name: str) -> AllocationSystem:
+    """The batch system of that name."""
+    found: AllocationSystem = importlib.import_module(f"{__package__}.{name}.allocation").SYSTEM
+    return found
+
+
+def read(
+    environ: Mapping[str, str], batch_system: str = "auto", walltime: str | None = None, run: Run = run
+) -> Allocation:
+    """The allocation of the job that this process runs in.
+
+    Parameters
+    ----------
+    environ : mapping
+        The job's environment.
+    batch_system : str, default "auto"
+        The batch system's name; `auto`: the one whose variables are there.
+    walltime : str, optional
+        The job's walltime, counted from now: used if the batch system says of no end.
 
     Raises
     ------
     AllocationError
         There is no job, or its variables make no sense.
+    BatchError
+        The batch system does not answer.
     """
-    if local:
-        from mpiboot.batch.local.allocation import local_allocation
+    allocation = system(_name_of_jobs_system(environ, batch_system)).read(environ, run)
+    if allocation.end_time is None and walltime:
+        return replace(allocation, end_time=time.time() + parse_walltime_s(walltime))
+    return allocation
 
-        end_time = time.time() + parse_walltime_s(walltime) if walltime else None
-        return replace(local_allocation(), end_time=end_time)
-    if "SLURM_JOB_ID" in environ:
-        from mpiboot.batch.slurm.allocation import scontrol, slurm_allocation
 
-        return slurm_allocation(environ, scontrol)
+def _name_of_jobs_system(environ: Mapping[str, str], batch_system: str) -> str:
+    if batch_system != "auto" and registry.facts(batch_system).job_variable is None:
+        return batch_system
+    candidates = [
+        facts for facts in registry.all_facts() if facts.job_variable and batch_system in ("auto", facts.name)
+    ]
+    for facts in candidates:
+        if facts.job_variable in environ:
+            return facts.name
+    variables = ", ".join(str(facts.job_variable) for facts in candidates)
+    name, command = candidates[0].name, candidates[0].command
     raise AllocationError(
-        "this is no batch job: neither SLURM_JOB_ID nor another batch system's variables are set. "
-        "Submit it: mpiboot submit, or by hand: mpiboot jobscript > slurm.sh && sbatch slurm.sh"
+        f"this is no batch job: {variables} is not set. Submit one: mpiboot submit; "
+        f"or by hand: mpiboot jobscript {name} > {name}.sh && {command} {name}.sh"
     )
+
+
+def job_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables of `environ` that belong to a job of any batch system."""
+    prefixes = registry.variable_prefixes()
+    return {name: value for name, value in environ.items() if name.startswith(prefixes)}
 
 
 def end_time(allocation: Allocation) -> float | None:
-    """When the job ends by what the batch system says now, in seconds since the epoch; None where it does not say."""
-    if allocation.batch_system != "slurm":
-        return None
-    from mpiboot.batch.slurm.allocation import scontrol
-    from mpiboot.batch.slurm.text import find_word, slurm_time
-
-    job = scontrol(["show", "job", "--oneliner", allocation.job_id])
-    return slurm_time(find_word(job, "EndTime"))
-
-
-def size_workers(
-    allocation: Allocation,
-    memory_bytes: Mapping[str, int],
-    workers_per_node: int | None,
-    cpus_per_worker: int | None,
-    stage_bytes: Mapping[str, int] | None = None,
-) -> Sizing:
-    """Fill each node with workers, whose threads and memory never exceed what the job has there.
-
-    The number of workers on a node is `workers_per_node`, else the node's tasks, else one per worker's CPUs (4 if the
-    user gave no number). A tenth of each node's memory, at most 2 GiB, stays free for the scheduler and the nannies.
-
-    Parameters
-    ----------
-    allocation : Allocation
-        The job's nodes.
-    memory_bytes : mapping of str to int
-        Memory that the job may use on each node.
-    workers_per_node, cpus_per_worker : int or None
-        The user's options.
-    stage_bytes : mapping of str to int, optional
-        Size of the staged environment on the nodes whose staging root is memory: it counts against the node's memory.
+    """When the job ends by what the batch system says now, in seconds since the epoch; None if it does not say.
 
     Raises
     ------
-    UsageError
-        The user's numbers exceed a node's CPUs, or a node's memory is too little for its workers; names the node.
+    BatchError
+        The batch system does not answer.
     """
-    return Sizing(
-        {
-            node.name: _size_node(
-                node,
-                memory_bytes[node.name],
-                workers_per_node or node.tasks,
-                cpus_per_worker or allocation.cpus_per_task,
-                (stage_bytes or {}).get(node.name, 0),
-            )
-            for node in allocation.nodes
-        }
-    )
-
-
-def _size_node(
-    node: Node, memory_bytes: int, n_workers: int | None, threads: int | None, stage_bytes: int
-) -> NodeWorkers:
-    if n_workers is None:
-        n_workers = max(1, node.cpus // (threads or CPUS_PER_WORKER))
-    if threads is None:
-        threads = max(1, node.cpus // n_workers)
-    if n_workers * threads > node.cpus:
-        raise UsageError(
-            f"{n_workers} workers of {threads} CPUs each need {n_workers * threads} CPUs; "
-            f"the job has {node.cpus} on {node.name}. "
-            f"Ask for more with sbatch's --cpus-per-task, or for fewer with --workers-per-node"
-        )
-    available = memory_bytes - stage_bytes
-    limit = (available - min(2 * GIB, available // 10)) // n_workers
-    if limit < LEAST_WORKER_BYTES:
-        stage = f", less the {show_size(stage_bytes)} of the staged environment," if stage_bytes else ""
-        raise UsageError(
-            f"{show_size(memory_bytes)} of memory on {node.name}{stage} is too little for {n_workers} workers. "
-            "Ask for more with --mem"
-        )
-    return NodeWorkers(n_workers, threads, limit)
+    return system(allocation.batch_system).end_time(allocation.job_id, run)

@@ -12,33 +12,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mpiboot.batch import allocation as allocations
 from mpiboot.batch.allocation import Allocation
-from mpiboot.boot.launchers import SRUN
 from mpiboot.common.units import show_duration
 from mpiboot.errors import StageError
 from mpiboot.protocol.job_directory import JobDirectory
 from mpiboot.protocol.node import HEARTBEAT_S
 
 Answers = dict[str, dict[str, Any]]
-
-
-def command(allocation: Allocation, python: str, orders: Mapping[str, Any]) -> list[str]:
-    """The command that runs one `mpiboot.node` per node."""
-    mine = [python, "-I", "-m", "mpiboot.agent.agent", json.dumps(orders)]
-    if allocation.batch_system == "local":
-        return mine
-    count = str(len(allocation.nodes))
-    # Stagers and ranks run in this step: where Slurm confines steps, it must have all the CPUs. That is srun's default,
-    # unless a CPU count per task is in its environment; a count of its own overrides that.
-    cpus = ("--cpus-per-task", str(allocation.least_cpus)) if allocation.equal_cpus else ()
-    return [
-        *SRUN,
-        *("--nodes", count, "--ntasks", count, "--ntasks-per-node", "1"),
-        *cpus,
-        # One node's failure must neither end the others' agents nor hide their answers.
-        *("--cpu-bind=none", "--kill-on-bad-exit=0", "--wait=0", "--no-kill"),
-        *mine,
-    ]
 
 
 class Agents:
@@ -51,10 +32,12 @@ class Agents:
         self.output = b""
         self.log = JobDirectory(Path(orders["job_directory"])).ranks_log
         self.log_start = self.log.stat().st_size if self.log.exists() else 0
+        system = allocations.system(allocation.batch_system)
+        agent = [python, "-I", "-m", "mpiboot.agent.agent", json.dumps(orders)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command(allocation, python, orders),
-                env={name: value for name, value in os.environ.items() if name != "SLURM_EXPORT_ENV"},
+                system.on_every_node(allocation, agent),
+                env={name: value for name, value in os.environ.items() if name not in system.unset_variables},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -103,7 +86,7 @@ class Agents:
         return {node: found[node] for node in nodes}
 
     def _complaints(self) -> str:
-        """What srun and the agents wrote since the last order."""
+        """What the agents, and the command that started them, have written to stderr since the last order."""
         with self.log.open("rb") as log:
             log.seek(self.log_start)
             return log.read().decode(errors="replace").strip()[-2000:]
@@ -132,7 +115,7 @@ class Agents:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(max(0.1, deadline - time.monotonic()))
         if self.process.poll() is None:
-            self.process.kill()  # srun would wait for the lost node's agent
+            self.process.kill()  # it would wait for the lost node's agent
             self.process.wait()
         self.process.stdout.close()
 

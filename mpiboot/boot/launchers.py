@@ -6,32 +6,18 @@
 | Open MPI 4 | `--enable-recovery --continuous` (mpirun(1) of 4.1) | `:OVERSUBSCRIBE` | no |
 | MPICH | `-disable-auto-cleanup` (mpiexec.hydra -help) | hydra never refuses | 5.0.2 |
 | Intel MPI | `I_MPI_FAULT_CONTINUE=on` (Reference Manual, Fault Tolerance) | hydra never refuses | no |
-| srun | `--no-kill --kill-on-bad-exit=0` (srun(1)) | `--overcommit` | 22.05, pmi2, MPICH |
 
-A lost node ends mpirun all the same; adopt.py says why the ranks survive that. `MPI4PY_RC_FINALIZE=0` goes with each of
-them: a rank that survives must not wait in MPI_Finalize for a dead one.
+A lost node ends mpirun all the same; agent/adopt.py says why the ranks survive that. `MPI4PY_RC_FINALIZE=0` goes with
+each of them: a rank that survives must not wait in MPI_Finalize for a dead one. A batch system's own launcher stands in
+batch/<system>/allocation.py.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from mpiboot.batch.allocation import Placement
 from mpiboot.protocol.variables import INTEL_FAULT_CONTINUE, INTEL_PIN
-
-SRUN = ("srun", "--overlap", "--mem=0", "--export=ALL")
-
-
-@dataclass(frozen=True)
-class Placement:
-    """`ranks_per_node[i]` ranks on `nodes[i]`, numbered from the first node on."""
-
-    nodes: tuple[str, ...]
-    ranks_per_node: tuple[int, ...]
-
-    @property
-    def world_size(self) -> int:
-        return sum(self.ranks_per_node)
 
 
 def placement(workers: Mapping[str, int]) -> Placement:
@@ -120,22 +106,7 @@ def intelmpi(
     ]
 
 
-def srun(place: Placement, plugin: str, rank: Sequence[str]) -> list[str]:
-    """Slurm's own launcher. The order of nodes and ranks comes from SLURM_HOSTFILE (srun(1), `--distribution`)."""
-    return [
-        *SRUN,
-        *(f"--mpi={plugin}", f"--ntasks={place.world_size}", f"--nodes={len(place.nodes)}"),
-        *("--distribution=arbitrary", "--overcommit", "--cpu-bind=none"),
-        *("--no-kill", "--kill-on-bad-exit=0"),
-        *rank,
-    ]
-
-
 def host_file(mpi: str, place: Placement) -> str:
     """The text of the host file that `mpi` reads."""
-    if mpi == "srun":  # one line per rank
-        return "".join(
-            f"{node}\n" * ranks for node, ranks in zip(place.nodes, place.ranks_per_node, strict=True)
-        )
     form = "{} slots={}\n" if mpi == "openmpi" else "{}:{}\n"
     return "".join(form.format(*pair) for pair in zip(place.nodes, place.ranks_per_node, strict=True))

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from envpack.errors import EnvpackError
 from mpiboot.batch import allocation as allocations
-from mpiboot.batch.allocation import Sizing
+from mpiboot.batch import sizing as sizings
+from mpiboot.batch.sizing import Sizing
 from mpiboot.boot import agents as nodes
 from mpiboot.boot.certificates import load_cryptography, make_job_secrets
 from mpiboot.boot.launch import launch
@@ -45,7 +46,7 @@ COMMAND_GRACE_AT_WALLTIME_S = 10.0
 SCHEDULER_CLOSE_S = 3.0
 RANKS_CLOSE_S = 4.0
 AGENTS_CLOSE_S = 10.0
-# srun is slow to reach anyone while it waits for a lost node; Slurm tells the agents when boot ends.
+# The command that started the agents is slow while it waits for a lost node; the batch system ends them after boot.
 AGENTS_CLOSE_WITH_LOST_S = 3.0
 
 
@@ -69,7 +70,7 @@ def boot(config: Config) -> int:
     """The steps 3 to 9 of a job, in their order."""
     catch_signals()
     os.environ.update(login_variables(os.environ))
-    allocation = allocations.read(os.environ, local=config.batch_system == "local", walltime=config.time)
+    allocation = allocations.read(os.environ, config.batch_system, config.time)
     walltime = Walltime(config.warn_before, allocation.end_time)
     variables = requested_variables(config.env_var, os.environ)
     prefix = source_prefix(config)
@@ -178,9 +179,9 @@ def make_secrets(job: Job) -> None:
 
 
 def common_interface(job: Job, answers: nodes.Answers) -> str:
-    """The interface that all nodes have; nobody else needs to reach a job of the local batch system."""
+    """The interface that all nodes have; a job on one host needs no network."""
     wanted = job.config.interface
-    if wanted == "auto" and job.allocation.batch_system == "local":
+    if wanted == "auto" and not allocations.system(job.allocation.batch_system).several_hosts:
         wanted = "lo"
     interface = choose(wanted, {node: answer["interfaces"] for node, answer in answers.items()})
     job.node_of_ip = {answer["interfaces"][interface]["address"]: node for node, answer in answers.items()}
@@ -193,17 +194,15 @@ def size(job: Job, answers: nodes.Answers, staged: nodes.Answers) -> Sizing:
     memory, in_memory = {}, {}
     for node in job.allocation.nodes:
         answer = answers[node.name]
-        # Where no limit is set: the share of the host's memory that the job has of its CPUs.
+        # Where neither batch system nor user set a limit: the share of the host's memory that the job has of its CPUs.
         share = min(1.0, node.cpus / answer["cpus"])
-        memory[node.name] = node.memory_bytes or int(answer["memory_bytes"] * share)
-        if job.allocation.batch_system == "local" and config.mem:
-            memory[node.name] = config.mem
+        memory[node.name] = node.memory_bytes or config.mem or int(answer["memory_bytes"] * share)
         if node.name in staged and answer["root_is_memory"]:
             in_memory[node.name] = staged[node.name]["size_bytes"]
-    sizing = allocations.size_workers(
+    sizing = sizings.size_workers(
         job.allocation, memory, config.workers_per_node, config.cpus_per_worker, in_memory
     )
-    allocations.check_min_workers(config.min_workers, sizing.n_workers)
+    sizings.check_min_workers(config.min_workers, sizing.n_workers)
     return sizing
 
 

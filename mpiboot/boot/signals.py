@@ -7,7 +7,7 @@ from typing import NoReturn
 
 # Enough for a command's last words, the scheduler's close, the ranks' end and the cleaning of all nodes.
 CLOSE_BEFORE_END_S = 30.0
-# Slurm sends the signal of --signal up to a minute early (sbatch(1)): what is nearer than this is near.
+# A batch system may send the walltime's signal up to a minute early (Slurm: sbatch(1), --signal).
 EARLY_S = 60.0
 SOONEST_S = 0.1
 
@@ -21,7 +21,7 @@ class JobStop(BaseException):
 
 
 def catch_signals() -> None:
-    """SIGTERM (scancel, stop) and SIGINT become JobStop, once."""
+    """Let SIGTERM (the job is cancelled or stopped) and SIGINT raise JobStop, once."""
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
 
@@ -41,9 +41,10 @@ def ignore_signals() -> None:
 class Walltime:
     """The clock of a job: `nears` when clients are to be told, JobStop when it is time to close.
 
-    JobStop interrupts whatever step is under way, staging too. Both times are kept by our own timer, since Slurm's
-    signal (`--signal=B:USR1@120`) comes almost at once where the walltime is shorter than its lead, and not at all
-    under other batch systems; it only makes us look again, for an administrator may have shortened the job.
+    JobStop interrupts whatever step is under way, staging too. Both times are kept by our own timer, since the
+    batch system's signal (Slurm's `--signal=B:USR1@120`) comes almost at once where the walltime is shorter than its
+    lead, and not at all under other batch systems. The signal only starts another look at the end: an administrator may
+    have shortened the job.
 
     Parameters
     ----------

@@ -3,7 +3,7 @@
 | transport | who reads the archive | what else it costs |
 |---|---|---|
 | `direct` | every node | nothing |
-| `sbcast` | slurmd of the first node | a copy in the node's staging root, while it is staged |
+| the batch system's | its daemon on the first node | a copy in each node's staging root, while it is staged |
 | `mpi` | rank 0 | the start of mpirun, and of mpi4py, from the shared file system |
 """
 
@@ -15,10 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from envpack.common.places import HOME_VARIABLE
+from mpiboot.batch import allocation as allocations
+from mpiboot.batch import registry
+from mpiboot.batch.allocation import Placement
 from mpiboot.boot import agents as nodes
-from mpiboot.boot import launchers
-from mpiboot.boot.launch import launcher_command, launcher_environment
-from mpiboot.boot.launchers import Placement
+from mpiboot.boot.launch import launcher, launcher_environment
 from mpiboot.boot.state import Job
 from mpiboot.common.units import show_duration, show_size
 from mpiboot.errors import EnvironmentUnfitError, StageError, UsageError
@@ -55,7 +56,7 @@ def stage(job: Job, archive: Path, answers: nodes.Answers, interface: str) -> no
         job.config.transport, job.allocation.batch_system, len(answers), len(lacking), archive.stat().st_size
     )
     logger.info("staging %s: %d of %d nodes lack it; %s", archive, len(lacking), len(answers), transport)
-    found = {"direct": direct, "sbcast": sbcast, "mpi": mpi}[transport](job, archive, interface)
+    found = {"direct": direct, "mpi": mpi}.get(transport, carried)(job, archive, interface)
     staged = {node: answer["stage"] for node, answer in found.items()}
     job.staged = Path(job.orders["prefix"])
     for node, result in staged.items():
@@ -77,9 +78,9 @@ def choose(asked: str, batch_system: str, n_nodes: int, n_lacking: int, size_byt
     Measured on three nodes: a broadcast costs 4 to 7 s for the start of mpirun from the shared file system, and
     reading three times 144 MB less than that, from a disk and through sshfs.
     """
-    if asked == "sbcast" and batch_system != "slurm":
+    if asked in registry.transports() and asked != registry.facts(batch_system).transport:
         raise UsageError(
-            f"--transport sbcast is Slurm's own; this job is of {batch_system}. Use direct or mpi"
+            f"--transport {asked}: a job of {registry.facts(batch_system).title} cannot use it. Use direct or mpi"
         )
     if n_lacking == 0 or n_nodes == 1:
         return "direct"
@@ -92,17 +93,17 @@ def direct(job: Job, archive: Path, interface: str) -> nodes.Answers:
     return ask_agents(job, archive, "direct")
 
 
-def ask_agents(job: Job, archive: Path, transport: str) -> nodes.Answers:
+def ask_agents(job: Job, archive: Path, transport: str, *, remove: bool = False) -> nodes.Answers:
     assert job.agents
-    job.agents.ask({"archive": str(archive), "transport": transport, "remove_archive": transport == "sbcast"})
+    job.agents.ask({"archive": str(archive), "transport": transport, "remove_archive": remove})
     return job.agents.answers(STAGE_TIMEOUT_S)
 
 
-def sbcast(job: Job, archive: Path, interface: str) -> nodes.Answers:
-    """Slurm's daemons carry the file to every node in a tree (sbcast(1)); each agent stages and removes its copy."""
+def carried(job: Job, archive: Path, interface: str) -> nodes.Answers:
+    """The batch system copies the archive to every node; each agent stages and removes its copy."""
     copy = job.local_folder / "archive"
-    run(["sbcast", "--force", str(archive), str(copy)], dict(os.environ))
-    return ask_agents(job, copy, "sbcast")
+    run(allocations.system(job.allocation.batch_system).carry_command(archive, copy), dict(os.environ))
+    return ask_agents(job, copy, str(registry.facts(job.allocation.batch_system).transport), remove=True)
 
 
 def mpi(job: Job, archive: Path, interface: str) -> nodes.Answers:
@@ -115,9 +116,9 @@ def mpi(job: Job, archive: Path, interface: str) -> nodes.Answers:
         JOB_KEY_VARIABLE: job.allocation.job_key,
         "TMPDIR": str(job.local_folder),
     }
-    name, command = launcher_command(job, job.prefix, variables, place, interface, rank)
-    job.directory.host_file.write_text(launchers.host_file(name, place))
-    output, complaints = run(command, launcher_environment(job, variables, name), check=False)
+    start = launcher(job, job.prefix, variables, place, interface, rank)
+    job.directory.host_file.write_text(start.host_file)
+    output, complaints = run(start.command, launcher_environment(job, variables, start), check=False)
     found = nodes.parse_answers(output)
     if len(found) < len(job.allocation.nodes) or any("error" in answer for answer in found.values()):
         nodes.fail(job.allocation.node_names, found, complaints.decode(errors="replace").strip()[-2000:])
@@ -157,9 +158,8 @@ def archive_of(job: Job) -> Path:
 
 def orders(job: Job, archive: Path | None) -> AgentOrders:
     """What every agent is told at its start."""
-    slurm_id = job.allocation.job_id if job.allocation.batch_system == "slurm" else None
+    system = allocations.system(job.allocation.batch_system)
     told: AgentOrders = {
-        "node": job.allocation.nodes[0].name if job.allocation.batch_system == "local" else None,
         "first_node": job.allocation.nodes[0].name,
         "job_directory": str(job.directory.path),
         "root": job.config.stage_root,
@@ -167,8 +167,8 @@ def orders(job: Job, archive: Path | None) -> AgentOrders:
         "threads": job.allocation.least_cpus,
         "prefix": None,
         "pack_id": None,
-        "node_variable": "SLURMD_NODENAME",
-        "cancel_command": ["scancel", slurm_id] if slurm_id else None,
+        "node_variable": system.node_variable,
+        "cancel_command": system.cancel_command(job.allocation.job_id),
     }
     if archive:
         from envpack.archive.encoding import read_index

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from mpiboot.batch import allocation as allocations
-from mpiboot.batch.allocation import Sizing
+from mpiboot.batch.sizing import Sizing
 from mpiboot.boot.launch import launch_failure, start_command, tail
 from mpiboot.boot.signals import CLOSE_BEFORE_END_S, Walltime
 from mpiboot.boot.state import Job, Worker
 from mpiboot.common.processes import process_start
 from mpiboot.common.units import show_duration, show_size
-from mpiboot.errors import AllocationError, ClusterLostError, DeadlineError, LaunchError
+from mpiboot.errors import BatchError, ClusterLostError, DeadlineError, LaunchError
 from mpiboot.protocol.node import SCHEDULER_PID_NAME
 
 logger = logging.getLogger(__name__)
@@ -255,7 +255,7 @@ class WalltimeWarning:
         self.next_question = time.monotonic() + ASK_END_S
         try:
             self.walltime.set_end(allocations.end_time(self.job.allocation) or self.walltime.end_time)
-        except AllocationError as error:
+        except BatchError as error:
             logger.warning("the walltime nears, and its end could not be asked: %s", error)
         end = self.walltime.end_time or time.time() + self.walltime.left_s()
         if self.walltime.nears and (self.told_end is None or abs(end - self.told_end) > 1):

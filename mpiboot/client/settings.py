@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mpiboot import config as configuration
-from mpiboot.batch.allocation import check_min_workers
+from mpiboot.batch.sizing import check_min_workers
 from mpiboot.config import Config
 from mpiboot.errors import UsageError
 from mpiboot.protocol import prefix_checks

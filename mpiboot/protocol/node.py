@@ -26,8 +26,6 @@ class AgentOrders(TypedDict):
 
     Attributes
     ----------
-    node : str or None
-        The node's name; None if each node knows its own.
     node_variable : str or None
         The environment variable by which a node knows its name; without it, the host's name counts.
     first_node : str
@@ -42,7 +40,6 @@ class AgentOrders(TypedDict):
         Cancels the job; None if nothing else than boot keeps it alive.
     """
 
-    node: str | None
     node_variable: str | None
     first_node: str
     job_directory: str
@@ -120,8 +117,8 @@ def start_failure(error: Exception) -> str:
 def report_scheduler(environment: dict[str, str], pid: int) -> None:
     """Write the pid of rank 0, which becomes the scheduler, where boot reads it; do nothing for another rank.
 
-    Boot then sees the end of a scheduler that has not reached it yet. The rank is PMIX_RANK of Open MPI and of srun with
-    PMIx, and PMI_RANK of MPICH and of srun with PMI-2.
+    Boot then sees the end of a scheduler that has not reached it yet. Launchers with PMIx set PMIX_RANK, those with PMI-1
+    or PMI-2 PMI_RANK.
     """
     if environment.get(PMIX_RANK, environment.get(PMI_RANK)) == "0":
         Path(environment[CONTROL_FOLDER_VARIABLE], SCHEDULER_PID_NAME).write_text(str(pid))

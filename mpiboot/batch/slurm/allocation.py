@@ -1,71 +1,130 @@
-"""What Slurm gave the job, from sbatch's output environment and `scontrol show job`."""
+"""A Slurm job from inside: its allocation, from sbatch's output environment and scontrol, and srun, sbcast, scancel.
+
+Boot finds `SYSTEM` by the batch system's name; it imports what boot may import at its start.
+"""
 
 import os
 import re
-import socket
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
-from mpiboot.batch.allocation import MIB, Allocation, Node
+from mpiboot.batch.allocation import Allocation, AllocationSystem, Launch, Node, Placement, Run
 from mpiboot.batch.slurm.text import find_word, plain_environment, slurm_time
-from mpiboot.errors import AllocationError, UsageError
+from mpiboot.errors import AllocationError, BatchAwayError, BatchError, UsageError
+
+MIB = 1024**2
+# Boot's step and the ranks' run at once in all of the job's memory (--overlap, --mem=0), with boot's environment.
+SRUN = ("srun", "--overlap", "--mem=0", "--export=ALL")
+# The start of a step may wait for a slow node.
+TIMEOUT_S = 60.0
 
 
-def scontrol(arguments: Sequence[str]) -> str:
-    """What `scontrol ARGUMENTS` prints."""
+class SlurmAllocation(AllocationSystem):
+    """Slurm 20.11 and later."""
+
+    several_hosts = True
+    node_variable = "SLURMD_NODENAME"
+    # `sbatch --export=NONE` sets it, and then no variable reaches srun's steps.
+    unset_variables = ("SLURM_EXPORT_ENV",)
+
+    def read(self, environ: Mapping[str, str], run: Run) -> Allocation:
+        """The job's allocation, from the output environment of sbatch(1) and `scontrol show job`."""
+
+        def host_names(node_list: str) -> list[str]:
+            return run_scontrol(run, environ, "show", "hostnames", node_list).split()
+
+        try:
+            job_id, node_list = environ["SLURM_JOB_ID"], environ["SLURM_JOB_NODELIST"]
+            cpus = compressed_counts(environ["SLURM_JOB_CPUS_PER_NODE"])
+        except KeyError as error:
+            raise AllocationError(
+                f"SLURM_JOB_ID is set but {error} is not. Start mpiboot from the job script"
+            ) from error
+        job = run_scontrol(run, environ, "show", "job", "--details", "--oneliner", job_id)
+        if array := find_word(job, "ArrayJobId"):
+            raise UsageError(
+                f"job {job_id} is a task of the array {array}, and mpiboot makes one cluster of one job. "
+                f"End the array: scancel {array}; then submit without --array"
+            )
+        names = host_names(node_list)
+        # Slurm counts tasks where nobody asked for any, too.
+        user_asked = "SLURM_NTASKS_PER_NODE" in environ or "SLURM_NTASKS" in environ
+        tasks = compressed_counts(environ["SLURM_TASKS_PER_NODE"]) if user_asked else [None] * len(names)
+        if not len(names) == len(cpus) == len(tasks):
+            raise AllocationError(
+                f"job {job_id}: Slurm names {len(names)} nodes ({node_list}), CPUs of {len(cpus)} and tasks of "
+                f"{len(tasks)}. Show this to the administrators: scontrol show job --details {job_id}"
+            )
+        memory = memory_limits(environ, job, dict(zip(names, cpus, strict=True)), host_names)
+        per_task = environ.get("SLURM_CPUS_PER_TASK")
+        return Allocation(
+            batch_system="slurm",
+            job_id=job_id,
+            job_key=f"slurm-{environ.get('SLURM_CLUSTER_NAME', 'cluster')}-{job_id}",
+            nodes=tuple(
+                Node(name, n_cpus, memory.get(name), n_tasks)
+                for name, n_cpus, n_tasks in zip(names, cpus, tasks, strict=True)
+            ),
+            cpus_per_task=int(per_task) if per_task else None,
+            end_time=slurm_time(environ.get("SLURM_JOB_END_TIME") or find_word(job, "EndTime")),
+            restart_count=int(environ.get("SLURM_RESTART_COUNT", "0")),
+        )
+
+    def end_time(self, job_id: str, run: Run) -> float | None:
+        job = run_scontrol(run, os.environ, "show", "job", "--oneliner", job_id)
+        return slurm_time(find_word(job, "EndTime"))
+
+    def on_every_node(self, allocation: Allocation, command: Sequence[str]) -> list[str]:
+        count = str(len(allocation.nodes))
+        # Stagers and ranks run in this step: where Slurm confines steps, it must have all the job's CPUs. On unequal
+        # nodes no one count says so; srun's default does.
+        cpus = ("--cpus-per-task", str(allocation.least_cpus)) if allocation.equal_cpus else ()
+        return [
+            *SRUN,
+            *("--nodes", count, "--ntasks", count, "--ntasks-per-node", "1"),
+            *cpus,
+            # One node's failure must neither end the others' agents nor hide their answers.
+            *("--cpu-bind=none", "--kill-on-bad-exit=0", "--wait=0", "--no-kill"),
+            *command,
+        ]
+
+    def cancel_command(self, job_id: str) -> list[str]:
+        return ["scancel", job_id]
+
+    def carry_command(self, source: Path, target: Path) -> list[str]:
+        """sbcast(1): the nodes' daemons carry the file to each other in a tree."""
+        return ["sbcast", "--force", str(source), str(target)]
+
+    def launch(self, place: Placement, host_file: Path, rank: Sequence[str], run: Run) -> Launch:
+        """srun(1), `--distribution`: the order of nodes and ranks comes from a file with one line per rank."""
+        command = [
+            *SRUN,
+            *(f"--mpi={pmi_plugin(run)}", f"--ntasks={place.world_size}", f"--nodes={len(place.nodes)}"),
+            *("--distribution=arbitrary", "--overcommit", "--cpu-bind=none"),
+            *("--no-kill", "--kill-on-bad-exit=0"),
+            *rank,
+        ]
+        lines = [f"{node}\n" * ranks for node, ranks in zip(place.nodes, place.ranks_per_node, strict=True)]
+        return Launch(command, "".join(lines), {"SLURM_HOSTFILE": str(host_file)})
+
+
+SYSTEM = SlurmAllocation()
+
+
+def run_scontrol(run: Run, environ: Mapping[str, str], *arguments: str) -> str:
+    """The output of `scontrol ARGUMENTS`."""
+    return run(["scontrol", *arguments], environ=plain_environment(environ), timeout_s=TIMEOUT_S)
+
+
+def pmi_plugin(run: Run) -> str:
+    """The plugin to ask of `srun --mpi`: PMIx serves every MPI, but Slurm also lists one that it cannot load."""
     try:
-        done = subprocess.run(
-            ["scontrol", *arguments],
-            env=plain_environment(os.environ),
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise AllocationError(f"scontrol {' '.join(arguments)} on {socket.gethostname()}: {error}") from error
-    if done.returncode:
-        raise AllocationError(f"scontrol {' '.join(arguments)}: {done.stderr.strip() or done.returncode}")
-    return done.stdout
-
-
-def slurm_allocation(environ: Mapping[str, str], ask: Callable[[Sequence[str]], str]) -> Allocation:
-    """A Slurm job's allocation, from the output environment of sbatch(1) and `scontrol show job`."""
-    try:
-        job_id, node_list = environ["SLURM_JOB_ID"], environ["SLURM_JOB_NODELIST"]
-        cpus = compressed_counts(environ["SLURM_JOB_CPUS_PER_NODE"])
-    except KeyError as error:
-        raise AllocationError(
-            f"SLURM_JOB_ID is set but {error} is not: start mpiboot from the job script"
-        ) from error
-    job = ask(["show", "job", "--details", "--oneliner", job_id])
-    if array := find_word(job, "ArrayJobId"):
-        raise UsageError(
-            f"job {job_id} is a task of the array {array}, and mpiboot makes one cluster of one job. "
-            f"End the array: scancel {array}; then submit without --array"
-        )
-    names = ask(["show", "hostnames", node_list]).split()
-    # Slurm counts tasks where nobody asked for any, too.
-    asked_tasks = "SLURM_NTASKS_PER_NODE" in environ or "SLURM_NTASKS" in environ
-    tasks = compressed_counts(environ["SLURM_TASKS_PER_NODE"]) if asked_tasks else [None] * len(names)
-    if not len(names) == len(cpus) == len(tasks):
-        raise AllocationError(
-            f"job {job_id}: Slurm names {len(names)} nodes ({node_list}), CPUs of {len(cpus)} "
-            f"and tasks of {len(tasks)}. Show this to your Slurm's administrators: scontrol show job --details {job_id}"
-        )
-    memory = memory_limits(environ, job, dict(zip(names, cpus, strict=True)), ask)
-    per_task = environ.get("SLURM_CPUS_PER_TASK")
-    return Allocation(
-        batch_system="slurm",
-        job_id=job_id,
-        job_key=f"slurm-{environ.get('SLURM_CLUSTER_NAME', 'cluster')}-{job_id}",
-        nodes=tuple(
-            Node(name, n_cpus, memory.get(name), n_tasks)
-            for name, n_cpus, n_tasks in zip(names, cpus, tasks, strict=True)
-        ),
-        cpus_per_task=int(per_task) if per_task else None,
-        end_time=slurm_time(environ.get("SLURM_JOB_END_TIME") or find_word(job, "EndTime")),
-        restart_count=int(environ.get("SLURM_RESTART_COUNT", "0")),
-    )
+        run([*SRUN, "--mpi=pmix", "--nodes=1", "--ntasks=1", "true"], timeout_s=TIMEOUT_S)
+    except BatchAwayError:
+        raise
+    except BatchError:
+        return "pmi2"
+    return "pmix"
 
 
 def compressed_counts(text: str) -> list[int]:
@@ -80,7 +139,7 @@ def compressed_counts(text: str) -> list[int]:
 
 
 def memory_limits(
-    environ: Mapping[str, str], job: str, cpus: Mapping[str, int], ask: Callable[[Sequence[str]], str]
+    environ: Mapping[str, str], job: str, cpus: Mapping[str, int], host_names: Callable[[str], list[str]]
 ) -> dict[str, int]:
     """The memory limit of each node in bytes; nodes for which Slurm sets none (no `--mem` and no default) are left out.
 
@@ -92,8 +151,8 @@ def memory_limits(
         `scontrol show job --details --oneliner`: it names each group of nodes with its `Mem=` in MiB (0: unlimited).
     cpus
         Each node's CPUs.
-    ask
-        Runs scontrol with arguments, and returns its output.
+    host_names
+        Expands a list of nodes such as `n[1-2]`.
     """
     if per_node := int(environ.get("SLURM_MEM_PER_NODE") or 0):
         return dict.fromkeys(cpus, per_node * MIB)
@@ -105,6 +164,6 @@ def memory_limits(
         return dict.fromkeys(cpus, max(sizes) * MIB) if any(sizes) else {}
     limits: dict[str, int] = {}
     for nodes, mib in groups:
-        names = ask(["show", "hostnames", nodes]).split() if re.search(r"[\[,]", nodes) else [nodes]
+        names = host_names(nodes) if re.search(r"[\[,]", nodes) else [nodes]
         limits |= dict.fromkeys(names, mib * MIB)
     return {name: limit for name, limit in limits.items() if limit}

@@ -23,6 +23,10 @@ def test_transport(asked, n_nodes, n_lacking, size_bytes, expected):
     assert staging.choose(asked, "slurm", n_nodes, n_lacking, size_bytes) == expected
 
 
-def test_sbcast_is_of_slurm_alone():
-    with pytest.raises(UsageError, match="--transport sbcast is Slurm's own; this job is of local"):
+def test_another_batch_systems_transport_is_refused():
+    with pytest.raises(UsageError, match="--transport sbcast: a job of this machine cannot use it"):
         staging.choose("sbcast", "local", 1, 1, MIB)
+
+
+def test_a_batch_systems_own_transport():
+    assert staging.choose("sbcast", "slurm", 2, 2, MIB) == "sbcast"
