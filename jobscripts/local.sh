@@ -3,11 +3,12 @@
 #
 #   local.sh --env PREFIX --workers-per-node 2
 #
-# What follows the script's name are mpiboot's options (mpiboot boot --help). It runs in the foreground;
-# `mpiboot submit --batch-system local` puts it into the background.
+# mpiboot's options follow the script's name (mpiboot boot --help). The script runs in the foreground;
+# `mpiboot submit --batch-system local` runs it in the background.
+batch_system=local
 
+# From here to the end, all job scripts are the same: find the environment's Python, and start `mpiboot boot` with it.
 eval "${MPIBOOT_SETUP-}" # the site's `setup` lines, such as `module load openmpi`
-
 prefix=${VIRTUAL_ENV:-$CONDA_PREFIX}
 arguments=("$@")
 for ((i = 0; i < $#; i++)); do
@@ -18,8 +19,10 @@ for ((i = 0; i < $#; i++)); do
     esac
 done
 if [ ! -x "$prefix/bin/python" ]; then
-    echo "mpiboot: ${prefix:-no environment is active and --env is not given}: no bin/python there." \
-        "Give this script --env PREFIX." >&2
+    if [ -n "$prefix" ]; then echo "mpiboot: $prefix/bin/python is not an executable file on $(hostname)."; else
+        echo "mpiboot: no environment is active on $(hostname), and --env is not given."; fi >&2
+    echo "Add --env PREFIX after the script's name; all nodes must see that folder." >&2
     exit 2
 fi
-exec "$prefix/bin/python" -I -m mpiboot boot --batch-system local "$@"
+# -I: a secrets.py in the folder of the submit must not replace Python's own module.
+exec "$prefix/bin/python" -I -m mpiboot boot --batch-system "$batch_system" "$@"

@@ -4,17 +4,23 @@
 #   sbatch --nodes=2 --ntasks-per-node=4 --partition=multiple slurm.sh --interface ib0
 #
 # sbatch's own options override the directives: --ntasks-per-node is workers per node, --cpus-per-task is CPUs per
-# worker. What follows the script's name are mpiboot's options (mpiboot boot --help). The environment is that of
-# --env PREFIX, else the active one. Copy and edit this file freely, for a `module load` say.
+# worker. mpiboot's options follow the script's name (mpiboot boot --help); a command follows `--`:
+#
+#   sbatch --nodes=2 slurm.sh -- python analysis.py
+#
+# The environment is that of --env PREFIX, else the active one. Copy and edit this file freely, for example to add a
+# `module load`; keep the directives.
 #SBATCH --job-name=mpiboot
 #SBATCH --comment=mpiboot
 #SBATCH --signal=B:USR1@120
 #SBATCH --no-requeue
 #SBATCH --no-kill
+batch_system=slurm
 
-trap '' USR1 # boot acts on it; until it can, the walltime's signal must not end this script
+trap '' USR1 # boot acts on this signal; until boot can, the walltime's signal must not end this script
+
+# From here to the end, all job scripts are the same: find the environment's Python, and start `mpiboot boot` with it.
 eval "${MPIBOOT_SETUP-}" # the site's `setup` lines, such as `module load openmpi`
-
 prefix=${VIRTUAL_ENV:-$CONDA_PREFIX}
 arguments=("$@")
 for ((i = 0; i < $#; i++)); do
@@ -25,9 +31,10 @@ for ((i = 0; i < $#; i++)); do
     esac
 done
 if [ ! -x "$prefix/bin/python" ]; then
-    echo "mpiboot: ${prefix:-no environment is active and --env is not given}: no bin/python there on $(hostname)." \
-        "Give this script --env PREFIX, a folder that all nodes see." >&2
+    if [ -n "$prefix" ]; then echo "mpiboot: $prefix/bin/python is not an executable file on $(hostname)."; else
+        echo "mpiboot: no environment is active on $(hostname), and --env is not given."; fi >&2
+    echo "Add --env PREFIX after the script's name; all nodes must see that folder." >&2
     exit 2
 fi
-# -I: a secrets.py in the folder of the submit must not stand in for Python's own.
-exec "$prefix/bin/python" -I -m mpiboot boot "$@"
+# -I: a secrets.py in the folder of the submit must not replace Python's own module.
+exec "$prefix/bin/python" -I -m mpiboot boot --batch-system "$batch_system" "$@"

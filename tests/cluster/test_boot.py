@@ -274,7 +274,7 @@ def test_job_script_outside_any_job(alice):
     done = alice.types("bash", f"{script_of(alice)}/slurm.sh", "--env", alice.cluster.env, check=False)
     refused(done, 1, "this is no batch job", "mpiboot submit")
     done = alice.types("bash", f"{script_of(alice)}/slurm.sh", check=False)
-    refused(done, 2, "no environment is active and --env is not given")
+    refused(done, 2, "no environment is active on login, and --env is not given")
 
 
 def ends(alice, *options, **variables):
