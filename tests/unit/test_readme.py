@@ -127,7 +127,7 @@ def test_the_settings_are_valid(tmp_path, monkeypatch):
 def test_options_that_are_named_exist():
     known = {
         option
-        for command in cli.command_line.commands.values()
+        for command in cli.commands.commands.values()
         for parameter in command.params
         for option in (*parameter.opts, *parameter.secondary_opts)
     }

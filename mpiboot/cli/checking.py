@@ -1,0 +1,20 @@
+"""`mpiboot doctor`: the command that checks a site."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from mpiboot.cli.options import CommandWithExample, given, job_options
+
+
+@click.command(cls=CommandWithExample, epilog="mpiboot doctor --env ~/envs/analysis --job-test")
+@job_options("env", "partition", "account", "interface", "time", "nodes", "batch_system", "mpi", "batch_arg")
+@click.option("--job-test", is_flag=True, help="make the same checks on two nodes, in a job")
+def doctor(job_test: bool, **options: Any) -> int:
+    """Check this site; each failed check names its remedy."""
+    from mpiboot.client import doctor as checks
+    from mpiboot.client.settings import load_config
+
+    return checks.run(load_config(given(options)), job_test=job_test, out=click.echo)

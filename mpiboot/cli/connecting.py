@@ -1,0 +1,75 @@
+"""`mpiboot connect` and `dashboard`: the commands that lead to a running cluster."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from mpiboot.cli.options import CommandWithExample, job_argument
+from mpiboot.cli.output import echo_stderr, warn_insecure
+
+if TYPE_CHECKING:
+    from mpiboot.client.job import Job
+
+
+@click.command(cls=CommandWithExample, epilog="mpiboot connect 1234 --timeout '5 min'")
+@job_argument
+@click.option(
+    "--timeout", default="10 min", metavar="T", help="counted from the job's start [default: 10 min]"
+)
+@click.option(
+    "--queue-timeout",
+    metavar="T",
+    help="counted from now, while the job is pending [default: as long as it may start]",
+)
+@click.option("--insecure", is_flag=True, help="accept a job that was submitted with --insecure")
+def connect(job_or_name: str | None, timeout: str, queue_timeout: str | None, insecure: bool) -> None:
+    """Wait for a job's workers; show how to connect to them."""
+    from mpiboot.client.connect import seconds_of
+    from mpiboot.client.find import find_job
+
+    for name, value in (("--timeout", timeout), ("--queue-timeout", queue_timeout)):
+        if value is not None:
+            seconds_of(name, value)
+    if insecure:
+        warn_insecure()
+    wait_for_workers(find_job(job_or_name), timeout, queue_timeout, insecure)
+
+
+def wait_for_workers(job: Job, timeout: str, queue_timeout: str | None, insecure: bool) -> None:
+    """Wait as a notebook would; then print what the user needs next."""
+    from mpiboot.client import show
+    from mpiboot.client.connect import connect as connect_to
+    from mpiboot.client.settings import load_site
+
+    progress = None if sys.stderr.isatty() else echo_stderr
+    connect_to(
+        job, timeout=timeout, queue_timeout=queue_timeout, insecure=insecure, progress=progress
+    ).close()
+    echo_stderr(show.ready(job, load_site("ssh_host"), with_token=sys.stderr.isatty()))
+
+
+@click.command(cls=CommandWithExample, epilog="mpiboot dashboard 1234 --open")
+@job_argument
+@click.option("--open", "open_browser", is_flag=True, help="open the link in a browser of this machine")
+def dashboard(job_or_name: str | None, open_browser: bool) -> None:
+    """Print the dashboard's link, and the ssh line that reaches it from home.
+
+    The link holds the cluster's token: keep it to yourself.
+    """
+    from mpiboot.client import show
+    from mpiboot.client.find import find_job
+    from mpiboot.client.settings import load_site
+
+    job = find_job(job_or_name)
+    endpoint = show.endpoint_of(job)
+    link = show.link(job, endpoint, with_token=True)
+    click.echo(link)
+    echo_stderr(f"from home:  {show.tunnel(endpoint, load_site('ssh_host'))}")
+    echo_stderr(f"then open:  {show.link(job, endpoint, with_token=True, host='localhost')}")
+    if open_browser:
+        import webbrowser
+
+        webbrowser.open(show.redirect_page(job, link).as_uri())

@@ -1,0 +1,63 @@
+"""Options, arguments and help that several commands have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+from mpiboot import config
+from mpiboot.errors import MpibootError
+
+
+class CommandWithExample(click.Command):
+    """A command whose help ends with its epilog as an example."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.epilog:
+            formatter.write(f"\nExample:\n  {self.epilog}\n")
+
+
+def complete_job_id(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    from mpiboot.client.find import live_jobs
+
+    try:
+        return [job.job_id for job, _ in live_jobs(patience_s=0) if job.job_id.startswith(incomplete)]
+    except MpibootError:
+        return []
+
+
+job_argument = click.argument("job_or_name", metavar="[JOB]", required=False, shell_complete=complete_job_id)
+
+
+def job_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the named options of a job; without names, all that `submit` takes."""
+    options = [option for option in config.options_in(config.SUBMIT) if not names or option.name in names]
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = click.option(option.flag, option.name, **_settings(option))(command)
+        return command
+
+    return decorate
+
+
+def _settings(option: config.Option) -> dict[str, Any]:
+    """Describe the option to click. Its value is parsed later, as one from a file or the environment is."""
+    settings: dict[str, Any] = {"help": option.full_help, "default": None}
+    if option.kind is config.FLAG:
+        return {**settings, "is_flag": True, "flag_value": True}
+    settings |= {"metavar": option.metavar, "multiple": option.repeatable}
+    if option.kind is config.PATH:
+        settings["type"] = click.Path()
+    if option.kind.choices:
+        settings["shell_complete"] = lambda context, parameter, incomplete: [
+            choice for choice in option.kind.choices if choice.startswith(incomplete)
+        ]
+    return settings
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were typed."""
+    return {name: value for name, value in options.items() if value}

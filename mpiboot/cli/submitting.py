@@ -1,0 +1,92 @@
+"""`mpiboot submit`, `demo` and `jobscript`: the commands that submit a job, or show how."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mpiboot.cli.connecting import wait_for_workers
+from mpiboot.cli.options import CommandWithExample, given, job_options
+from mpiboot.cli.output import echo_stderr, warn_insecure
+
+if TYPE_CHECKING:
+    from mpiboot.client.job import Job
+
+
+@click.command(cls=CommandWithExample, epilog="mpiboot submit --nodes 2 --workers-per-node 4 --interface ib0")
+@job_options()
+@click.option("--dry-run", is_flag=True, help="print the command that would submit, and do nothing")
+@click.option(
+    "--wait",
+    is_flag=True,
+    help="wait for the workers, or with COMMAND for its end; after Ctrl-C the job goes on",
+)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND ARG...]")
+def submit(dry_run: bool, wait: bool, command: tuple[str, ...], **options: Any) -> int:
+    """Submit one job that becomes one Dask cluster; print its id.
+
+    With COMMAND, the job runs it on the first node when the workers have started, and ends with it.
+    """
+    from mpiboot.client.settings import load_config
+    from mpiboot.client.submit import show_submission, submit_config
+
+    config = load_config({**given(options), "command": command})
+    if config.insecure:
+        warn_insecure()
+    if dry_run:
+        click.echo(show_submission(config, say=echo_stderr))
+        return 0
+    job = submit_config(config, say=echo_stderr)
+    click.echo(job.job_id)
+    if wait and command:
+        return _wait_for_command(job)
+    if wait:
+        wait_for_workers(job, timeout="10 min", queue_timeout=None, insecure=config.insecure)
+    return 0
+
+
+def _wait_for_command(job: Job) -> int:
+    """Wait for the end of a job in batch mode; return the exit status of its command."""
+    from mpiboot.client.watch import how_to_come_back
+
+    try:
+        state = job.wait()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(how_to_come_back(job)) from None
+    echo_stderr(f"job {job.job_id}: {state.show()}")
+    for output in job.log_files()[:1]:
+        echo_stderr(f"its output: {output}")
+    return job.exit_status()
+
+
+@click.command(cls=CommandWithExample, epilog="mpiboot demo")
+@job_options()
+def demo(**options: Any) -> int:
+    """Run the demo: real flights on a cluster of this machine, from packing to tear-down."""
+    from mpiboot.client.connect import connect
+    from mpiboot.client.settings import load_config
+    from mpiboot.client.submit import submit_config
+    from mpiboot.examples.demo import main_job
+
+    config = load_config({"batch_system": "local", "workers_per_node": 2, **given(options)})
+    if config.insecure:
+        warn_insecure()
+    job = submit_config(config, say=echo_stderr)
+    echo_stderr(f"job {job.job_id}")
+    try:
+        with connect(job, insecure=config.insecure, progress=echo_stderr) as client:
+            main_job(client, events=job.directory.read_events())
+    finally:
+        state = job.stop()
+        echo_stderr(f"job {job.job_id}: {state.state}")
+    return 0
+
+
+@click.command(cls=CommandWithExample, epilog="mpiboot jobscript slurm > my-job.sh")
+@click.argument("batch_system", default="slurm")
+def jobscript(batch_system: str) -> None:
+    """Print the job script of a batch system, to copy and edit."""
+    from mpiboot.client.submit import shipped_script
+
+    click.echo(shipped_script(batch_system).read_text(), nl=False)

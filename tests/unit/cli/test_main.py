@@ -1,0 +1,77 @@
+import re
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from envpack.errors import EnvpackError
+from mpiboot.cli.main import commands
+from mpiboot.errors import DeadlineError, JobEndedError
+
+
+# The job script alone calls boot.
+@pytest.mark.parametrize("name", [None, *sorted(commands.commands.keys() - {"boot"})])
+def test_help_has_an_example_and_fits_80_columns(run, name):
+    status, out, err = run(*([name] if name else []), "--help")
+    assert (status, err) == (0, "")
+    assert [line for line in out.splitlines() if len(line) > 80] == []
+    assert (f"Example:\n  mpiboot {name}" in out) == (name is not None)
+
+
+def test_version(run):
+    status, out, err = run("--version")
+    assert (status, err) == (0, "") and out.startswith("mpiboot, version ")
+
+
+def test_without_a_command_there_is_help(run):
+    status, out, err = run()
+    assert (status, out) == (2, "") and err.startswith("Usage: mpiboot [OPTIONS] ")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (JobEndedError("job 1 has ended"), 1, "mpiboot: job 1 has ended\n"),
+        (EnvpackError("/e cannot be packed"), 1, "mpiboot: /e cannot be packed\n"),
+        (DeadlineError("too late"), 124, "mpiboot: too late\n"),
+        (PermissionError(13, "Permission denied", "/x"), 1, "mpiboot: [Errno 13] Permission denied: '/x'\n"),
+        (KeyboardInterrupt("job 1 goes on"), 130, "\nmpiboot: job 1 goes on\n"),
+        (KeyboardInterrupt(), 130, "\nmpiboot: interrupted\n"),
+    ],
+)
+def test_errors_become_messages_and_exit_statuses(run, monkeypatch, error, status, message):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("mpiboot.client.find.find_job", fail)
+    assert run("stop", "1") == (status, "", message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["submit", "--nodes", "0"], "--nodes: '0' is not a count; write a whole number of at least 1"),
+        (["submit", "--nodez"], "No such option.*--nodez.*\nSee: mpiboot submit --help"),
+        (["nonsense"], "No such command 'nonsense'.\nSee: mpiboot --help"),
+        (["connect", "7", "--timeout", "abc"], "--timeout: 'abc' is not a time"),
+        (["connect", "7", "--queue-timeout", "abc"], "--queue-timeout: 'abc' is not a time"),
+    ],
+)
+def test_wrong_usage_is_status_2(run, arguments, message):
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert re.match(f"mpiboot: {message}", err)
+
+
+def test_insecure_is_a_red_warning(monkeypatch):
+    monkeypatch.setattr("mpiboot.client.find.live_jobs", lambda: [])
+    shown = CliRunner().invoke(commands, ["connect", "--insecure"], color=True).output
+    assert shown == "\x1b[31m--insecure: anyone who reaches the job's nodes can run code as you\x1b[0m\n"
+
+
+def test_the_command_starts_without_distributed():
+    code = (
+        "import sys, mpiboot.cli.main; print(*{'dask', 'distributed', 'pandas', 'rich'} & set(sys.modules))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "\n"

@@ -1,0 +1,43 @@
+import pytest
+from click.shell_completion import ShellComplete
+
+from mpiboot import config
+from mpiboot.cli.main import commands
+
+
+@pytest.mark.parametrize("name", ["submit", "demo"])
+def test_a_command_that_submits_takes_every_option_of_a_job(name):
+    flags = [parameter.opts[0] for parameter in commands.commands[name].params]
+    assert [flag for flag in flags if flag.startswith("--")][: len(config.options_in(config.SUBMIT))] == [
+        option.flag for option in config.options_in(config.SUBMIT)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "incomplete", "expected"),
+    [
+        (["submit"], "--no", {"--nodes", "--no-stage"}),
+        (["submit", "--mpi"], "o", {"openmpi"}),
+        (["submit", "--batch-system"], "", {"auto", "slurm", "local"}),
+        (["stop"], "12", {"1234", "1250"}),
+    ],
+)
+def test_the_shell_completes(monkeypatch, arguments, incomplete, expected):
+    class Job:
+        def __init__(self, job_id):
+            self.job_id = job_id
+
+    live = [(Job(job_id), None) for job_id in ("1234", "1250", "77")]
+    monkeypatch.setattr("mpiboot.client.find.live_jobs", lambda patience_s: live)
+    completions = ShellComplete(commands, {}, "mpiboot", "_X").get_completions(arguments, incomplete)
+    assert {completion.value for completion in completions} == expected
+
+
+def test_options_that_were_not_typed_are_left_to_the_lower_layers(run, monkeypatch):
+    layers = []
+    monkeypatch.setattr("mpiboot.client.settings.load_config", lambda layer: layers.append(layer) or exit(9))
+    with pytest.raises(SystemExit):
+        run("submit", "--nodes", "2", "--no-stage", "--env-var", "A", "--env-var", "B=1", "--", "x", "-y")
+    assert layers == [
+        {"nodes": "2", "no_stage": True, "env_var": ("A", "B=1"), "command": ("x", "-y")},
+    ]
