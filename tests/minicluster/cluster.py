@@ -278,9 +278,11 @@ class Cluster:
 
 def write_files(folder: Path, site: Site) -> None:
     (folder / "site.json").write_text(site.to_json())
+    copy_etc(folder / "etc")
     for path, text in etc_files(site).items():
         file = folder / "etc" / path
         file.parent.mkdir(parents=True, exist_ok=True)
+        file.unlink(missing_ok=True)  # a link would lead to the machine's own
         file.write_text(text)
     for name in ("pids", "munge", *(f"log/{host}" for host in ["switch", *site.host_names()])):
         (folder / name).mkdir(parents=True)
@@ -289,6 +291,16 @@ def write_files(folder: Path, site: Site) -> None:
         home = folder / "home" / user
         home.mkdir(mode=0o700)
         os.chown(home, site.uid(user), site.uid(user))
+
+
+def copy_etc(copy: Path) -> None:
+    """Copy the machine's /etc: a package installation replaces files there, and with them what is bound over them."""
+    done = subprocess.run(["cp", "-a", "/etc", str(copy)], capture_output=True, text=True, timeout=60)
+    # A package installation may also remove one of its temporary files meanwhile.
+    errors = [line for line in done.stderr.splitlines() if "No such file" not in line]
+    if errors:
+        raise MiniclusterError(f"cannot copy /etc to {copy}: {errors[0]}")
+    shutil.rmtree(copy / "slurm", ignore_errors=True)
 
 
 def remove_folder(folder: Path) -> None:
@@ -416,8 +428,7 @@ def set_up_mounts(site: Site, host: str) -> None:
         for controller in CGROUP_CONTROLLERS:
             Path("/sys/fs/cgroup", controller).mkdir()
             ns.mount("cgroup", f"/sys/fs/cgroup/{controller}", "cgroup", data=controller)
-    for path in ("hosts", "passwd", "group", "slurm"):
-        ns.bind(f"{folder}/etc/{path}", f"/etc/{path}")
+    ns.bind(f"{folder}/etc", "/etc")
     for path in ("/tmp", "/var/tmp", "/dev/shm"):
         ns.tmpfs(path, mode="1777")
     ns.tmpfs("/root", mode="0700")
@@ -432,7 +443,8 @@ def set_up_mounts(site: Site, host: str) -> None:
     ns.bind(f"{folder}/munge", "/run/munge")
     if Path(site.folder).exists():
         ns.tmpfs(site.folder)
-    ns.mount("none", "/", flags=ns.MS_REMOUNT | ns.MS_BIND | ns.MS_RDONLY)
+    for path in ("/etc", "/"):
+        ns.mount("none", path, flags=ns.MS_REMOUNT | ns.MS_BIND | ns.MS_RDONLY)
 
 
 def start_login_daemons(site: Site) -> list[Daemon]:

@@ -21,7 +21,7 @@ def missing_packages(with_sshfs: bool = True) -> list[str]:
         return not all(shutil.which(program, path=path) for program in programs)
 
     wanted = {
-        "slurm-wlm": lacks("slurmctld", "slurmd", "sbatch") or not Path("/etc/slurm").is_dir(),
+        "slurm-wlm": lacks("slurmctld", "slurmd", "sbatch"),
         "munge": lacks("munged"),
         "iproute2": lacks("ip"),
         "util-linux": lacks("nsenter"),

@@ -139,7 +139,7 @@ def cgroup_conf(site: Site) -> str:
 
 
 def etc_files(site: Site) -> dict[str, str]:
-    """Return the files bound over the host's own inside the cluster, by their path below /etc."""
+    """Return the text of each file that the cluster's /etc has in place of the machine's, by its path below /etc."""
     return {
         "hosts": hosts_file(site),
         "passwd": account_file(Path("/etc/passwd").read_text(), site, PASSWD_LINE),
