@@ -7,7 +7,7 @@ import time
 
 import dask
 import pytest
-from browser import COLOURED_PIXELS, browse, chromium, listen, tunnel
+from browser import COLOURED_PIXELS, becomes_true, browse, chromium, listen, tunnel
 from distributed import Client, Scheduler, Worker
 from distributed.node import ServerNode
 
@@ -86,26 +86,27 @@ def test_the_task_stream_draws(chromium, serve, way):
             browse(chromium) as browser,
         ):
             host = f"127.0.0.1:{dashboard.port}" if way == "direct" else f"localhost:{port}"
-            page = await browser.page()
-            await page.go(f"http://{host}/individual-task-stream?token={dashboard.token}")
-            assert await page.evaluate("location.href") == f"http://{host}/individual-task-stream"
-            history = await browser.call("Page.getNavigationHistory", page.session)
+            page = await browser.new_page()
+            await page.goto(f"http://{host}/individual-task-stream?token={dashboard.token}")
+            assert page.url == f"http://{host}/individual-task-stream"
+            devtools = await page.context.new_cdp_session(page)
+            history = await devtools.send("Page.getNavigationHistory")
             # A new page's first, blank one may stay in its history.
             been = [entry["url"] for entry in history["entries"] if entry["url"] != "about:blank"]
             assert been == [f"http://{host}/individual-task-stream"]
             assert await page.evaluate("document.cookie") == ""  # HttpOnly
-            await page.until("window.Bokeh?.documents?.length > 0")
+            await becomes_true(page, "window.Bokeh?.documents?.length > 0")
             # One row holds the place; with nothing drawn yet, what is drawn later came through the websocket.
             assert (await page.evaluate(TASKS_TOLD), await page.evaluate(COLOURED_PIXELS)) == (1, 0)
 
             await client.gather(client.map(lambda x: time.sleep(0.05), range(40)))
-            await page.until(f"{TASKS_TOLD.strip()} >= 40")
-            await page.until(f"{COLOURED_PIXELS.strip()} > 500")
+            await becomes_true(page, f"{TASKS_TOLD.strip()} >= 40")
+            await becomes_true(page, f"{COLOURED_PIXELS.strip()} > 500")
 
             # The page that `mpiboot dashboard` links to, by the cookie alone.
-            await page.go(f"http://{host}/status")
-            await page.until("window.Bokeh?.documents?.length > 0")
-            await page.until(f"{COLOURED_PIXELS.strip()} > 500")
+            await page.goto(f"http://{host}/status")
+            await becomes_true(page, "window.Bokeh?.documents?.length > 0")
+            await becomes_true(page, f"{COLOURED_PIXELS.strip()} > 500")
 
     asyncio.run(main())
 
@@ -114,12 +115,10 @@ def test_without_the_token_there_is_nothing_to_see(chromium, serve):
     async def main():
         async with serve() as dashboard, browse(chromium) as browser:
             for address in ("status", "status?token=wrong"):
-                page = await browser.page()
-                await page.go(dashboard.url(address))
-                assert (
-                    await page.evaluate("performance.getEntriesByType('navigation')[0].responseStatus") == 403
-                )
-                assert "asks for its token" in await page.evaluate("document.body.innerText")
+                page = await browser.new_page()
+                answer = await page.goto(dashboard.url(address))
+                assert answer.status == 403
+                assert "asks for its token" in await page.inner_text("body")
 
     asyncio.run(main())
 
@@ -141,13 +140,14 @@ def test_a_page_from_another_port_reads_no_websocket(chromium, serve):
 
     async def main():
         async with serve() as dashboard, listen(answer) as elsewhere, browse(chromium) as browser:
-            page = await browser.page()
-            await page.go(dashboard.url(f"info/main/workers.html?token={dashboard.token}"))
+            profile = await browser.new_context()
+            page = await profile.new_page()
+            await page.goto(dashboard.url(f"info/main/workers.html?token={dashboard.token}"))
             socket = OPEN_WEBSOCKET.replace("ADDRESS", f"ws://127.0.0.1:{dashboard.port}/status/ws")
             assert await page.evaluate(socket) == "open"
 
-            other = await browser.page(page.profile)
-            await other.go(f"http://127.0.0.1:{elsewhere}/")
+            other = await profile.new_page()
+            await other.goto(f"http://127.0.0.1:{elsewhere}/")
             name, _ = security.dashboard_cookie(dashboard.job.name, dashboard.token)
             assert f"Cookie: {name}=".encode() in requests[0]  # so the cookie alone would not do
             assert await other.evaluate(socket) == "refused"
