@@ -1,5 +1,5 @@
 """The fixtures of all tests. Imported by name: `pytest_plugins = ["fixtures"]` would be pytest's own of that name."""
 
-from fixtures import conda_env_small, minicluster, mpich_env, pytest_runtest_makereport
+from fixtures import alice, conda_env_small, minicluster, mpich_env, pytest_runtest_makereport, second
 
-__all__ = ["conda_env_small", "minicluster", "mpich_env", "pytest_runtest_makereport"]
+__all__ = ["alice", "conda_env_small", "minicluster", "mpich_env", "pytest_runtest_makereport", "second"]

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from user import User
 
 pytestmark = pytest.mark.cluster
 
@@ -47,33 +48,15 @@ NAMES = (
 )
 
 
-class User:
-    """alice at the keyboard of the login node, her environment active or not."""
-
-    def __init__(self, cluster):
-        self.cluster = cluster
-        self.bin = cluster.env / "bin"
-
-    def types(self, *command, check=True, timeout_s=120, **variables):
-        assignments = [f"{name}={value}" for name, value in variables.items()]
-        return self.cluster.login(["env", *assignments, *map(str, command)], check=check, timeout_s=timeout_s)
-
-    def submits(self, *options, **variables):
-        """The job id, which is all that submit prints on stdout."""
-        return self.types(self.bin / "mpiboot", "submit", *options, **variables).stdout.strip()
-
-    def probes(self, job_id, timeout_s=150):
-        """What every worker says of itself."""
-        code = f"NAMES, JOB = {NAMES!r}, {job_id!r}\n{PROBE}"
-        return json.loads(self.types(self.bin / "python", "-c", code, timeout_s=timeout_s).stdout)
-
-    def stops(self, job_id):
-        self.types(self.bin / "mpiboot", "stop", job_id)
-
-
 @pytest.fixture(scope="module")
-def alice(minicluster):
-    return User(minicluster)
+def alice(alice):
+    """Hers is not active: the commands are typed by their paths."""
+    return User(alice.cluster, activated=False)
+
+
+def probe_workers(user, job_id):
+    """Return what every worker says of itself."""
+    return json.loads(user.runs_python(f"NAMES, JOB = {NAMES!r}, {job_id!r}\n{PROBE}", timeout_s=150))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +72,7 @@ def job(alice):
 
 @pytest.fixture(scope="module")
 def probe(alice, job):
-    return alice.probes(job)
+    return probe_workers(alice, job)
 
 
 def test_all_workers_on_both_nodes(probe):
@@ -106,7 +89,7 @@ def test_addresses_are_encrypted_and_of_the_named_interface(alice, probe):
 
 
 def test_everything_runs_from_the_staged_prefix(alice, probe):
-    staged = f"/tmp/mpiboot-{alice.cluster.uid}/env-"
+    staged = f"/tmp/mpiboot-{alice.uid}/env-"
     for worker in probe["workers"].values():
         assert worker["prefix"].startswith(staged)
         assert worker["executable"] == f"{worker['prefix']}/bin/python"
@@ -139,7 +122,7 @@ def test_sizes_never_exceed_what_the_job_was_given(probe):
 
 def test_main_job(alice, job):
     code = f"import mpiboot; from mpiboot.examples.demo import main_job\nwith mpiboot.connect({job!r}) as c: main_job(c)"
-    shown = alice.types(alice.bin / "python", "-c", code, timeout_s=240).stdout
+    shown = alice.runs_python(code, timeout_s=240)
     assert "Equal to plain pandas on the same 336,776 flights" in shown
     assert "8 of 8 workers" in shown
 
@@ -152,14 +135,13 @@ def test_status_shows_the_phases(alice, job):
 
 
 def test_the_stage_is_used_again(alice, job, probe):
-    events = alice.cluster.home / ".mpiboot/jobs"
     second = alice.submits("--nodes", "2", "--workers-per-node", "1", "--interface", "eth0")
     try:
-        again = alice.probes(second)
+        again = probe_workers(alice, second)
         assert {w["prefix"] for w in again["workers"].values()} == {
             w["prefix"] for w in probe["workers"].values()
         }
-        lines = (events / f"slurm-{alice.cluster.name}-{second}" / "events.jsonl").read_text().splitlines()
+        lines = (alice.job_directory(second) / "events.jsonl").read_text().splitlines()
         staged = {e["host"]: e["reused"] for e in map(json.loads, lines) if e["event"] == "staged"}
         assert staged == {"node1": True, "node2": True}
     finally:
@@ -181,7 +163,7 @@ def test_sbatch_by_hand(alice, export):
         CONDA_PREFIX=alice.cluster.env,
     ).stdout.strip()
     try:
-        workers = alice.probes(job_id)["workers"].values()
+        workers = probe_workers(alice, job_id)["workers"].values()
         assert sorted(worker["host"] for worker in workers) == ["node1", "node1", "node2", "node2"]
         assert all(worker["prefix"].startswith("/tmp/") for worker in workers)
     finally:
@@ -189,7 +171,7 @@ def test_sbatch_by_hand(alice, export):
 
 
 def test_make_submit(alice):
-    makefile = alice.cluster.home / "Makefile"
+    makefile = alice.home / "Makefile"
     makefile.write_text((Path(__file__).parents[2] / "Makefile").read_text())
     makefile.chmod(0o644)
     shown = alice.types(
@@ -204,7 +186,7 @@ def test_make_submit(alice):
         *("PARTITION=multiple", "INTERFACE=ib0"),
     )
     job_id = shown.stdout.strip()
-    assert len(alice.probes(job_id)["workers"]) == 2
+    assert len(probe_workers(alice, job_id)["workers"]) == 2
     alice.types("make", "--no-print-directory", "stop", f"ENV={alice.cluster.env}", f"JOB={job_id}")
 
 
@@ -214,7 +196,7 @@ def test_submit_from_inside_another_job(alice):
         "srun", "--partition=single", "--nodes=1", "--mpi=pmi2", "bash", "-c", inner
     ).stdout.strip()
     try:
-        assert len(alice.probes(job_id)["workers"]) == 2
+        assert len(probe_workers(alice, job_id)["workers"]) == 2
     finally:
         alice.stops(job_id)
 
@@ -305,7 +287,7 @@ def test_no_space_on_one_node(alice):
 
 
 def test_mpirun_that_is_not_there_and_one_that_does_not_match(alice, mpich_env):
-    mpirun = alice.cluster.home / mpich_env.relative_to("/home/alice") / "bin/mpirun"
+    mpirun = alice.home / mpich_env.relative_to("/home/alice") / "bin/mpirun"
     kept = mpirun.with_name("mpirun.kept")
     mpirun.rename(kept)
     try:
@@ -314,7 +296,7 @@ def test_mpirun_that_is_not_there_and_one_that_does_not_match(alice, mpich_env):
         # Left to itself, mpiboot takes srun.
         job_id = alice.submits("--nodes=2", "--workers-per-node=1", "--no-stage", "--env", mpich_env)
         try:
-            assert len(alice.probes(job_id)["workers"]) == 2
+            assert len(probe_workers(alice, job_id)["workers"]) == 2
         finally:
             alice.stops(job_id)
         # Open MPI's, for an mpi4py that loads MPICH.

@@ -3,13 +3,13 @@
 import json
 import re
 import subprocess
-import time
 
 import pytest
+from waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 
-KNOWN_S = 15  # from when Slurm knows to the end of connect
+KNOWN_S = 30  # from when Slurm knows to the end of connect; 15 on a machine that does nothing else
 SMALL = (
     "--no-stage",
     "--nodes",
@@ -24,35 +24,12 @@ SMALL = (
 HELD = ("--batch-arg=--hold",)
 
 
-class User:
-    def __init__(self, cluster):
-        self.cluster = cluster
-        self.waits = []
-
-    def types(self, *command, check=True, timeout_s=90, user=None):
-        path = f"PATH={self.cluster.env}/bin:/usr/bin:/bin"
-        return self.cluster.login(["env", path, *command], check=check, timeout_s=timeout_s, user=user)
-
-    def submits(self, *options):
-        return self.types("mpiboot", "submit", *options).stdout.strip()
-
-    def python(self, code, check=True):
-        return self.types("python", "-c", code, check=check)
-
-    def begins_to_connect(self, job_id, *options):
-        self.waits.append(
-            Wait(
-                self.cluster.login_argv([str(self.cluster.env / "bin/mpiboot"), "connect", job_id, *options])
-            )
-        )
-        return self.waits[-1]
-
-
 class Wait:
     """A `mpiboot connect` under way."""
 
-    def __init__(self, argv):
-        self.process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def __init__(self, user, job_id, *options):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self.process = user.begins("mpiboot", "connect", job_id, *options, **pipes)
         self.said = ""
 
     def until_it_says(self, pattern):
@@ -67,12 +44,17 @@ class Wait:
         return self.process.returncode, self.said + rest
 
 
-@pytest.fixture(scope="module")
-def alice(minicluster):
-    user = User(minicluster)
-    yield user
-    user.types("scancel", "--me")
-    for wait in user.waits:
+@pytest.fixture
+def connect(alice):
+    """Begin `mpiboot connect`; what a failed test has not waited for is killed."""
+    waits = []
+
+    def begin(job_id, *options):
+        waits.append(Wait(alice, job_id, *options))
+        return waits[-1]
+
+    yield begin
+    for wait in waits:
         with wait.process:
             wait.process.kill()
 
@@ -84,9 +66,9 @@ def job(alice):
     alice.types("mpiboot", "stop", job_id)
 
 
-def test_cancelled_while_pending(alice):
+def test_cancelled_while_pending(alice, connect):
     job_id = alice.submits(*SMALL, *HELD)
-    wait = alice.begins_to_connect(job_id)
+    wait = connect(job_id)
     wait.until_it_says(rf"job {job_id} is PENDING \(JobHeldUser\)")
     alice.types("scancel", job_id)
     status, said = wait.ends()
@@ -97,9 +79,9 @@ def test_cancelled_while_pending(alice):
     )
 
 
-def test_cancelled_while_staging(alice):
+def test_cancelled_while_staging(alice, connect):
     job_id = alice.submits(*SMALL)
-    wait = alice.begins_to_connect(job_id)
+    wait = connect(job_id)
     wait.until_it_says("starting|staging|launching")
     alice.types("scancel", job_id)
     status, said = wait.ends(KNOWN_S + 10)  # what Slurm waits for the end of the nodes' processes
@@ -131,13 +113,13 @@ def hopeless(alice):
     alice.types("scancel", job_id)
 
 
-def test_a_job_that_can_never_start(alice, hopeless):
-    status, said = alice.begins_to_connect(hopeless).ends()
+def test_a_job_that_can_never_start(alice, connect, hopeless):
+    status, said = connect(hopeless).ends()
     assert (status, f"job {hopeless} cannot start: PENDING (DependencyNeverSatisfied)" in said) == (1, True)
 
 
-def test_a_job_that_can_never_start_is_waited_for_as_long_as_asked(alice, hopeless):
-    status, said = alice.begins_to_connect(hopeless, "--queue-timeout", "5").ends()
+def test_a_job_that_can_never_start_is_waited_for_as_long_as_asked(alice, connect, hopeless):
+    status, said = connect(hopeless, "--queue-timeout", "5").ends()
     assert status == 124
     assert re.search(rf"job {hopeless} is still PENDING \(DependencyNeverSatisfied\) after [5-7]\.\d s", said)
 
@@ -154,36 +136,36 @@ def test_a_job_that_can_never_start_is_waited_for_as_long_as_asked(alice, hopele
     ],
     ids=["mpirun-fails", "scheduler-dies-at-once"],
 )
-def test_a_start_that_fails(alice, options, reason, log):
+def test_a_start_that_fails(alice, connect, options, reason, log):
     job_id = alice.submits(*SMALL, *options)
-    status, said = alice.begins_to_connect(job_id).ends(120)
+    status, said = connect(job_id).ends(120)
     assert status == 1
     assert re.search(rf"job {job_id} has ended: FAILED \({reason}", said)
     assert re.search(rf"The end of .*boot\.log:\n(  .*\n)*.*{log}", said)
     # It had ended before this one was called.
-    status, again = alice.begins_to_connect(job_id).ends()
+    status, again = connect(job_id).ends()
     assert (status, f"job {job_id} has ended: FAILED ({reason}" in again) == (1, True)
 
 
-def starts(alice, what, *options):
+def starts(alice, connect, what):
     """A job that is starting workers, and whose rank 0 got the signal `what`."""
-    job_id = alice.submits(*SMALL, *options)
-    wait = alice.begins_to_connect(job_id)
+    job_id = alice.submits(*SMALL)
+    wait = connect(job_id)
     # Slurm gives the first node to the first job
-    folder = f"/tmp/mpiboot-{alice.cluster.uid}/.jobs/slurm-{alice.cluster.name}-{job_id}/scheduler.pid"
+    folder = f"/tmp/mpiboot-{alice.uid}/.jobs/{alice.job_directory(job_id).name}/scheduler.pid"
     found = f"for i in $(seq 300); do [ -s {folder} ] && exec kill -{what} $(cat {folder}); sleep 0.1; done; exit 1"
     alice.cluster.node(1, ["sh", "-c", found], user="root", timeout_s=60)
     return job_id, wait
 
 
-def test_the_scheduler_is_killed_during_the_start(alice):
-    job_id, wait = starts(alice, "KILL")
+def test_the_scheduler_is_killed_during_the_start(alice, connect):
+    job_id, wait = starts(alice, connect, "KILL")
     status, said = wait.ends()
     assert (status, f"job {job_id} has ended: FAILED (the scheduler ended" in said) == (1, True)
 
 
-def test_the_walltime_ends_during_the_start(alice):
-    job_id, wait = starts(alice, "STOP")
+def test_the_walltime_ends_during_the_start(alice, connect):
+    job_id, wait = starts(alice, connect, "STOP")
     wait.until_it_says("starting workers")
     alice.cluster.login(["scontrol", "update", f"job={job_id}", "EndTime=now+5"], user="root")
     status, said = wait.ends(KNOWN_S + 45)
@@ -203,8 +185,8 @@ def test_ctrl_c_leaves_the_job_alone(alice):
 
 def test_a_timeout_says_how_far_it_got(alice, job):
     code = f"import mpiboot; mpiboot.connect({job!r}, timeout=5, n_workers=9)"
-    done = alice.python(f"try:\n  {code}\nexcept TimeoutError as error: print(error)")
-    assert re.search(rf"job {job} is not ready 5\.0 s after its start: .*\. It goes on", done.stdout)
+    said = alice.runs_python(f"try:\n  {code}\nexcept TimeoutError as error: print(error)")
+    assert re.search(rf"job {job} is not ready 5\.0 s after its start: .*\. It goes on", said)
 
 
 MEDDLE = """
@@ -234,34 +216,31 @@ mpiboot.connect({job!r}, timeout="2 min").close()
     ids=["nobody-listens", "another-scheduler"],
 )
 def test_an_endpoint_that_is_not_the_jobs(alice, job, change, message):
-    done = alice.python(MEDDLE.format(job=job, change=change))
-    name, said, seconds = json.loads(done.stdout)
+    name, said, seconds = json.loads(alice.runs_python(MEDDLE.format(job=job, change=change)))
     assert (name, f"job {job} is RUNNING, but " in said, message in said) == ("RendezvousError", True, True)
     assert "The end of " in said and seconds < KNOWN_S
 
 
-def test_what_a_job_published_before_its_requeue(alice):
+def test_what_a_job_published_before_its_requeue(alice, connect):
     """The old endpoint comes back after boot has removed it, as if boot had been killed."""
     job_id = alice.submits(*SMALL, "--batch-arg=--requeue")
-    alice.python(f"import mpiboot; mpiboot.connect({job_id!r}, timeout='2 min').close()")
-    [endpoint] = alice.cluster.home.glob(f".mpiboot/jobs/slurm-*-{job_id}/endpoint.json")
+    alice.runs_python(f"import mpiboot; mpiboot.connect({job_id!r}, timeout='2 min').close()")
+    [endpoint] = alice.home.glob(f".mpiboot/jobs/slurm-*-{job_id}/endpoint.json")
     before = endpoint.read_text()
     alice.types("scontrol", "requeue", job_id)
-    deadline = time.monotonic() + 30
-    while endpoint.exists():
-        assert time.monotonic() < deadline, "boot has not removed its endpoint"
-        time.sleep(0.1)
+    wait_until(lambda: not endpoint.exists(), "removal of the endpoint by boot", 30)
     path = f".mpiboot/jobs/{endpoint.parent.name}/endpoint.json"
-    alice.python(f"import os; os.umask(0o077); open({path!r}, 'w').write({before!r})")
-    status, said = alice.begins_to_connect(job_id, "--queue-timeout", "3").ends()
+    alice.runs_python(f"import os; os.umask(0o077); open({path!r}, 'w').write({before!r})")
+    status, said = connect(job_id, "--queue-timeout", "3").ends()
     assert (status, f"job {job_id} is still PENDING" in said) == (124, True)
     alice.types("mpiboot", "stop", job_id)
 
 
-def test_another_users_scheduler_file(alice):
+def test_another_users_scheduler_file(alice, second):
     content = '{"id": "Scheduler-1", "address": "tls://10.78.0.1:1"}'
-    alice.types("sh", "-c", f"echo '{content}' > /tmp/theirs.json", user="second")
-    done = alice.python("import mpiboot; mpiboot.connect(scheduler_file='/tmp/theirs.json')", check=False)
+    second.types("sh", "-c", f"echo '{content}' > /tmp/theirs.json")
+    code = "import mpiboot; mpiboot.connect(scheduler_file='/tmp/theirs.json')"
+    done = alice.types("python", "-c", code, check=False)
     assert done.returncode == 1
     assert "SecurityError: /tmp/theirs.json cannot be trusted: it belongs to second " in done.stderr
 
@@ -274,4 +253,4 @@ mpiboot.connect({job!r}, timeout="2 min").close()
 with mpiboot.connect(scheduler_file=find_job({job!r}).directory.scheduler_file, n_workers=2) as client:
     print(client.submit(sum, [1, 2]).result())
 """
-    assert alice.python(code).stdout == "3\n"
+    assert alice.runs_python(code) == "3\n"

@@ -9,8 +9,9 @@ import socket
 import subprocess
 
 import pytest
-from browser import COLOURED_PIXELS, browse, chromium
-from faults import boot, wait_until
+from browser import COLOURED_PIXELS, becomes_true, browse, chromium
+from faults import boot
+from waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 __all__ = ["chromium"]
@@ -23,7 +24,7 @@ with mpiboot.connect(sys.argv[1], n_workers=2) as client:
 
 
 @pytest.fixture
-def ssh(minicluster, tmp_path):
+def ssh(alice, tmp_path):
     """An ssh that knows the login node; home is this host, which has no other way to the cluster."""
     dropbear = shutil.which("dropbear", path=f"{os.environ['PATH']}:/usr/sbin")
     if dropbear is None or shutil.which("ssh") is None:
@@ -36,12 +37,12 @@ def ssh(minicluster, tmp_path):
     allow = (
         'umask 077; mkdir -p .ssh; echo "$0" > .ssh/authorized_keys; dropbearkey -t ed25519 -f .ssh/host >&2'
     )
-    minicluster.login(["sh", "-c", allow, key.with_suffix(".pub").read_text().strip()])
+    alice.types("sh", "-c", allow, key.with_suffix(".pub").read_text().strip())
     port = "2222"
     serve = [dropbear, "-F", "-E", "-s", "-p", f"127.0.0.1:{port}", "-r", "/home/alice/.ssh/host"]
     with (tmp_path / "dropbear.log").open("w") as log:
-        server = subprocess.Popen(minicluster.login_argv(serve), stdin=subprocess.DEVNULL, stderr=log)
-    way = minicluster.login_argv(["socat", "-", f"TCP:127.0.0.1:{port},retry=20,interval=0.2"])
+        server = alice.begins(*serve, stdin=subprocess.DEVNULL, stderr=log)
+    way = alice.cluster.login_argv(["socat", "-", f"TCP:127.0.0.1:{port},retry=20,interval=0.2"])
     config = tmp_path / "config"
     config.write_text(
         f"Host login\n  ProxyCommand {shlex.join(way)}\n  IdentityFile {key}\n  IdentitiesOnly yes\n"
@@ -53,10 +54,9 @@ def ssh(minicluster, tmp_path):
     server.wait(30)
 
 
-def test_from_home(minicluster, ssh, chromium, tmp_path):
-    job = boot(minicluster, "--nodes", "2", "--workers-per-node", "1")
-    mpiboot = f"{minicluster.env}/bin/mpiboot"
-    shown = minicluster.login([mpiboot, "dashboard", job.job_id])
+def test_from_home(alice, ssh, chromium, tmp_path):
+    job = boot(alice, "--nodes", "2", "--workers-per-node", "1")
+    shown = alice.types("mpiboot", "dashboard", job.job_id)
     said = " ".join((shown.stdout + shown.stderr).split())
     line = re.search(r"ssh (-N -L (\d+):[\d.]+:\d+ alice@login)", said)
     token = re.search(r"\?token=\S+", said)
@@ -69,20 +69,19 @@ def test_from_home(minicluster, ssh, chromium, tmp_path):
 
         async def main():
             async with browse(chromium) as browser:
-                page = await browser.page()
-                await page.go(f"http://localhost:{line[2]}/status{token[0]}")
-                assert await page.evaluate("location.href") == f"http://localhost:{line[2]}/status"
-                await page.until("window.Bokeh?.documents?.length > 0")
+                page = await browser.new_page()
+                await page.goto(f"http://localhost:{line[2]}/status{token[0]}")
+                assert page.url == f"http://localhost:{line[2]}/status"
+                await becomes_true(page, "window.Bokeh?.documents?.length > 0")
                 before = await page.evaluate(COLOURED_PIXELS)
-                script = [f"{minicluster.env}/bin/python", "-c", WORK, job.job_id]
-                await asyncio.to_thread(minicluster.login, script)
-                await page.until(f"{COLOURED_PIXELS.strip()} > {before} + 500")
+                await asyncio.to_thread(alice.runs_python, WORK, job.job_id)
+                await becomes_true(page, f"{COLOURED_PIXELS.strip()} > {before} + 500")
 
         asyncio.run(main())
     finally:
         tunnel.terminate()
         tunnel.wait(30)
-        minicluster.login([mpiboot, "stop", job.job_id], timeout_s=90)
+        alice.stops(job.job_id)
 
 
 def answers(port):

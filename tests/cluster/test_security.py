@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from faults import wait_until
+from waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -70,26 +70,16 @@ def look(client):
 )
 
 
-class User:
-    """alice, or another, at the keyboard of some host."""
+def look_at(user, job_id):
+    code = (
+        f"{LOOK}\nimport mpiboot\nwith mpiboot.connect({job_id!r}, timeout='2 min') as client: look(client)"
+    )
+    return json.loads(user.runs_python(code))
 
-    def __init__(self, cluster, name=None):
-        self.cluster, self.name = cluster, name or cluster.user
 
-    def types(self, *command, node=None, check=True, timeout_s=120, **variables):
-        path = f"PATH={self.cluster.env}/bin:/usr/bin:/bin"
-        argv = ["env", path, *(f"{name}={value}" for name, value in variables.items()), *map(str, command)]
-        options = {"user": self.name, "check": check, "timeout_s": timeout_s}
-        return (
-            self.cluster.login(argv, **options) if node is None else self.cluster.node(node, argv, **options)
-        )
-
-    def looks(self, job_id):
-        code = f"{LOOK}\nimport mpiboot\nwith mpiboot.connect({job_id!r}, timeout='2 min') as client: look(client)"
-        return json.loads(self.types("python", "-c", code).stdout)
-
-    def attacks(self, targets, node=None):
-        return json.loads(self.types("python", "-c", STRANGER, json.dumps(targets), node=node).stdout)
+def attack(stranger, targets, node=None):
+    """Return what a stranger got of these targets, from the login node or another."""
+    return json.loads(stranger.types("python", "-c", STRANGER, json.dumps(targets), node=node).stdout)
 
 
 @dataclass
@@ -103,19 +93,12 @@ class Victim:
     secrets: dict  # name -> what must be seen nowhere
 
 
-@pytest.fixture(scope="module")
-def alice(minicluster):
-    # As on many sites, where a home can be entered: what protects a job then is its own modes alone.
-    user = User(minicluster)
-    user.types("chmod", "755", "/home/alice")
-    yield user
-    user.types("scancel", "--me")
-    user.types("chmod", "700", "/home/alice")
-
-
-@pytest.fixture(scope="module")
-def second(minicluster):
-    return User(minicluster, "second")
+@pytest.fixture(scope="module", autouse=True)
+def _open_home(alice):
+    """As on many sites, where a home can be entered: what protects a job then is its own modes alone."""
+    alice.types("chmod", "755", "/home/alice")
+    yield
+    alice.types("chmod", "700", "/home/alice")
 
 
 @pytest.fixture(scope="module")
@@ -124,9 +107,9 @@ def victim(alice):
         *("mpiboot", "submit", "--nodes", "2", "--workers-per-node", "1", "--interface", "ib0"),
         *("--mem", "2G", "--cpus-per-worker", "1", "--time", "10"),
     ).stdout.strip()
-    seen = alice.looks(job_id)
-    directory = Path(f"/home/alice/.mpiboot/jobs/slurm-{alice.cluster.name}-{job_id}")
-    on_host = alice.cluster.home / directory.relative_to("/home/alice")
+    seen = look_at(alice, job_id)
+    directory = Path("/home/alice/.mpiboot/jobs", alice.job_directory(job_id).name)
+    on_host = alice.home / directory.relative_to("/home/alice")
     secrets = {"token": (on_host / "tls/token").read_text()}
     for key in on_host.glob("tls/*-key.pem"):
         secrets[key.name] = key.read_text().splitlines()[1]
@@ -171,7 +154,7 @@ def test_a_stranger_gets_nothing(alice, second, victim, host):
         *scheduler["paths"]
     }
     assert [{"/metrics", "/health"} < {*worker["paths"]} for worker in workers] == [True, True]
-    got = second.attacks(targets, node=HOSTS[host])
+    got = attack(second, targets, node=HOSTS[host])
     assert len(got) == 2 + 5 + 3 + len(files)
     assert {name: what for name, what in got.items() if what is not None} == {}
 
@@ -195,7 +178,7 @@ def test_no_secret_is_shown(alice, second, victim):
         # What root sees, everyone sees who may look at a command line.
         readable = "for f in /proc/[0-9]*/cmdline; do tr '\\0' ' ' < $f; done; cat /proc/[0-9]*/environ 2>/dev/null; true"
         shown[f"proc on {node}"] = second.types("sh", "-c", readable, node=node).stdout
-    for path in [*victim.on_host.iterdir(), *(alice.cluster.home / ".mpiboot/logs").iterdir()]:
+    for path in [*victim.on_host.iterdir(), *(alice.home / ".mpiboot/logs").iterdir()]:
         if path.is_file():
             shown[path.name] = path.read_text()
     assert {"scheduler.json", "endpoint.json", "job.json", "ranks.log", "boot.log", "events.jsonl"} < {*shown}
@@ -256,7 +239,7 @@ def who(command):
         ("rank", r"/dask-mpi "),
         ("worker", r"multiprocessing.spawn"),
         ("boot", r"-m mpiboot boot"),
-        ("agent", r"-m mpiboot.node"),
+        ("agent", r"-m mpiboot.agent.agent"),
     ):
         if re.search(mark, command):
             return name
@@ -318,7 +301,7 @@ def test_every_listening_socket(alice, second, victim):
         agent = ("agent", "/proc/self/fd/3/agent.sock")
         assert [owner for owner, address in unix if not address.startswith("/proc/self/fd/")] == []
         assert agent in unix and {owner for owner, _ in unix} <= {"agent", "boot"}
-        folder = f"/tmp/mpiboot-{alice.cluster.uid}/.jobs/{victim.directory.name}"
+        folder = f"/tmp/mpiboot-{alice.uid}/.jobs/{victim.directory.name}"
         speak = f"import socket; socket.socket(socket.AF_UNIX).connect({folder + '/agent.sock'!r})"
         assert "PermissionError" in second.types("python", "-c", speak, node=k, check=False).stderr
         assert alice.types("python", "-c", speak, node=k).returncode == 0
@@ -354,7 +337,7 @@ def test_a_planted_job_directory_is_refused(alice, second, victim):
 )
 def test_a_planted_staging_root_is_refused(alice, second, plant):
     """On the node, before the job: the boot ends, and names it."""
-    root = f"/var/tmp/mpiboot-{alice.cluster.uid}"
+    root = f"/var/tmp/mpiboot-{alice.uid}"
     alice.types("rm", "-rf", root, node=3)
     second.types("rm", "-rf", root, "/var/tmp/theirs", node=3)
     second.types("sh", "-c", plant.format(root), node=3)
@@ -389,7 +372,7 @@ def test_a_planted_staging_root_is_refused(alice, second, plant):
 
 
 def test_the_owner_s_job_goes_on_and_its_secrets_end_with_it(alice, victim):
-    again = alice.looks(victim.job_id)
+    again = look_at(alice, victim.job_id)
     assert (again["id"], again["pids"], again["sum"]) == (victim.seen["id"], victim.seen["pids"], 45)
     alice.types("mpiboot", "stop", victim.job_id)
     left = {path.name for path in victim.on_host.rglob("*")}
@@ -426,7 +409,7 @@ def test_dashboard_tls(alice):
             "    with build_opener(https, HTTPCookieProcessor()).open(link, timeout=60) as page:\n"
             "        print(page.status, page.url)"
         )
-        authority = f"/home/alice/.mpiboot/jobs/slurm-{alice.cluster.name}-{job_id}/tls/ca.pem"
+        authority = f"/home/alice/.mpiboot/jobs/{alice.job_directory(job_id).name}/tls/ca.pem"
         shown = alice.types("python", "-c", code, authority, link, by_name).stdout
         assert shown.split() == [word for url in (link, by_name) for word in ("200", url.partition("?")[0])]
     finally:
@@ -484,9 +467,9 @@ def test_all_of_it_succeeds_against_the_recipe_in_use(alice, second):
             # Bokeh makes each page anew, in half a second: of the pages, every tenth, and that from one place.
             paths = scheduler["paths"][::10] if node == 3 else ["/health", "/json/counts.json"]
             targets["http"] = [{**scheduler, "paths": paths}, *workers]
-            got = second.attacks(targets, node=node)
+            got = attack(second, targets, node=node)
             assert {name for name, what in got.items() if what is None} == set()
-            assert got["a task runs"] == alice.cluster.uid
+            assert got["a task runs"] == alice.uid
             assert list(got["http 0, of a scheduler"]) == paths
         # The planted staging root holds alice's environment now, and the planter can exchange it.
         second.types("mv", "/tmp/stage/dask-mpi", "/tmp/stage/other", node=1)

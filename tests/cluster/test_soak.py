@@ -11,10 +11,10 @@ pytestmark = pytest.mark.cluster
 SECONDS = 45.0
 
 
-def test_a_short_soak(minicluster):
+def test_a_short_soak(alice):
     seed = secrets.randbelow(10**6)
     print(f"seed {seed}")
-    figures = soak(minicluster, SECONDS, seed)
+    figures = soak(alice, SECONDS, seed)
     print(json.dumps(figures, indent=1))
     assert verdict(figures) == []
     assert figures["results"] > 0

@@ -1,7 +1,8 @@
 """A lost worker or node costs its tasks, not the job."""
 
 import pytest
-from faults import assert_nothing_remains, boot, kill, wait_until
+from faults import assert_nothing_remains, boot, kill
+from waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -20,13 +21,11 @@ WORKER = "[s]pawn_main"
 RANK = "bin/[d]ask-mpi"  # the first of a node is the server that the others are forked from
 
 
-def test_losses_cost_tasks_not_results(minicluster):
-    job = boot(minicluster, "--nodes", "3", "--workers-per-node", "2")
-    (minicluster.home / "work.py").write_text(WORK)
-    minicluster.login(
-        ["bash", "-c", f"setsid {minicluster.env}/bin/python -u work.py {job.job_id} > work.out 2>&1 &"]
-    )
-    output = minicluster.home / "work.out"
+def test_losses_cost_tasks_not_results(minicluster, alice):
+    job = boot(alice, "--nodes", "3", "--workers-per-node", "2")
+    work = alice.writes("work.py", WORK)
+    alice.types("bash", "-c", f"setsid python -u {work} {job.job_id} > work.out 2>&1 &")
+    output = alice.home / "work.out"
     wait_until(lambda: output.exists() and "at work" in output.read_text(), "work", 40)
     kill(minicluster, 3, WORKER)
     ended = job.wait_for("worker-exit")[0]
@@ -40,15 +39,15 @@ def test_losses_cost_tasks_not_results(minicluster):
         assert job.wait_for("lost-node")[0]["host"] == "node2"
         wait_until(lambda: "all right" in output.read_text(), "right results", 60, output.read_text)
         assert job.slurm_state() == "RUNNING"
-        minicluster.login([f"{minicluster.env}/bin/mpiboot", "stop", job.job_id], timeout_s=90)
+        alice.stops(job.job_id)
         assert job.named("closed")[-1]["exit_status"] == 0
-        assert_nothing_remains(minicluster, (1, 3))
+        assert_nothing_remains(alice, (1, 3))
     finally:
         minicluster.start(2)
 
 
-def test_too_few_workers_and_the_first_node(minicluster):
-    few = boot(minicluster, "--nodes", "2", "--workers-per-node", "1", "--min-workers", "2")
+def test_too_few_workers_and_the_first_node(minicluster, alice):
+    few = boot(alice, "--nodes", "2", "--workers-per-node", "1", "--min-workers", "2")
     first = few.named("phase")[0]["nodes"]
     assert first == ["node1", "node2"]
     minicluster.kill(2)
@@ -56,13 +55,13 @@ def test_too_few_workers_and_the_first_node(minicluster):
     closed = few.wait_for("closed", timeout_s=60)[-1]
     assert closed["reason"].startswith("1 workers are left, fewer than --min-workers 2, for 30")
     assert closed["exit_status"] == 1
-    assert_nothing_remains(minicluster)
+    assert_nothing_remains(alice)
     few.wait_ended(60)
-    job = boot(minicluster, "--nodes", "2", "--workers-per-node", "1")
+    job = boot(alice, "--nodes", "2", "--workers-per-node", "1")
     minicluster.kill(1)
     try:
         job.wait_ended(120)
         assert job.wait_for("closed")[-1]["reason"].startswith("the first node, node1, is lost")
-        assert_nothing_remains(minicluster, (2,))
+        assert_nothing_remains(alice, (2,))
     finally:
         minicluster.start(1)

@@ -24,36 +24,11 @@ SMALL = (
 HOSTILE_HOME = '/home/alice/it\'s a "home" 100%'
 
 
-class User:
-    def __init__(self, cluster):
-        self.cluster = cluster
-
-    def types(self, *command, check=True, timeout_s=120, **variables):
-        path = f"PATH={self.cluster.env}/bin:/usr/bin:/bin"
-        return self.cluster.login(
-            ["env", path, *(f"{name}={value}" for name, value in variables.items()), *command],
-            check=check,
-            timeout_s=timeout_s,
-        )
-
-    def writes(self, name, text):
-        self.types("sh", "-c", 'mkdir -p "$(dirname "$0")"; printf %s "$1" > "$0"', name, text)
-        return name
-
-    def runs_in_batch(self, *command, options=(), **variables):
-        """Exit status of `submit --wait`, the job's id and output."""
-        done = self.types(
-            *("mpiboot", "submit", *SMALL, "--wait", *options, "--", *command), check=False, **variables
-        )
-        job_id = done.stdout.strip()
-        return done.returncode, job_id, self.types("cat", f"slurm-{job_id}.out").stdout
-
-
-@pytest.fixture(scope="module")
-def alice(minicluster):
-    user = User(minicluster)
-    yield user
-    user.types("scancel", "--me")
+def runs_in_batch(user, *command, options=()):
+    """Return the exit status of `submit --wait`, the job's id and its output."""
+    done = user.types("mpiboot", "submit", *SMALL, "--wait", *options, "--", *command, check=False)
+    job_id = done.stdout.strip()
+    return done.returncode, job_id, user.types("cat", f"slurm-{job_id}.out").stdout
 
 
 def test_from_the_shell(alice):
@@ -88,11 +63,7 @@ def test_from_the_shell(alice):
     for job in (repr(job_id), "'flights'", "None"):
         assert alice.types("python", "-c", code.replace("JOB", job)).stdout == "3\n"
 
-    follow = subprocess.Popen(
-        alice.cluster.login_argv([str(alice.cluster.env / "bin/mpiboot"), "logs", job_id, "-f"]),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    follow = alice.begins("mpiboot", "logs", job_id, "-f", stdout=subprocess.PIPE)
     stopped = alice.types("mpiboot", "stop", job_id)
     assert f"job {job_id}: COMPLETED (stopped)" in stopped.stderr
     assert alice.types("squeue", "--noheader", "--me").stdout == ""
@@ -126,7 +97,7 @@ def test_batch(alice, export):
     """An unchanged Dask script; its status becomes the job's; secrets travel in the environment alone."""
     script = alice.writes("a script.py", SCRIPT)
     options = (*export, "--env-var", "SECRET=it's; $(a) secret", "--env-var", "PYTHONPATH=/home/alice/mine")
-    status, job_id, output = alice.runs_in_batch("python", script, "7", "a b", options=options)
+    status, job_id, output = runs_in_batch(alice, "python", script, "7", "a b", options=options)
     assert (status, output.count("it's; $(a) secret")) == (7, 3), output
     assert "3 [\"it's; $(a) secret\", \"it's; $(a) secret\"] it's; $(a) secret ['7', 'a b']" in output
     assert "on the path: {True}" in output
@@ -176,17 +147,17 @@ def test_site_settings_and_a_home_with_quotes(alice):
 
 def test_from_other_pythons_than_the_environments(alice):
     """Submitted, and connected to, from Debian's Python; as if with another toolz; as if from another minor version."""
-    [site] = alice.cluster.home.glob("env/lib/python3.*/site-packages")
-    packages = f"/home/alice/{site.relative_to(alice.cluster.home)}"
+    [site] = alice.home.glob("env/lib/python3.*/site-packages")
+    packages = f"/home/alice/{site.relative_to(alice.home)}"
     alice.types("/usr/bin/python3", "-m", "venv", "--without-pip", "login")
-    [login] = alice.cluster.home.glob("login/lib/python3.*/site-packages")
-    alice.writes(str(login.relative_to(alice.cluster.home) / "env.pth"), packages)
+    [login] = alice.home.glob("login/lib/python3.*/site-packages")
+    alice.writes(str(login.relative_to(alice.home) / "env.pth"), packages)
     options = [*SMALL[1:], "--env", "/home/alice/env"]
     job_id = alice.types("login/bin/python", "-m", "mpiboot", "submit", *options).stdout.strip()
 
     code = "import mpiboot, sys; print(*set(mpiboot.connect().run(lambda: sys.prefix).values()))"
     seen = alice.types("login/bin/python", "-c", code)
-    assert re.match(rf"/tmp/mpiboot-{alice.cluster.uid}/env-", seen.stdout)
+    assert re.match(rf"/tmp/mpiboot-{alice.uid}/env-", seen.stdout)
     here, theirs = (
         alice.types(python, "-c", "import platform; print(platform.python_version())").stdout.strip()
         for python in ("/usr/bin/python3", "env/bin/python")

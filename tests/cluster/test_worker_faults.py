@@ -1,6 +1,5 @@
 """Faults of single processes: memory, deadly tasks, workers that hang; and a notebook that is killed."""
 
-import os
 import re
 import signal
 import subprocess
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 from faults import assert_nothing_remains, boot
 from slurmcluster import Minicluster
+from user import User
 
 pytestmark = pytest.mark.cluster
 
@@ -51,20 +51,15 @@ time.sleep(600)
 GREEDY_ALONE = "all_right('greedy-job')\n"
 
 
-def types(cluster, *words, **options):
-    return cluster.login([f"{cluster.env}/bin/mpiboot", *words], **options)
+def notebook(user, job, code):
+    return user.runs_python(WORK + code, job.job_id, timeout_s=150)
 
 
-def notebook(cluster, job, code, timeout_s=150):
-    return cluster.login([f"{cluster.env}/bin/python", "-uc", WORK + code, job.job_id], timeout_s=timeout_s)
-
-
-def test_memory_hang_deadly_task_and_a_killed_notebook(minicluster):
+def test_memory_hang_deadly_task_and_a_killed_notebook(alice):
     """Each costs workers, which come back, and no result; the last client's end is that of the job."""
     quick = ("--env-var", "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL=20s", "--idle-timeout", "20 s")
-    job = boot(minicluster, "--nodes", "2", "--workers-per-node", "2", "--mem", "1200M", *quick)
-    done = notebook(minicluster, job, GREEDY_AND_HUNG + DEADLY)
-    assert done.stdout.splitlines() == [
+    job = boot(alice, "--nodes", "2", "--workers-per-node", "2", "--mem", "1200M", *quick)
+    assert notebook(alice, job, GREEDY_AND_HUNG + DEADLY).splitlines() == [
         "greedy all right",
         "hung all right",
         "KilledWorker 10",
@@ -75,101 +70,80 @@ def test_memory_hang_deadly_task_and_a_killed_notebook(minicluster):
     assert greedy["how"].startswith("for its memory: it came near its limit of 5")
     assert hung["address"] == job.named("hung-worker")[0]["address"]
     assert [event["how"] for event in killed] == ["by signal 9"] * 11
-    shown = types(minicluster, "status", job.job_id).stdout
+    shown = alice.types("mpiboot", "status", job.job_id).stdout
     assert "the last 5 of 14 faults" in shown
 
-    first = subprocess.Popen(
-        minicluster.login_argv([f"{minicluster.env}/bin/python", "-uc", WORK + AT_WORK, job.job_id]),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    first = alice.begins("python", "-uc", WORK + AT_WORK, job.job_id, stdout=subprocess.PIPE)
     try:
         assert first.stdout.readline() == "at work\n"
-        minicluster.login(["pkill", "-KILL", "-f", "[a]t work"])
+        alice.types("pkill", "-KILL", "-f", "[a]t work")
         assert first.wait(20)
     finally:
         first.kill()
         first.stdout.close()
-    assert (
-        "done"
-        in notebook(minicluster, job, "assert client.submit(square, 3).result(60) == 9; print('done')").stdout
-    )
+    assert "done" in notebook(alice, job, "assert client.submit(square, 3).result(60) == 9; print('done')")
     closed = job.wait_for("closed", timeout_s=40)[-1]
     assert (closed["reason"], closed["exit_status"]) == ("idle-timeout", 0)
     job.wait_ended()
-    assert_nothing_remains(minicluster)
+    assert_nothing_remains(alice)
 
 
 @pytest.mark.skipif(not CGROUP_V1.exists(), reason="this machine has no cgroup v1 memory controller")
 def test_a_worker_that_the_jobs_cgroup_kills():
     """No limit of Dask's own ends it here: only the kernel, at the job's."""
-    with Minicluster.booted("--cgroup", "--nodes=2", name=f"mcm{os.getpid()}") as cluster:
-        cluster = Minicluster(cluster.name, cluster.folder, env=cluster.add_env("env", ["openmpi", "demo"]))
+    with Minicluster.booted("--cgroup", "--nodes=2", suffix="cgroup") as cluster:
+        cluster.add_env("env", ["openmpi", "demo"])
+        alice = User(cluster)
         unlimited = ("--env-var", "DASK_DISTRIBUTED__WORKER__MEMORY__TERMINATE=False")
-        job = boot(cluster, "--nodes", "2", "--workers-per-node", "1", "--mem", "1G", *unlimited)
-        assert notebook(cluster, job, GREEDY_ALONE).stdout == "greedy-job all right\n"
+        job = boot(alice, "--nodes", "2", "--workers-per-node", "1", "--mem", "1G", *unlimited)
+        assert notebook(alice, job, GREEDY_ALONE) == "greedy-job all right\n"
         (killed,) = job.named("worker-exit")
         assert (killed["memory"], killed["exit_status"]) == ("cgroup", -signal.SIGKILL)
-        assert "for its memory: the kernel ended it" in types(cluster, "status", job.job_id).stdout
-        types(cluster, "stop", job.job_id, timeout_s=60)
-        job.wait_ended()
-        assert_nothing_remains(cluster, (1, 2))
+        assert "for its memory: the kernel ended it" in alice.types("mpiboot", "status", job.job_id).stdout
+        job.stop()
+        assert_nothing_remains(alice, (1, 2))
 
 
 @pytest.mark.parametrize("started", [False, True], ids=["pending", "running"])
-def test_ctrl_c_of_submit_wait_leaves_the_job_alone(minicluster, started):
-    words = [
-        "submit",
-        "--wait",
-        "--no-stage",
-        "--nodes",
-        "2",
-        "--workers-per-node",
-        "1",
-        "--interface",
-        "ib0",
-    ]
+def test_ctrl_c_of_submit_wait_leaves_the_job_alone(alice, started):
+    small = ("--no-stage", "--nodes", "2", "--workers-per-node", "1", "--interface", "ib0")
     hold = [] if started else ["--batch-arg=--hold"]
-    submit = subprocess.Popen(
-        minicluster.login_argv([f"{minicluster.env}/bin/mpiboot", *words, *hold]),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    submit = alice.begins(
+        "mpiboot", "submit", "--wait", *small, *hold, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     try:
         job_id = submit.stdout.readline().strip()
         wanted = re.compile(" is (staging|starting)" if started else " is PENDING")
         assert any(wanted.search(line) for line in iter(submit.stderr.readline, ""))
-        minicluster.login(["pkill", "-INT", "-f", "[s]ubmit --wait"])
+        alice.types("pkill", "-INT", "-f", "[s]ubmit --wait")
         said = submit.communicate(timeout=20)[1]
     finally:
         submit.kill()
     assert submit.returncode == 130
     come_back = f"job {job_id} goes on. Come back: mpiboot connect {job_id}; end it: mpiboot stop {job_id}"
     assert said.splitlines()[-1] == f"mpiboot: {come_back}"
-    assert types(minicluster, "status", job_id).stdout.startswith(
-        f"job {job_id}: {'RUNNING' if started else 'PENDING'}"
-    )
-    types(minicluster, "stop", job_id, timeout_s=60)
-    assert_nothing_remains(minicluster)
+    state = "RUNNING" if started else "PENDING"
+    assert alice.types("mpiboot", "status", job_id).stdout.startswith(f"job {job_id}: {state}")
+    alice.stops(job_id)
+    assert_nothing_remains(alice)
 
 
-def test_what_a_lost_first_node_left_is_swept_and_explained(minicluster):
+def test_what_a_lost_first_node_left_is_swept_and_explained(minicluster, alice):
     """Nobody is left to clean up after a job whose only node is gone; the next command does."""
-    job = boot(minicluster, "--partition", "single", "--nodes", "1", "--workers-per-node", "1")
+    job = boot(alice, "--partition", "single", "--nodes", "1", "--workers-per-node", "1")
     node = int(job.named("phase")[0]["nodes"][0].removeprefix("node"))
     minicluster.kill(node)
     try:
         job.wait_ended(90)
         assert (job.folder / "tls").is_dir()
-        assert types(minicluster, "list").stdout == ""
+        assert alice.types("mpiboot", "list").stdout == ""
         left = [
             path for path in job.folder.iterdir() if path.name in ("tls", "endpoint.json", "scheduler.json")
         ]
         assert left == []
-        shown = types(minicluster, "status", job.job_id).stdout
+        shown = alice.types("mpiboot", "status", job.job_id).stdout
         assert shown.startswith(f"job {job.job_id}: NODE_FAIL (")
         assert "mpiboot boot left no last word: it was killed, or its node was lost" in shown
     finally:
         minicluster.start(node)
-    assert_nothing_remains(minicluster)
+    assert_nothing_remains(alice)

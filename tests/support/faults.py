@@ -1,17 +1,19 @@
-"""Jobs on the minicluster to be broken: booted, watched, and searched for what they leave."""
+"""A user's jobs that tests break: boot one, watch its events, kill parts of it, list what it leaves behind."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from slurmcluster import Minicluster
+from user import User
+from waiting import wait_until
 
-# Prints what a user has on a node: processes, files in the folders of all, what mpiboot keeps there for good left out.
+# Prints what a user has on a node: processes, and files in shared folders but the stages and locks that stay there.
 LIST = r"""
 for environ in /proc/[0-9]*/environ; do
   pid=${environ#/proc/}; pid=${pid%/environ}
@@ -30,9 +32,9 @@ SECRETS = ("tls", "endpoint.json", "scheduler.json", "rank-environment.json")
 
 @dataclass
 class BootedJob:
-    cluster: Minicluster
+    user: User
     job_id: str
-    folder: Path
+    folder: Path  # the job directory, by its path on this machine
 
     def events(self) -> list[dict[str, Any]]:
         try:
@@ -48,15 +50,22 @@ class BootedJob:
         return self.named(name)
 
     def slurm_state(self) -> str:
-        words = self.cluster.login(["scontrol", "show", "job", self.job_id]).stdout.split()
-        return next(word.partition("=")[2] for word in words if word.startswith("JobState="))
+        return self._slurm_says("JobState")
 
     def exit_code(self) -> str:
-        words = self.cluster.login(["scontrol", "show", "job", self.job_id]).stdout.split()
-        return next(word.partition("=")[2] for word in words if word.startswith("ExitCode="))
+        return self._slurm_says("ExitCode")
 
-    def wait_ended(self, timeout_s: float = 15) -> float:
-        """Wait until Slurm has the nodes back; how long that took."""
+    def _slurm_says(self, key: str) -> str:
+        words = self.user.types("scontrol", "show", "job", self.job_id).stdout.split()
+        return next(word.partition("=")[2] for word in words if word.startswith(f"{key}="))
+
+    def stop(self) -> None:
+        """Stop it as its user does, and wait for its end."""
+        self.user.stops(self.job_id)
+        self.wait_ended()
+
+    def wait_ended(self, timeout_s: float = 30) -> float:
+        """Wait until Slurm has the nodes back; return how many seconds that took."""
         began = time.monotonic()
         wait_until(
             lambda: self.slurm_state() not in ("PENDING", "RUNNING", "COMPLETING"),
@@ -67,15 +76,8 @@ class BootedJob:
         return time.monotonic() - began
 
 
-def wait_until(done: Callable[[], bool], what: str, timeout_s: float, seen: Callable[[], Any] = str) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not done():
-        assert time.monotonic() < deadline, f"no {what} within {timeout_s:g} s; seen: {seen()}"
-        time.sleep(0.2)
-
-
 def boot(
-    cluster: Minicluster,
+    user: User,
     *options: str,
     command: Sequence[str] = (),
     ready: bool = True,
@@ -83,15 +85,8 @@ def boot(
 ) -> BootedJob:
     """Submit a small job, and wait until it is ready."""
     small = ("--interface", "ib0", "--cpus-per-worker", "1", *([] if staged else ["--no-stage"]))
-    submit = [
-        f"{cluster.env}/bin/mpiboot",
-        "submit",
-        *small,
-        *options,
-        *(["--", *command] if command else []),
-    ]
-    job_id = cluster.login(submit, timeout_s=90).stdout.strip()
-    job = BootedJob(cluster, job_id, cluster.home / ".mpiboot/jobs" / f"slurm-{cluster.name}-{job_id}")
+    job_id = user.submits(*small, *options, *(["--", *command] if command else []))
+    job = BootedJob(user, job_id, user.job_directory(job_id))
     if ready:
         job.wait_for("ready", timeout_s=120)
     return job
@@ -100,24 +95,22 @@ def boot(
 def kill(
     cluster: Minicluster, node: int, pattern: str, *, signal: str = "KILL", which: str = "head -1"
 ) -> None:
-    """Signal one process of a node's, found by its command line."""
+    """Signal one of alice's processes on a node, found by its command line."""
     script = f'pid=$(pgrep -u "$USER" -f "{pattern}" | {which}) && kill -{signal} $pid'
     cluster.node(node, ["bash", "-c", script])
 
 
-def remains(cluster: Minicluster, nodes: Sequence[int] = (1, 2, 3)) -> list[str]:
-    """What of the user's is left on the nodes, and of secrets in the job directories."""
-    found = [
+def remains(user: User, nodes: Sequence[int] = (1, 2, 3)) -> list[str]:
+    """List what of the user's is left on the nodes, and of secrets in the job directories."""
+    on_nodes = [
         f"node{node}: {line}"
         for node in nodes
-        for line in cluster.node(node, ["bash", "-c", LIST]).stdout.splitlines()
+        for line in user.types("bash", "-c", LIST, node=node).stdout.splitlines()
     ]
-    jobs = cluster.home / ".mpiboot/jobs"
-    return found + [str(path) for job in jobs.glob("*") for name in SECRETS if (path := job / name).exists()]
+    secrets = [job / name for job in user.jobs().glob("*") for name in SECRETS if (job / name).exists()]
+    return on_nodes + [str(path) for path in secrets]
 
 
-def assert_nothing_remains(
-    cluster: Minicluster, nodes: Sequence[int] = (1, 2, 3), timeout_s: float = 5
-) -> None:
-    """Listed, not trusted; an agent may still be removing when Slurm has the nodes back."""
-    wait_until(lambda: not remains(cluster, nodes), "clean nodes", timeout_s, lambda: remains(cluster, nodes))
+def assert_nothing_remains(user: User, nodes: Sequence[int] = (1, 2, 3), timeout_s: float = 15) -> None:
+    """Fail unless all is gone in time; an agent may still be removing when Slurm has the nodes back."""
+    wait_until(lambda: not remains(user, nodes), "clean nodes", timeout_s, lambda: remains(user, nodes))

@@ -1,4 +1,4 @@
-"""pytest fixtures over real things: a Slurm of several nodes, conda environments."""
+"""The fixtures of all tests: conda environments, a Slurm of several nodes, its users."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from condaenv import cached_env
 from slurmcluster import Minicluster, report_sections, why_no_cluster
+from user import User
 
 UP = pytest.StashKey[Minicluster]()
 
@@ -20,7 +21,10 @@ def conda_env_small() -> Path:
 
 @pytest.fixture(scope="session")
 def minicluster(request: pytest.FixtureRequest) -> Iterator[Minicluster]:
-    """One cluster of three nodes for the whole run; alice's environment `cluster.env` has mpiboot, Open MPI, the demo."""
+    """A cluster of three nodes, one for each process of the test run.
+
+    alice's environment `cluster.env` has mpiboot, Open MPI, and what the demo and the notebook need.
+    """
     reason = why_no_cluster()
     if reason:
         pytest.skip(reason)
@@ -35,6 +39,21 @@ def minicluster(request: pytest.FixtureRequest) -> Iterator[Minicluster]:
 def mpich_env(minicluster: Minicluster) -> Path:
     """The same with MPICH; its prefix on the cluster."""
     return minicluster.add_env("env-mpich", ["mpich", "demo"])
+
+
+@pytest.fixture(scope="module")
+def alice(minicluster: Minicluster) -> Iterator[User]:
+    """The cluster's ordinary user, who has no job when a module's tests begin."""
+    user = User(minicluster)
+    user.cancels_all()
+    yield user
+    user.cancels_all()
+
+
+@pytest.fixture
+def second(minicluster: Minicluster) -> User:
+    """A user who has no rights on anything of alice's."""
+    return User(minicluster, "second")
 
 
 @pytest.hookimpl(wrapper=True)

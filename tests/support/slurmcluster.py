@@ -1,9 +1,13 @@
-"""The minicluster as tests use it: boot one, run commands on it, break it, read its logs."""
+"""The minicluster as tests use it: boot one, run commands on it, break it, read its logs.
+
+Each process of a test run (pytest-xdist starts several) has clusters of its own: their names contain its pid.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -56,10 +60,10 @@ class Minicluster:
 
     @classmethod
     @contextlib.contextmanager
-    def booted(cls, *options: str, name: str | None = None) -> Iterator[Minicluster]:
-        """Boot one, and end it whatever happens."""
+    def booted(cls, *options: str, suffix: str = "") -> Iterator[Minicluster]:
+        """Boot one, and end it whatever happens; `suffix` tells the clusters of one process apart."""
         sweep()
-        name = name or f"test{os.getpid()}"
+        name = cluster_name(suffix)
         cluster = cls(name, Path("/var/lib", f"minicluster-{name}"))
         try:
             cluster._command(["up", *options], timeout_s=90, check=True)
@@ -121,12 +125,17 @@ class Minicluster:
         return (self.folder / "log" / host / f"{daemon}.log").read_text(errors="replace")
 
 
+def cluster_name(suffix: str = "") -> str:
+    """Return the name of this process's cluster, by which `sweep` finds it; `suffix` is of letters."""
+    return f"test{os.getpid()}{suffix}"
+
+
 def sweep() -> None:
-    """End the clusters of test runs that were killed before they could do so."""
+    """End the clusters of test processes that were killed before they could do so."""
     for folder in Path("/var/lib").glob("minicluster-test*"):
-        pid = folder.name.removeprefix("minicluster-test")
-        if pid.isdecimal() and not Path("/proc", pid).exists():
-            run([str(COMMAND), "--name", f"test{pid}", "down"], timeout_s=120, check=True)
+        name = re.fullmatch(r"minicluster-(test(\d+)[a-z]*)", folder.name)
+        if name and not Path("/proc", name[2]).exists():
+            run([str(COMMAND), "--name", name[1], "down"], timeout_s=120, check=True)
 
 
 def run(argv: Sequence[str], *, timeout_s: float, check: bool) -> subprocess.CompletedProcess[str]:
@@ -154,7 +163,7 @@ def run(argv: Sequence[str], *, timeout_s: float, check: bool) -> subprocess.Com
 
 
 def report_sections(cluster: Minicluster) -> list[tuple[str, str]]:
-    """Return (title, end of the file) of all that tells why a job on the cluster failed, newest last."""
+    """Return (title, last lines) of each log that can tell why a job on the cluster failed, newest last."""
     logs = sorted(
         {path for pattern in JOB_LOGS for path in cluster.home.glob(pattern) if path.is_file()}, key=_mtime
     )
