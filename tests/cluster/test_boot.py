@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from user import User
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("boot")]  # shares a job
 
 PROBE = """
 import json, os, sys

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from waiting import wait_until
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("connect")]  # shares a job
 
 KNOWN_S = 30  # from when Slurm knows to the end of connect; 15 on a machine that does nothing else
 SMALL = (

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from waiting import wait_until
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("security")]  # shares a job
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 STRANGER = (SUPPORT / "stranger.py").read_text()

