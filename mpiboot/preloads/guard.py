@@ -1,27 +1,26 @@
-"""The HTTP servers of scheduler and workers answer nobody but the job's owner.
+"""The guard of the HTTP servers of scheduler and workers: they answer the job's owner alone.
 
-The guard stands before the web application and judges a request by its head, so it covers every route that
-there is or will be: pages, plots, statics, JSON, metrics, websockets. Who may pass:
+The guard stands before the web application and decides by a request's head, so it covers every route: pages, plots,
+statics, JSON, metrics, websockets. These requests pass:
 
     Authorization: Bearer TOKEN   scheduler and workers (Prometheus, curl, the scheduler's proxy)
-    GET …?token=TOKEN             scheduler: gets the job's cookie, and is sent to the address without token
+    GET …?token=TOKEN             scheduler: sets the job's cookie, and redirects to the address without the token
     the job's cookie              scheduler: websockets too, unless a page from elsewhere opened them
+
+`preloads.secure` imports this module; it imports distributed and tornado.
 """
 
 from __future__ import annotations
 
-import functools
 import hmac
 import logging
 import re
 import urllib.parse
-from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from distributed import Scheduler
-from distributed.node import ServerNode
 from distributed.security import Security
 from tornado.httputil import (
     HTTPHeaders,
@@ -31,6 +30,12 @@ from tornado.httputil import (
 )
 from tornado.routing import Router
 
+from mpiboot.distributed_internals import (
+    after_http_start,
+    http_application,
+    is_worker_dashboard,
+    replace_http_application,
+)
 from mpiboot.errors import SecurityError
 from mpiboot.protocol.secrets import (
     check_rank_secrets,
@@ -42,16 +47,16 @@ from mpiboot.protocol.secrets import (
 logger = logging.getLogger(__name__)
 
 _REFUSAL = {
-    True: "This dashboard asks for its token, once: open the link that `mpiboot dashboard` prints.\n",
-    False: "This server asks for its job's token: Authorization: Bearer TOKEN.\n",
+    True: "This dashboard needs the job's token once. Open the link that `mpiboot dashboard` prints.\n",
+    False: "This server needs the job's token: Authorization: Bearer TOKEN.\n",
 }
 
 
 def arm(job_directory: Path) -> None:
     """Guard every HTTP server that this process's scheduler or worker will start, before its first request.
 
-    Called as a preload is imported: distributed imports preloads before it listens, and lets an error there
-    end the process, whereas it logs a `dask_setup`'s error and goes on, unguarded.
+    To be called while a preload is imported: distributed imports preloads before it listens, and an error then ends the
+    process. It would only log an error of `dask_setup`, and go on unguarded.
 
     Parameters
     ----------
@@ -72,36 +77,7 @@ def arm(job_directory: Path) -> None:
             f"distributed.comm.tls.ca-file is {security.tls_ca_file!r} (not {ca_file!r}). "
             "Does a script in activate.d set DASK_ variables?"
         )
-    if not hasattr(ServerNode.start_http_server, "mpiboot_guard"):
-        ServerNode.start_http_server = guarded_start(ServerNode.start_http_server, job_directory)
-
-
-def guarded_start(start: Callable[..., None], job_directory: Path) -> Callable[..., None]:
-    """Wrap `ServerNode.start_http_server`: what it starts is guarded.
-
-    It binds, listens and returns within one step of the event loop, so no request is served before the guard
-    is there.
-
-    Parameters
-    ----------
-    start : callable
-        The method.
-    job_directory : path
-        The job's directory.
-
-    Returns
-    -------
-    callable
-        The method to put in its place.
-    """
-
-    @functools.wraps(start)
-    def start_http_server(server: Any, *args: Any, **kwargs: Any) -> None:
-        start(server, *args, **kwargs)
-        install(server, job_directory)
-
-    start_http_server.mpiboot_guard = True  # type: ignore[attr-defined]
-    return start_http_server
+    after_http_start(lambda server: install(server, job_directory))
 
 
 def install(server: Any, job_directory: Path) -> None:
@@ -114,15 +90,24 @@ def install(server: Any, job_directory: Path) -> None:
     job_directory : path
         The job's directory.
     """
-    http_server = server.http_server
-    if not isinstance(http_server.request_callback, Guard):
-        http_server.request_callback = Guard(
-            http_server.request_callback, server, job_directory.name, read_token(job_directory)
-        )
+    application = http_application(server)
+    if not isinstance(application, Guard):
+        guard = Guard(application, server, job_directory.name, read_token(job_directory))
+        replace_http_application(server, guard)
 
 
-class Answer(NamedTuple):
-    """What the guard itself replies."""
+class GuardResponse(NamedTuple):
+    """A response that the guard gives in the place of the application.
+
+    Attributes
+    ----------
+    status : HTTPStatus
+        403, or 302 to the address without its token.
+    headers : dict of str to str
+        Beside those that every response has.
+    body : str
+        Text for a reader.
+    """
 
     status: HTTPStatus
     headers: dict[str, str]
@@ -130,7 +115,19 @@ class Answer(NamedTuple):
 
 
 class Guard(Router):  # type: ignore[misc]
-    """Passes a request on to `application`, or answers it."""
+    """Passes a request on to the application, or responds to it.
+
+    Parameters
+    ----------
+    application : tornado.routing.Router
+        The application that is guarded.
+    server : distributed.Scheduler or distributed.Worker
+        The application's server; only a scheduler takes cookies and shows pages of its workers.
+    job_name : str
+        Name of the job's directory.
+    token : str
+        The job's token.
+    """
 
     def __init__(self, application: Router, server: Any, job_name: str, token: str) -> None:
         self.application = application
@@ -140,27 +137,28 @@ class Guard(Router):  # type: ignore[misc]
         self.cookie_name, self.cookie_value = dashboard_cookie(job_name, token)
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> HTTPMessageDelegate | None:
-        answer = self.judge(request)
-        if answer is None:
+        """Return the application's handler for a request, or one that gives the guard's response."""
+        response = self.judge(request)
+        if response is None:
             return self.application.find_handler(request, **kwargs)
-        if answer.status is HTTPStatus.FORBIDDEN:
+        if response.status is HTTPStatus.FORBIDDEN:
             # The path alone: a query may hold another job's token.
             logger.debug("refused %s %s from %s", request.method, request.path, request.remote_ip)
-        return _Reply(request, answer)
+        return _ResponseWriter(request, response)
 
-    def judge(self, request: HTTPServerRequest) -> Answer | None:
-        """Give the answer to a request, or None: it may pass."""
-        refused = Answer(HTTPStatus.FORBIDDEN, {}, _REFUSAL[self.has_pages])
+    def judge(self, request: HTTPServerRequest) -> GuardResponse | None:
+        """Return the guard's response to a request; None: it may pass."""
+        refused = GuardResponse(HTTPStatus.FORBIDDEN, {}, _REFUSAL[self.has_pages])
         tokens = request.query_arguments.get("token")
         if tokens:
-            # Judged by its token alone, so that none, right or wrong, reaches the application and its log.
+            # Only the token decides, so that no token, right or wrong, reaches the application and its log.
             right = self.has_pages and request.method in ("GET", "HEAD") and _same(tokens[-1], self.token)
             return self._welcome(request) if right else refused
         if not self._is_bearer(request) and not self._has_cookie(request):
             return refused
         if self.has_pages and (target := re.match(r"/proxy/(\d+)/(.*?)/", request.path)):
-            # The scheduler shows a worker's pages through itself; its websockets would go anywhere one asks.
-            if not self._is_worker(host=target[2], port=int(target[1])):
+            # The scheduler passes on its workers' pages, and its websockets would connect to any address in a request.
+            if not is_worker_dashboard(self.server, host=target[2], port=int(target[1])):
                 return refused
             request.headers["Authorization"] = f"Bearer {self.token}"
         return None
@@ -173,18 +171,14 @@ class Guard(Router):  # type: ignore[misc]
         cookie = request.cookies.get(self.cookie_name)
         if not self.has_pages or cookie is None or not _same(cookie.value, self.cookie_value):
             return False
-        # A browser adds the cookie to what a page from another port of this host asks for, SameSite or not,
-        # and lets that page read a websocket. It also names the page's origin then.
+        # A browser sends the cookie with requests of pages from another port of this host, SameSite or not, and lets
+        # such a page read a websocket. It then names the page's origin.
         origin = request.headers.get("Origin")
         return origin is None or urllib.parse.urlsplit(origin).netloc.lower() == request.host.lower()
 
-    def _is_worker(self, host: str, port: int) -> bool:
-        workers = self.server.workers.values()
-        return any(worker.host == host and worker.services.get("dashboard") == port for worker in workers)
-
-    def _welcome(self, request: HTTPServerRequest) -> Answer:
+    def _welcome(self, request: HTTPServerRequest) -> GuardResponse:
         cookie = f"{self.cookie_name}={self.cookie_value}; Path=/; HttpOnly; SameSite=Lax"
-        return Answer(
+        return GuardResponse(
             HTTPStatus.FOUND,
             {
                 "Location": _without_token(request.path, request.query),
@@ -195,24 +189,24 @@ class Guard(Router):  # type: ignore[misc]
         )
 
 
-class _Reply(HTTPMessageDelegate):  # type: ignore[misc]
-    """Writes an answer once the request has been read."""
+class _ResponseWriter(HTTPMessageDelegate):  # type: ignore[misc]
+    """Writes a response once the request has been read."""
 
-    def __init__(self, request: HTTPServerRequest, answer: Answer) -> None:
+    def __init__(self, request: HTTPServerRequest, response: GuardResponse) -> None:
         self.request = request
-        self.answer = answer
+        self.response = response
 
     def finish(self) -> None:
-        body = b"" if self.request.method == "HEAD" else self.answer.body.encode()
+        body = b"" if self.request.method == "HEAD" else self.response.body.encode()
         headers = HTTPHeaders(
             {
                 "Content-Type": "text/plain; charset=utf-8",
                 "Content-Length": str(len(body)),
                 "Cache-Control": "no-store",
-                **self.answer.headers,
+                **self.response.headers,
             }
         )
-        start_line = ResponseStartLine("HTTP/1.1", self.answer.status, self.answer.status.phrase)
+        start_line = ResponseStartLine("HTTP/1.1", self.response.status, self.response.status.phrase)
         self.request.connection.write_headers(start_line, headers, body)
         self.request.connection.finish()
 
@@ -223,6 +217,6 @@ def _same(given: str | bytes, right: str) -> bool:
 
 
 def _without_token(path: str, query: str) -> str:
-    """Give the address without its token, relative: it holds behind a proxy, and leads to no other host."""
+    """Return an address without its token, relative: so it is right behind a proxy, and leads to no other host."""
     rest = [pair for pair in query.split("&") if urllib.parse.unquote_plus(pair.partition("=")[0]) != "token"]
     return "./" + path.rpartition("/")[2] + ("?" + "&".join(rest) if rest else "")

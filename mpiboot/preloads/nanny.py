@@ -1,4 +1,7 @@
-"""Inside each nanny: how its worker ended is told, and its worker does not take itself for an MPI rank."""
+"""Preload of every nanny: its worker does not take itself for an MPI rank, and boot learns how a worker process ended.
+
+distributed imports this module by name (`protocol.rank_environment`); it imports distributed, and what preloads may.
+"""
 
 import os
 from collections.abc import Callable
@@ -9,59 +12,69 @@ from typing import Any
 from distributed import Nanny
 
 from mpiboot.common.mpi import WORKER_UNSET_PREFIXES
+from mpiboot.distributed_internals import last_ended_for_memory, on_worker_exit, worker_memory_limit
 from mpiboot.protocol.variables import MPI_ONLY_VARIABLE
 
 WORKER_EXIT_TOPIC = "mpiboot-worker-exit"
 CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 def dask_setup(nanny: Nanny) -> None:
+    """Prepare a nanny; distributed calls this before the nanny starts its worker, and may call it twice."""
     # A task that imports mpi4py would take itself for the nanny's rank, and wait for ever in MPI_Init.
     mpi_only = (*os.environ.get(MPI_ONLY_VARIABLE, "").split(), MPI_ONLY_VARIABLE)
     for name in [name for name in os.environ if name.startswith(WORKER_UNSET_PREFIXES) or name in mpi_only]:
         del os.environ[name]
-    if not hasattr(nanny._on_worker_exit_sync, "mpiboot"):  # preloads can run twice
-        nanny._on_worker_exit_sync = reporting(nanny, nanny._on_worker_exit_sync)
+    on_worker_exit(nanny, exit_reporter(nanny))
 
 
-def reporting(nanny: Nanny, on_exit: Callable[[int], None]) -> Callable[[int], None]:
-    """Wrap what a nanny does when its worker's process has ended: unless it was asked to end, boot is told."""
-    ended_before, kills_before = ended_for_memory(nanny), cgroup_kills()
+def exit_reporter(nanny: Nanny) -> Callable[[int], None]:
+    """Return a function that takes the exit status of a nanny's worker, and logs an event unless the nanny ended it.
+
+    The scheduler's preload passes the event on to boot, which a nanny cannot reach.
+    """
+    ended_before, oom_kills_before = last_ended_for_memory(nanny), count_oom_kills()
 
     def report(exit_status: int) -> None:
-        nonlocal ended_before, kills_before
-        if nanny.status.name == "running":
-            ended, kills = ended_for_memory(nanny), cgroup_kills()
-            killed = kills > kills_before and exit_status == -SIGKILL
-            memory = "limit" if ended != ended_before else "cgroup" if killed else None
-            ended_before, kills_before = ended, kills
-            nanny.log_event(WORKER_EXIT_TOPIC, describe(nanny, exit_status, memory))
-        on_exit(exit_status)
+        nonlocal ended_before, oom_kills_before
+        if nanny.status.name != "running":
+            return
+        ended, oom_kills = last_ended_for_memory(nanny), count_oom_kills()
+        killed = oom_kills > oom_kills_before and exit_status == -SIGKILL
+        memory = "limit" if ended != ended_before else "cgroup" if killed else None
+        ended_before, oom_kills_before = ended, oom_kills
+        nanny.log_event(WORKER_EXIT_TOPIC, worker_exit_message(nanny, exit_status, memory))
 
-    report.mpiboot = True  # type: ignore[attr-defined]
     return report
 
 
-def ended_for_memory(nanny: Nanny) -> int | None:
-    """The pid of the last worker that the nanny itself ended for its memory; by now the nanny has no pid of it."""
-    return getattr(nanny.memory_manager, "_last_terminated_pid", None)
+def worker_exit_message(nanny: Nanny, exit_status: int, memory: str | None) -> dict[str, Any]:
+    """Return what `protocol.control` calls a `worker-exit` event.
 
-
-def describe(nanny: Nanny, exit_status: int, memory: str | None) -> dict[str, Any]:
+    Parameters
+    ----------
+    nanny : distributed.Nanny
+        The worker's nanny.
+    exit_status : int
+        As of `Popen.wait`: negative for a signal.
+    memory : {"limit", "cgroup"} or None
+        Whether the nanny ended the worker for its memory limit, or the kernel for the job's.
+    """
     return {
         "address": nanny.worker_address,
         "name": str(nanny.name),
         "ip": nanny.ip,
         "exit_status": exit_status,
         "memory": memory,
-        "limit_bytes": nanny.memory_manager.memory_limit,
+        "limit_bytes": worker_memory_limit(nanny),
     }
 
 
-def cgroup_kills() -> int:
-    """How many processes of this process's control group the kernel has ended for their memory (cgroups(7))."""
+def count_oom_kills() -> int:
+    """Count the processes of this process's control group that the kernel has killed for their memory (cgroups(7))."""
     total = 0
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    for line in OWN_CGROUPS.read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             counts = CGROUPS / path.lstrip("/") / "memory.events"

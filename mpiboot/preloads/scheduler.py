@@ -1,4 +1,8 @@
-"""Inside the scheduler: tells boot who comes and goes, and closes when boot says so, dies, or nobody needs it."""
+"""Preload of the scheduler: reports to boot, and closes the scheduler when boot asks, when boot dies, or when idle.
+
+distributed imports this module by name (`protocol.rank_environment`); it imports distributed, and what preloads may. The
+messages are those of `protocol.control`.
+"""
 
 import asyncio
 import contextlib
@@ -11,6 +15,13 @@ from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 from tornado.ioloop import PeriodicCallback
 
+from mpiboot.distributed_internals import (
+    has_work,
+    hung_workers,
+    scheduler_dashboard_port,
+    user_clients,
+    watch_for_hung_workers,
+)
 from mpiboot.preloads.nanny import WORKER_EXIT_TOPIC
 from mpiboot.protocol.control import decode, encode
 from mpiboot.protocol.node import BOOT_SOCKET_NAME, socket_address
@@ -21,43 +32,53 @@ logger = logging.getLogger(__name__)
 EVENT_TOPIC = "mpiboot"
 PLUGIN_NAME = "mpiboot"
 FLUSH_S = 0.1
-# Dask looks for workers that hang only as often as it gives them time: the last is found after twice that.
-TTL_CHECK_S = 5.0
+HUNG_WORKER_CHECK_S = 5.0
+IDLE_CHECK_MS = 1000
 
 
 class Reporter(SchedulerPlugin):  # type: ignore[misc]
-    """Boot's eyes and hands in the scheduler."""
+    """Reports to boot what the scheduler sees, and does what boot asks for.
+
+    Parameters
+    ----------
+    scheduler : distributed.Scheduler
+        The scheduler.
+    idle_timeout_s : float or None, seconds
+        Close the scheduler after this long without task and client; None or 0: never.
+    """
 
     name = PLUGIN_NAME
 
     def __init__(self, scheduler: Scheduler, idle_timeout_s: float | None) -> None:
         self.scheduler = scheduler
         self.idle_timeout_s = idle_timeout_s
-        self.last_client = time.monotonic()
+        self.last_use = time.monotonic()
         self.close_reason = "client-shutdown"
         self.writer: asyncio.StreamWriter | None = None
-        self.callback = PeriodicCallback(self.check_idle, 1000)
+        self.idle_check = PeriodicCallback(self.check_idle, IDLE_CHECK_MS)
 
     async def connect(self, folder: str) -> None:
+        """Connect to boot, whose socket is in `folder`, and say where the scheduler listens."""
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         reader, self.writer = await asyncio.open_unix_connection(socket_address(handle, BOOT_SOCKET_NAME))
         os.close(handle)
-        dashboard = self.scheduler.services.get("dashboard")
         self.tell(
             "scheduler",
             id=self.scheduler.id,
             address=self.scheduler.address,
-            dashboard_port=dashboard.port if dashboard else None,
+            dashboard_port=scheduler_dashboard_port(self.scheduler),
         )
         self.listening = asyncio.create_task(self.listen(reader))
-        self.callback.start()
+        self.idle_check.start()
 
     def tell(self, event: str, **details: Any) -> None:
+        """Send an event to boot."""
         if self.writer and not self.writer.is_closing():
             self.writer.write(encode({"event": event, "time": time.time(), **details}))
 
     async def listen(self, reader: asyncio.StreamReader) -> None:
-        # A boot that was killed with words unread resets the connection instead of ending it.
+        """Do what boot asks for, until boot has ended; then close the scheduler."""
+        # If boot was killed before it had read everything, the kernel resets the connection instead of closing it.
         with contextlib.suppress(ConnectionError):
             async for line in reader:
                 command = decode(line)
@@ -65,22 +86,27 @@ class Reporter(SchedulerPlugin):  # type: ignore[misc]
                     await self.close_scheduler(command["reason"])
                 elif command["command"] == "announce":
                     self.scheduler.log_event(EVENT_TOPIC, command["message"])
-        # Boot is gone: nobody would record how this ended, renew a deadline or clean up.
+        # Without boot, nobody records how the job ended, keeps its deadlines, or cleans up.
         await self.close_scheduler("boot-died")
 
     async def close_scheduler(self, reason: str) -> None:
+        """Tell the clients why, and close the scheduler."""
         self.close_reason = reason
         self.scheduler.log_event(EVENT_TOPIC, {"event": "closing", "reason": reason})
-        await asyncio.sleep(FLUSH_S)  # a close aborts the clients' connections, with what is still to be sent
+        await asyncio.sleep(
+            FLUSH_S
+        )  # closing aborts the clients' connections, and drops what is not sent yet
         await self.scheduler.close(reason=f"mpiboot: {reason}")
 
     def check_idle(self) -> None:
-        """Dask's own idle timeout ends a cluster under a thinking user: a connected client counts as use here."""
-        clients = [client for client in self.scheduler.clients if client != "fire-and-forget"]
-        if clients or self.scheduler.check_idle() is None:
-            self.last_client = time.monotonic()
-        elif self.idle_timeout_s and time.monotonic() - self.last_client > self.idle_timeout_s:
-            self.callback.stop()
+        """Close the scheduler once it is idle for long enough.
+
+        A connected client counts as use: Dask's own idle timeout ends a cluster while its user is thinking.
+        """
+        if user_clients(self.scheduler) or has_work(self.scheduler):
+            self.last_use = time.monotonic()
+        elif self.idle_timeout_s and time.monotonic() - self.last_use > self.idle_timeout_s:
+            self.idle_check.stop()
             self.closing = asyncio.create_task(self.close_scheduler("idle-timeout"))
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
@@ -92,12 +118,12 @@ class Reporter(SchedulerPlugin):  # type: ignore[misc]
             self.tell("lost-worker", address=worker, n=len(scheduler.workers))
 
     def log_event(self, topic: str, message: Any) -> None:
-        """How a worker's process ended: its nanny says so (preloads/nanny.py), and cannot reach boot itself."""
+        """Pass on what a nanny says of its worker's end (preloads/nanny.py), and which workers hang."""
         if topic == WORKER_EXIT_TOPIC:
             self.tell("worker-exit", **message)
-        elif topic == "scheduler" and message.get("action") == "worker-ttl-timed-out":
-            for address in message["workers"]:
-                self.tell("hung-worker", address=address, silent_s=message["ttl"])
+        addresses, silent_s = hung_workers(topic, message)
+        for address in addresses:
+            self.tell("hung-worker", address=address, silent_s=silent_s)
 
     def add_client(self, scheduler: Scheduler, client: str) -> None:
         self.tell("client", client=client)
@@ -107,24 +133,25 @@ class Reporter(SchedulerPlugin):  # type: ignore[misc]
 
 
 async def dask_setup(scheduler: Scheduler) -> None:
-    if PLUGIN_NAME in scheduler.plugins:  # preloads can run twice
+    """Connect the scheduler to boot; distributed calls this as the scheduler starts, and may call it twice."""
+    if PLUGIN_NAME in scheduler.plugins:
         return
     try:
         timeout = os.environ.get(IDLE_TIMEOUT_VARIABLE)
         reporter = Reporter(scheduler, float(timeout) if timeout else None)
         scheduler.add_plugin(reporter, name=PLUGIN_NAME)
-        if check := scheduler.periodic_callbacks.get("worker-ttl"):
-            check.callback_time = min(check.callback_time, TTL_CHECK_S * 1000)
+        watch_for_hung_workers(scheduler, HUNG_WORKER_CHECK_S)
         await reporter.connect(os.environ[CONTROL_FOLDER_VARIABLE])
     except BaseException:
-        # Distributed only logs what a preload raises, and a scheduler that boot cannot see would run for ever.
-        logger.critical("the scheduler cannot reach boot: it ends", exc_info=True)
+        # distributed only logs an error of a preload, and a scheduler that boot cannot see would run for ever.
+        logger.critical("the scheduler could not connect to boot, and ends", exc_info=True)
         os._exit(1)
 
 
 async def dask_teardown(scheduler: Scheduler) -> None:
+    """Tell boot why the scheduler closes; distributed calls this as it does."""
     reporter: Reporter = scheduler.plugins[PLUGIN_NAME]
-    reporter.callback.stop()
+    reporter.idle_check.stop()
     reporter.tell("closed", reason=reporter.close_reason)
     if reporter.writer:
         await reporter.writer.drain()

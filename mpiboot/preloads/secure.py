@@ -1,4 +1,4 @@
-"""The first preload of scheduler, worker and nanny (`security.GUARD_PRELOAD`): importing it is the act.
+"""First preload of scheduler, worker and nanny (`protocol.secrets.GUARD_PRELOAD`): importing it guards the HTTP server.
 
 distributed imports preloads before it opens a port, and an error here ends the rank.
 """
@@ -11,5 +11,8 @@ from mpiboot.preloads import guard
 from mpiboot.protocol.variables import JOB_DIRECTORY_VARIABLE
 
 if JOB_DIRECTORY_VARIABLE not in os.environ:
-    raise SecurityError(f"{JOB_DIRECTORY_VARIABLE} is not set: a rank without its TLS files refuses to start")
+    raise SecurityError(
+        f"{JOB_DIRECTORY_VARIABLE} is not set: a rank without its TLS files refuses to start. "
+        "Does a script in activate.d unset it?"
+    )
 guard.arm(Path(os.environ[JOB_DIRECTORY_VARIABLE]))

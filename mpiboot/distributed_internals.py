@@ -1,0 +1,187 @@
+"""Every name of distributed that is used without being in its documentation.
+
+Client and preloads import this module, and use such names nowhere else; it imports distributed alone. Each name was seen
+in distributed 2026.8.0, and has a test of its own in tests/unit/test_distributed_internals.py, which says at once which
+of them a new release has taken away.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from distributed import Client, Nanny, Scheduler
+from distributed.comm import connect
+from distributed.node import ServerNode
+
+# The client that the scheduler keeps for tasks which nobody waits for (client.py, `fire_and_forget`).
+FIRE_AND_FORGET_CLIENT = "fire-and-forget"
+
+
+def after_http_start(act: Callable[[Any], None]) -> None:
+    """Call `act` with every scheduler or worker of this process as soon as it has started its HTTP server.
+
+    `ServerNode.start_http_server` binds, listens and returns within one step of the event loop, so no request is served
+    before `act` has run. A second call changes nothing.
+
+    Parameters
+    ----------
+    act : callable
+        Takes the `distributed.Scheduler` or `distributed.Worker`.
+    """
+    start = ServerNode.start_http_server
+    if hasattr(start, "mpiboot_act"):
+        return
+
+    @functools.wraps(start)
+    def start_http_server(server: Any, *args: Any, **kwargs: Any) -> None:
+        start(server, *args, **kwargs)
+        act(server)
+
+    start_http_server.mpiboot_act = act  # type: ignore[attr-defined]
+    ServerNode.start_http_server = start_http_server
+
+
+def http_application(server: Any) -> Any:
+    """Return the tornado application of a scheduler or worker, whose HTTP server has started."""
+    return server.http_server.request_callback
+
+
+def replace_http_application(server: Any, application: Any) -> None:
+    """Let another tornado application, or router, answer the HTTP requests to a scheduler or worker."""
+    server.http_server.request_callback = application
+
+
+def scheduler_dashboard_port(scheduler: Scheduler) -> int | None:
+    """Return the port of the scheduler's HTTP server; None without one."""
+    dashboard = scheduler.services.get("dashboard")
+    return dashboard.port if dashboard else None
+
+
+def is_worker_dashboard(scheduler: Scheduler, host: str, port: int) -> bool:
+    """Tell whether a worker of the scheduler has its HTTP server at that host and port."""
+    workers = scheduler.workers.values()
+    return any(worker.host == host and worker.services.get("dashboard") == port for worker in workers)
+
+
+def watch_for_hung_workers(scheduler: Scheduler, interval_s: float) -> None:
+    """Let the scheduler look for workers that have fallen silent at least every `interval_s` seconds.
+
+    It looks as often as it gives workers time (`distributed.scheduler.worker-ttl`), so the last would be found after
+    twice that; it does not look at all if that is not set.
+    """
+    if check := scheduler.periodic_callbacks.get("worker-ttl"):
+        check.callback_time = min(check.callback_time, interval_s * 1000)
+
+
+def hung_workers(topic: str, message: Any) -> tuple[list[str], float]:
+    """Return the workers that an event of the scheduler calls hung, and the seconds that they were silent for.
+
+    Parameters
+    ----------
+    topic, message
+        As `SchedulerPlugin.log_event` takes them.
+
+    Returns
+    -------
+    tuple[list[str], float]
+        Addresses, none of them for any other event.
+    """
+    if topic == "scheduler" and message.get("action") == "worker-ttl-timed-out":
+        return list(message["workers"]), float(message["ttl"])
+    return [], 0.0
+
+
+def has_work(scheduler: Scheduler) -> bool:
+    """Tell whether the scheduler has tasks to run, or has just had some."""
+    return scheduler.check_idle() is None
+
+
+def user_clients(scheduler: Scheduler) -> list[str]:
+    """Return the names of the clients that are connected to the scheduler."""
+    return [name for name in scheduler.clients if name != FIRE_AND_FORGET_CLIENT]
+
+
+def on_worker_exit(nanny: Nanny, report: Callable[[int], None]) -> None:
+    """Call `report` with the exit status of each worker process of a nanny, before the nanny starts another.
+
+    A second call for one nanny changes nothing.
+    """
+    on_exit = nanny._on_worker_exit_sync
+    if hasattr(on_exit, "mpiboot_report"):
+        return
+
+    def reporting(exit_status: int) -> None:
+        report(exit_status)
+        on_exit(exit_status)
+
+    reporting.mpiboot_report = report  # type: ignore[attr-defined]
+    nanny._on_worker_exit_sync = reporting
+
+
+def last_ended_for_memory(nanny: Nanny) -> int | None:
+    """Return the process id of the last worker that a nanny ended for its memory; None if it watches no memory."""
+    return getattr(nanny.memory_manager, "_last_terminated_pid", None)
+
+
+def worker_memory_limit(nanny: Nanny) -> int | None:
+    """Return the memory limit of a nanny's worker in bytes; None: no limit."""
+    limit: int | None = nanny.memory_manager.memory_limit
+    return limit
+
+
+def scheduler_identity(client: Client, timeout_s: float) -> dict[str, Any]:
+    """Ask a client's scheduler who it is.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        A connected client.
+    timeout_s : float, seconds
+        How long to wait for the answer.
+
+    Returns
+    -------
+    dict
+        `id`, `address`, `workers` by address, and more.
+
+    Raises
+    ------
+    OSError, TimeoutError, asyncio.TimeoutError, RuntimeError
+        The scheduler did not answer, or the client is closed.
+    """
+    identity: dict[str, Any] = client.sync(client.scheduler.identity, callback_timeout=timeout_s)
+    return identity
+
+
+async def ask_server(
+    address: str, operations: Sequence[str], *, timeout_s: float, connection_args: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Call operations without arguments of a scheduler, worker or nanny, without a client.
+
+    Parameters
+    ----------
+    address : str
+        Such as `tls://10.0.0.1:41234`.
+    operations : sequence of str
+        Names of the server's handlers, such as `identity` and `versions`.
+    timeout_s : float, seconds
+        How long connecting may take.
+    connection_args : mapping
+        Of `Security.get_connection_args`.
+
+    Returns
+    -------
+    list of dict
+        One answer per operation. Whatever listens there may have sent anything.
+    """
+    comm = await connect(address, timeout=timeout_s, **connection_args)
+    try:
+        answers = []
+        for operation in operations:
+            await comm.write({"op": operation, "reply": True})
+            answers.append(await comm.read())
+        return answers
+    finally:
+        comm.abort()

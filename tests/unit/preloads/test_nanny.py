@@ -1,0 +1,87 @@
+"""What a nanny reports of its worker's end."""
+
+from signal import SIGKILL
+from types import SimpleNamespace
+
+import pytest
+
+from mpiboot.preloads import nanny as preload
+
+
+@pytest.fixture
+def events():
+    return []
+
+
+@pytest.fixture
+def nanny(events):
+    return SimpleNamespace(
+        worker_address="tls://10.0.0.1:1",
+        name="mpiboot-3",
+        ip="10.0.0.1",
+        status=SimpleNamespace(name="running"),
+        memory_manager=SimpleNamespace(_last_terminated_pid=-1, memory_limit=2**30),
+        log_event=lambda topic, message: events.append((topic, message)),
+    )
+
+
+def test_a_worker_that_dies_is_reported_with_all_that_is_known(nanny, events):
+    preload.exit_reporter(nanny)(3)
+    assert events == [
+        (
+            preload.WORKER_EXIT_TOPIC,
+            {
+                "address": "tls://10.0.0.1:1",
+                "name": "mpiboot-3",
+                "ip": "10.0.0.1",
+                "exit_status": 3,
+                "memory": None,
+                "limit_bytes": 2**30,
+            },
+        )
+    ]
+
+
+def test_a_worker_that_its_nanny_closes_is_not_reported(nanny, events):
+    nanny.status.name = "closing"
+    preload.exit_reporter(nanny)(0)
+    assert events == []
+
+
+@pytest.mark.parametrize(
+    ("pid", "oom_kills", "exit_status", "memory"),
+    [
+        (-1, 0, -SIGKILL, None),
+        (41, 0, -SIGKILL, "limit"),
+        (-1, 1, -SIGKILL, "cgroup"),
+        (-1, 1, 1, None),
+    ],
+    ids=["someone else's kill", "its nanny", "the kernel", "another process was killed"],
+)
+def test_what_ended_a_worker_for_its_memory(nanny, events, monkeypatch, pid, oom_kills, exit_status, memory):
+    counts = iter([0, oom_kills, oom_kills])
+    monkeypatch.setattr(preload, "count_oom_kills", lambda: next(counts))
+    report = preload.exit_reporter(nanny)
+    nanny.memory_manager._last_terminated_pid = pid
+    report(exit_status)
+    report(-SIGKILL)  # the next one has another cause
+    assert [message["memory"] for _, message in events] == [memory, None]
+
+
+@pytest.mark.parametrize(
+    ("groups", "file", "text"),
+    [
+        ("0::/a/b\n", "a/b/memory.events", "low 0\noom_kill 3\n"),
+        ("4:cpu:/x\n3:memory:/c\n", "memory/c/memory.oom_control", "under_oom 0\noom_kill 3\n"),
+    ],
+    ids=["version 2", "version 1"],
+)
+def test_the_kernel_s_count_of_kills(tmp_path, monkeypatch, groups, file, text):
+    counts = tmp_path / file
+    counts.parent.mkdir(parents=True)
+    counts.write_text(text)
+    own = tmp_path / "cgroup"
+    own.write_text(groups)
+    monkeypatch.setattr(preload, "CGROUPS", tmp_path)
+    monkeypatch.setattr(preload, "OWN_CGROUPS", own)
+    assert preload.count_oom_kills() == 3

@@ -1,0 +1,192 @@
+"""One test per private name of distributed: a new release that lacks one fails the test of that name."""
+
+import asyncio
+import inspect
+import time
+
+import pytest
+from distributed import Client, LocalCluster, Nanny, Scheduler, Worker
+from distributed.deploy.cluster import Cluster
+from distributed.node import ServerNode
+from tornado.routing import Router
+
+from mpiboot import distributed_internals as internals
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A real cluster: a scheduler in this process, and a nanny with its worker process."""
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=50
+    ) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def client(cluster):
+    with Client(cluster) as client:
+        yield client
+
+
+def nanny_of(cluster):
+    return next(iter(cluster.workers.values()))
+
+
+def worker_of(cluster):
+    return next(iter(cluster.scheduler.workers.values()))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("ServerNode.start_http_server", ["self", "routes", "dashboard_address"]),
+        ("Nanny._on_worker_exit_sync", ["self", "exitcode"]),
+        ("Scheduler.check_idle", ["self"]),
+        ("Cluster._start", ["self"]),
+        ("Cluster._close", ["self"]),
+        ("Cluster._log", ["self", "log"]),
+        ("Cluster._get_logs", ["self", "cluster", "scheduler", "workers"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_method(name, parameters):
+    owner, method = name.split(".")
+    classes = {"ServerNode": ServerNode, "Nanny": Nanny, "Scheduler": Scheduler, "Cluster": Cluster}
+    found = list(inspect.signature(getattr(classes[owner], method)).parameters)
+    assert found[: len(parameters)] == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "holds"),
+    {
+        "Scheduler.http_server.request_callback": lambda c: isinstance(
+            c.scheduler.http_server.request_callback, Router
+        ),
+        "Scheduler.services['dashboard'].port": lambda c: c.scheduler.services["dashboard"].port > 0,
+        "Scheduler.periodic_callbacks['worker-ttl']": lambda c: (
+            c.scheduler.periodic_callbacks["worker-ttl"].callback_time > 0
+        ),
+        "Scheduler.clients['fire-and-forget']": lambda c: (
+            internals.FIRE_AND_FORGET_CLIENT in c.scheduler.clients
+        ),
+        "WorkerState.services['dashboard']": lambda c: worker_of(c).services["dashboard"] > 0,
+        "WorkerState.host": lambda c: worker_of(c).host == "127.0.0.1",
+        "Nanny.memory_manager._last_terminated_pid": lambda c: isinstance(
+            nanny_of(c).memory_manager._last_terminated_pid, int
+        ),
+        "Nanny.memory_manager.memory_limit": lambda c: nanny_of(c).memory_manager.memory_limit > 0,
+        "Nanny.status.name": lambda c: nanny_of(c).status.name == "running",
+        "Cluster._cluster_manager_logs": lambda c: isinstance(c._cluster_manager_logs, list),
+        "Cluster._loop_runner": lambda c: callable(c._loop_runner.start),
+        "Cluster.scheduler_comm": lambda c: callable(c.scheduler_comm.close_rpc),
+    }.items(),
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_attribute(cluster, name, holds):
+    assert holds(cluster), name
+
+
+def test_the_http_server_of_a_scheduler_is_seen_before_it_serves(monkeypatch):
+    monkeypatch.setattr(ServerNode, "start_http_server", ServerNode.start_http_server)
+    seen = []
+    internals.after_http_start(seen.append)
+    internals.after_http_start(lambda server: pytest.fail("the second is one too many"))
+
+    async def start():
+        async with Scheduler(host="127.0.0.1", port=0, dashboard_address="127.0.0.1:0") as scheduler:
+            assert seen == [scheduler]
+            other = Router()
+            internals.replace_http_application(scheduler, other)
+            assert internals.http_application(scheduler) is other
+
+    asyncio.run(start())
+
+
+def test_dashboards(cluster):
+    worker = worker_of(cluster)
+    port = worker.services["dashboard"]
+    assert internals.scheduler_dashboard_port(cluster.scheduler) == cluster.scheduler.http_server.port
+    assert internals.is_worker_dashboard(cluster.scheduler, worker.host, port)
+    assert not internals.is_worker_dashboard(cluster.scheduler, worker.host, port + 1)
+    assert not internals.is_worker_dashboard(cluster.scheduler, "127.0.0.2", port)
+
+
+def test_hung_workers_are_looked_for_soon(cluster):
+    internals.watch_for_hung_workers(cluster.scheduler, 5.0)
+    assert cluster.scheduler.periodic_callbacks["worker-ttl"].callback_time == 5000
+    internals.watch_for_hung_workers(cluster.scheduler, 50.0)
+    assert cluster.scheduler.periodic_callbacks["worker-ttl"].callback_time == 5000
+
+
+def test_a_worker_that_falls_silent_is_announced_as_hung():
+    async def hang():
+        async with (
+            Scheduler(host="127.0.0.1", port=0, dashboard_address=":0", worker_ttl="60s") as scheduler,
+            Worker(scheduler.address, host="127.0.0.1", dashboard_address=":0") as worker,
+        ):
+            scheduler.workers[worker.address].last_seen -= 100
+            await scheduler.check_worker_ttl()
+            events = [message for _, message in scheduler.get_events("scheduler")]
+            return [
+                found for found in (internals.hung_workers("scheduler", each) for each in events) if found[0]
+            ], [([worker.address], 60.0)]
+
+    found, expected = asyncio.run(hang())
+    assert found == expected
+    assert internals.hung_workers("all", {"action": "worker-ttl-timed-out"}) == ([], 0.0)
+
+
+def test_work_and_clients(cluster, client):
+    assert internals.user_clients(cluster.scheduler) == [client.id]
+    future = client.submit(lambda: 1)
+    assert future.result() == 1
+    with Client(cluster.scheduler_address, set_as_default=False) as second:
+        assert sorted(internals.user_clients(cluster.scheduler)) == sorted([client.id, second.id])
+
+
+def test_a_scheduler_with_a_task_has_work_and_then_none(cluster, client):
+    async def has_work():
+        return internals.has_work(cluster.scheduler)
+
+    future = client.submit(time.sleep, 60)
+    while not worker_of(cluster).processing:
+        pass
+    assert cluster.sync(has_work)
+    future.cancel()
+    while cluster.sync(has_work):
+        pass
+
+
+def test_the_exit_of_a_worker_is_reported():
+    reported = []
+
+    class OneNanny:
+        def _on_worker_exit_sync(self, exit_status):
+            reported.append(("nanny", exit_status))
+
+    nanny = OneNanny()
+    internals.on_worker_exit(nanny, lambda exit_status: reported.append(("report", exit_status)))
+    internals.on_worker_exit(nanny, lambda exit_status: pytest.fail("the second is one too many"))
+    nanny._on_worker_exit_sync(-9)
+    assert reported == [("report", -9), ("nanny", -9)]
+
+
+def test_a_nanny_s_memory(cluster):
+    nanny = nanny_of(cluster)
+    assert internals.last_ended_for_memory(nanny) == -1
+    assert internals.worker_memory_limit(nanny) == nanny.memory_manager.memory_limit
+
+
+def test_a_client_s_scheduler(cluster, client):
+    identity = internals.scheduler_identity(client, 10.0)
+    assert (identity["id"], len(identity["workers"])) == (cluster.scheduler.id, 1)
+
+
+def test_a_scheduler_that_is_asked_without_a_client(cluster):
+    answers = asyncio.run(
+        internals.ask_server(
+            cluster.scheduler_address, ["identity", "versions"], timeout_s=10.0, connection_args={}
+        )
+    )
+    assert answers[0]["id"] == cluster.scheduler.id
+    assert dict(answers[1]["host"])["python"]
