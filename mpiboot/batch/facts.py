@@ -34,3 +34,8 @@ class Facts(NamedTuple):
     kept_variables: tuple[str, ...] = ()
     launcher: str | None = None
     transport: str | None = None
+
+    @property
+    def job_script(self) -> str:
+        """The file name of its job script in `jobscripts/`."""
+        return f"{self.name}.sh"

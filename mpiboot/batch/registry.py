@@ -8,8 +8,14 @@ from __future__ import annotations
 
 import functools
 import importlib
+import shutil
+from typing import TYPE_CHECKING
 
 from mpiboot.batch.facts import Facts
+from mpiboot.errors import BatchError
+
+if TYPE_CHECKING:
+    from mpiboot.batch.submission import BatchSystem
 
 # In the order in which `auto` looks for them; `local` is on every machine, so it is the last.
 NAMES = (
@@ -50,3 +56,38 @@ def launchers() -> list[str]:
 def transports() -> list[str]:
     """The words for `--transport` that belong to a batch system."""
     return [each.transport for each in all_facts() if each.transport]
+
+
+@functools.cache
+def batch_system(name: str) -> BatchSystem:
+    """Return the batch system of that name, whether or not this machine has it."""
+    system: BatchSystem = importlib.import_module(f"{__package__}.{name}.submission").batch_system()
+    return system
+
+
+def available() -> dict[str, BatchSystem]:
+    """Return the batch systems that this machine has, by name."""
+    return {
+        each.name: batch_system(each.name)
+        for each in all_facts()
+        if each.command is None or shutil.which(each.command)
+    }
+
+
+def choose(name: str) -> BatchSystem:
+    """Return the batch system of that name; `auto` is the first that this machine has.
+
+    Raises
+    ------
+    BatchError
+        This machine does not have it.
+    """
+    systems = available()
+    if name == "auto":
+        return next(iter(systems.values()))
+    if name not in systems:
+        raise BatchError(
+            f"--batch-system {name}: {facts(name).command} is not on the PATH of this machine. "
+            f"Type this on a login node, or use --batch-system {next(reversed(systems))}"
+        )
+    return systems[name]

@@ -1,6 +1,5 @@
 """Step 5 of a boot: the ranks' environment, and the command that starts them. Standard library only."""
 
-import contextlib
 import json
 import logging
 import os
@@ -17,6 +16,7 @@ from mpiboot.batch.sizing import NodeWorkers, Sizing
 from mpiboot.boot import launchers
 from mpiboot.boot.control import Control
 from mpiboot.boot.state import Job
+from mpiboot.common.logs import tail
 from mpiboot.common.mpi import launcher_mpi
 from mpiboot.common.processes import keep_orphans
 from mpiboot.errors import LaunchError, MpibootError, UsageError
@@ -230,13 +230,6 @@ def launch_failure(job: Job, expected: int) -> str:
         f"{how} with {len(job.cluster.workers)} of {expected} workers there.\n"
         f"The end of {job.directory.ranks_log}:\n{log}"
     )
-
-
-def tail(path: Path, size_bytes: int = 3000) -> str:
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - size_bytes))
-        return file.read().decode(errors="replace").strip()
-    return "(empty)"
 
 
 def start_command(job: Job) -> "subprocess.Popen[bytes] | None":

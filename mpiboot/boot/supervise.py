@@ -8,9 +8,10 @@ from typing import Any
 
 from mpiboot.batch import allocation as allocations
 from mpiboot.batch.sizing import Sizing
-from mpiboot.boot.launch import launch_failure, start_command, tail
+from mpiboot.boot.launch import launch_failure, start_command
 from mpiboot.boot.signals import CLOSE_BEFORE_END_S, Walltime
 from mpiboot.boot.state import Job, Worker
+from mpiboot.common.logs import tail
 from mpiboot.common.processes import process_start
 from mpiboot.common.units import show_duration, show_size
 from mpiboot.errors import BatchError, ClusterLostError, DeadlineError, LaunchError

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 @click.option("--insecure", is_flag=True, help="accept a job that was submitted with --insecure")
 def connect(job_or_name: str | None, timeout: str, queue_timeout: str | None, insecure: bool) -> None:
     """Wait for a job's workers; show how to connect to them."""
-    from mpiboot.client.connect import seconds_of
     from mpiboot.client.find import find_job
+    from mpiboot.client.settings import seconds_of
 
     for name, value in (("--timeout", timeout), ("--queue-timeout", queue_timeout)):
         if value is not None:

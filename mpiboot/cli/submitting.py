@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mpiboot.batch import registry
 from mpiboot.cli.connecting import wait_for_workers
 from mpiboot.cli.options import CommandWithExample, given, job_options
 from mpiboot.cli.output import echo_stderr, warn_insecure
@@ -83,8 +84,8 @@ def demo(**options: Any) -> int:
     return 0
 
 
-@click.command(cls=CommandWithExample, epilog="mpiboot jobscript slurm > my-job.sh")
-@click.argument("batch_system", default="slurm")
+@click.command(cls=CommandWithExample, epilog=f"mpiboot jobscript {registry.NAMES[0]} > my-job.sh")
+@click.argument("batch_system", default=registry.NAMES[0])
 def jobscript(batch_system: str) -> None:
     """Print the job script of a batch system, to copy and edit."""
     from mpiboot.client.submit import shipped_script

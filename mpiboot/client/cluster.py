@@ -13,11 +13,10 @@ from distributed.deploy.cluster import Cluster
 from distributed.utils import Log, Logs
 
 from mpiboot.client import progress as display
-from mpiboot.client.connect import seconds_of
 from mpiboot.client.job import Job
 from mpiboot.client.options import JobOptions, documented
 from mpiboot.client.progress import Progress
-from mpiboot.client.settings import load_config
+from mpiboot.client.settings import load_config, seconds_of
 from mpiboot.client.submit import submit_config
 from mpiboot.client.watch import how_to_come_back, wait_for_endpoint
 from mpiboot.errors import MpibootError

@@ -6,16 +6,13 @@ from pathlib import Path
 
 from distributed import Client
 
-from envpack.common.units import parse_duration_s
 from mpiboot.client import progress as display
 from mpiboot.client.find import find_job
 from mpiboot.client.job import Job
 from mpiboot.client.progress import Progress
 from mpiboot.client.scheduler_file import connect_scheduler_file
-from mpiboot.client.watch import ATTEMPT_S, Watch, closed_on_error, how_to_come_back, wait_for_endpoint
-from mpiboot.errors import (
-    UsageError,
-)
+from mpiboot.client.settings import seconds_of
+from mpiboot.client.watch import connect_job
 
 
 def connect(
@@ -56,36 +53,23 @@ def connect(
     Raises
     ------
     JobEndedError
-        The job ended, or can never start; says how, and shows the end of its log.
+        The job has ended or cannot start; the message says how, and shows the end of its log.
     DeadlineError
-        A TimeoutError that says how far it got.
+        A timeout has passed; the message says how far the job got. It is a TimeoutError, too.
     RendezvousError
-        The endpoint or the scheduler file is not to be trusted, or nobody or someone else answers there.
+        The endpoint or the scheduler file is not to be trusted, or the right scheduler does not answer there.
+    BatchError
+        There is no such job, or the batch system does not answer.
     """
-    timeout_s = seconds_of("timeout", timeout)
-    queue_timeout_s = None if queue_timeout is None else seconds_of("queue_timeout", queue_timeout)
+    if scheduler_file is None:
+        return connect_job(
+            find_job(job),
+            n_workers=n_workers,
+            timeout=timeout,
+            queue_timeout=queue_timeout,
+            insecure=insecure,
+            progress=progress,
+        )
     with display.chosen(progress) as tell:
-        if scheduler_file is not None:
-            return connect_scheduler_file(Path(scheduler_file), n_workers, timeout_s, insecure, tell)
-        found = find_job(job)
-        try:
-            while True:
-                endpoint, security = wait_for_endpoint(
-                    found, timeout_s=timeout_s, queue_timeout_s=queue_timeout_s, insecure=insecure, tell=tell
-                )
-                client = Client(endpoint.address, security=security, timeout=3 * ATTEMPT_S)
-                with closed_on_error(client):
-                    watch = Watch(found, tell, insecure, timeout_s)
-                    if watch.wait_for_workers(client, endpoint, n_workers):
-                        return client
-                client.close()  # the job was requeued: on to its next run
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(how_to_come_back(found)) from None
-
-
-def seconds_of(name: str, value: str | float) -> float:
-    """An argument that is a time."""
-    try:
-        return parse_duration_s(value)
-    except ValueError as error:
-        raise UsageError(f"{name}: {error}") from error
+        timeout_s = seconds_of("timeout", timeout)
+        return connect_scheduler_file(Path(scheduler_file), n_workers, timeout_s, insecure, tell)

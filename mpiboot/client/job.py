@@ -11,25 +11,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpiboot import config as configuration
-from mpiboot.batch import BatchSystem, JobState
-from mpiboot.client.job_states import answers_of
-from mpiboot.client.polling import SILENCE_S, patiently, poll_interval_s
+from mpiboot.batch.job_state import JobState
+from mpiboot.batch.submission import BatchSystem
+from mpiboot.client.job_states import job_state_cache
+from mpiboot.client.polling import SILENCE_S, poll_interval_s, retry_while_away
+from mpiboot.common.logs import EMPTY, LogFollower, tail
 from mpiboot.common.trust import check_trusted
 from mpiboot.common.units import show_duration
-from mpiboot.errors import (
-    DeadlineError,
-    MpibootError,
-    SecurityError,
-)
+from mpiboot.errors import DeadlineError, MpibootError, SecurityError
 from mpiboot.protocol.endpoint import Endpoint
 from mpiboot.protocol.job_directory import JobDirectory
 
 if TYPE_CHECKING:
     from distributed import Client
 
+# How often a log that is followed is read, and how often the job is asked whether it has more logs.
+FOLLOW_POLL_S = 0.5
+LOG_FILES_POLL_S = 10.0
+# What is read of a log to show its last lines.
+TAIL_BYTES = 64 * 1024
+
 
 class Job:
-    """One job of a batch system; `job_id` is an opaque `str`."""
+    """One job of a batch system. `mpiboot.submit` returns it.
+
+    Attributes
+    ----------
+    job_id : str
+        The batch system's id of the job.
+    batch : BatchSystem
+        The batch system that runs it.
+    directory : JobDirectory
+        The job's directory on the shared file system.
+    """
 
     def __init__(self, job_id: str, batch: BatchSystem) -> None:
         self.job_id = job_id
@@ -42,52 +56,69 @@ class Job:
         return f"<mpiboot.Job {self.job_id} on {self.batch.name}>"
 
     def ask(self, max_age_s: float = 0.0, *, patience_s: float = SILENCE_S) -> JobState:
-        """What the batch system says now, or said at most `max_age_s` ago; of an ended job, what boot said too."""
-        answers = answers_of(self.batch)
-        state = patiently(lambda: answers.state(self.job_id, max_age_s), patience_s)
-        return state if state.live else self._ended(state)
+        """Return the job's state; the reason why it ended is boot's, if boot recorded one.
 
-    def _ended(self, state: JobState) -> JobState:
-        """Boot's last event says why a job ended; a job that was killed has none."""
+        Parameters
+        ----------
+        max_age_s : float, seconds
+            An answer of the batch system that is not older is used again.
+        patience_s : float, seconds
+            How long to ask again if the batch system does not answer.
+
+        Raises
+        ------
+        BatchError
+            The batch system does not answer.
+        """
+        cache = job_state_cache(self.batch)
+        state = retry_while_away(lambda: cache.state(self.job_id, max_age_s), patience_s)
+        return state if state.live else self._explained(state)
+
+    def _explained(self, state: JobState) -> JobState:
+        """Add why the job ended: boot's last event says it, unless boot was killed."""
         last = self._last_event()
-        if last["event"] != "closed":
-            if last["event"] and state.state != "UNKNOWN":
-                silent = "mpiboot boot left no last word: it was killed, or its node was lost"
-                return replace(state, reason="; ".join(filter(None, (state.reason, silent))))
-            if state.state != "UNKNOWN":
-                return state
-            known = self.directory.path.is_dir()
-            unknown = "ended, reason unknown" if known else "no job of this id is known here"
-            return replace(state, reason=state.reason or unknown)
-        reason = str(last["reason"]).partition("\n")[0]  # what follows is the end of a log
-        word = {0: "COMPLETED", 124: "TIMEOUT"}.get(last["exit_status"], "FAILED")
-        return replace(state, state=word if state.state == "UNKNOWN" else state.state, reason=reason)
+        if last["event"] == "closed":
+            reason = str(last["reason"]).partition("\n")[0]  # the end of a log may follow
+            if state.phase == "unknown":
+                word = self.batch.ended_word(last["exit_status"])
+                return replace(state, phase="ended", state=word, reason=reason)
+            return replace(state, reason=reason)
+        if state.phase != "unknown":
+            killed = "boot recorded no reason: it was killed, or its node was lost" if last["event"] else ""
+            return replace(state, reason="; ".join(filter(None, (state.reason, killed))))
+        has_run = self.directory.path.is_dir()
+        reason = "ended, reason unknown" if has_run else f"{self.batch.name} does not know this job id"
+        return replace(state, reason=state.reason or reason)
 
     @property
     def state(self) -> str:
-        """The batch system's word for the job's state, such as PENDING or RUNNING."""
+        """The batch system's word for the job's state, shown as it is."""
         return self.ask().state
 
     @property
     def reason(self) -> str:
-        """Why it is in that state, as the batch system has it."""
+        """Why the job waits, or how it ended; may be empty."""
         return self.ask().reason
 
     @property
     def endpoint(self) -> Endpoint | None:
-        """What to connect to; None until the workers are there."""
+        """The published addresses of the cluster; None until the workers are there."""
         return self.directory.read_endpoint()
 
     def log_files(self) -> list[Path]:
-        """The job's logs that exist: its output, and the ranks'. Boot's is in the output, so it is one only without."""
+        """Return the job's logs that exist: its output, which has boot's log in it, and the log of the ranks.
+
+        Boot's log itself is in the list only if there is no output.
+        """
         output = self.batch.output(self.job_id)
-        if output is None or not output.is_file():  # forgotten, or Slurm shows the pattern and not the name
+        # The batch system has forgotten the file, or shows the pattern of its name instead of the name.
+        if output is None or not output.is_file():
             output = self._submitted_log
         own = self._own_logs()
         return [path for path in ([output, *own[1:]] if output.is_file() else own) if path.is_file()]
 
     def _own_logs(self) -> list[Path]:
-        """Boot's log and the ranks'; none of a job directory that others could have made."""
+        """Return boot's log and that of the ranks; none if another user could have made the job directory."""
         try:
             check_trusted(self.directory.path, "directory")
         except (SecurityError, FileNotFoundError):
@@ -95,69 +126,74 @@ class Job:
         return [self.directory.boot_log, self.directory.ranks_log]
 
     def logs(self) -> str:
-        """All of the job's logs, each under its name."""
+        """Return all of the job's logs, each below its file's name."""
         return "\n".join(f"==> {path} <==\n{path.read_text(errors='replace')}" for path in self.log_files())
 
     def log_tail(self, lines: int = 20) -> str:
-        """The end of what explains the job's state best: boot's log, else the job's output."""
+        """Return the end of the log that explains the job's state best: boot's log, else the job's output."""
         for path in (*self._own_logs()[:1], *self.log_files()):
-            if path.is_file() and (text := path.read_text(errors="replace").strip()):
-                return f"The end of {path}:\n" + "\n".join("  " + line for line in text.splitlines()[-lines:])
+            text = tail(path, size_bytes=TAIL_BYTES, lines=lines)
+            if text != EMPTY:
+                return f"The end of {path}:\n" + "\n".join("  " + line for line in text.splitlines())
         return "It left no log."
 
     def follow(self) -> Iterator[str]:
-        """All of the logs so far, then what is added, until the job has ended. Of each text, its file's name once."""
+        """Yield all of the logs so far, then what is added to them, until the job has ended."""
         start = time.monotonic()
-        seen: dict[Path, int] = {}
-        shown: Path | None = None
-        asked_files = -math.inf
+        follower = LogFollower()
+        files: list[Path] = []
+        files_at = -math.inf
         live = True
         while live:
             now = time.monotonic()
-            # What is written between the last look and the end is read once more.
+            # The files are read once more after the job has ended, for what it wrote last.
             live = self.ask(max_age_s=poll_interval_s(now - start)).live
-            if now - asked_files > 10 or not live or not seen:
-                files, asked_files = self.log_files(), now
-            for path in files:
-                with path.open("rb") as file:
-                    file.seek(seen.setdefault(path, 0))
-                    new = file.read()
-                seen[path] += len(new)
-                if new:
-                    name = f"==> {path} <==\n" if path != shown else ""
-                    shown = path
-                    yield name + new.decode(errors="replace")
+            if now - files_at > LOG_FILES_POLL_S or not live or not files:
+                files, files_at = self.log_files(), now
+            yield from follower.read(files)
             if live:
-                time.sleep(0.5)
+                time.sleep(FOLLOW_POLL_S)
 
-    def promised_workers(self) -> int | None:
-        """How many workers the job will have; None as long as boot has not said."""
+    def expected_workers(self) -> int | None:
+        """Return how many workers the job will have; None until boot has said so."""
         for event in reversed(self.directory.read_events()):
             if event["event"] == "phase" and "n_workers" in event:
                 return int(event["n_workers"])
         return None
 
     def wait(
-        self, timeout_s: float | None = None, *, polls: Callable[[float], float] | None = None
+        self, timeout_s: float | None = None, *, polls: Callable[[float], float] = poll_interval_s
     ) -> JobState:
-        """Wait until the job has ended.
+        """Wait until the job has ended, and return its last state.
+
+        Parameters
+        ----------
+        timeout_s : float, seconds, optional
+            None: as long as the job runs.
+        polls : callable
+            Seconds until the next question, as a function of the seconds waited so far.
 
         Raises
         ------
         DeadlineError
-            It has not after `timeout_s`.
+            The job has not ended after `timeout_s`.
+        BatchError
+            The batch system does not answer.
         """
         start = time.monotonic()
         patience_s = SILENCE_S if timeout_s is None else min(SILENCE_S, timeout_s)
         while (state := self.ask(patience_s=patience_s)).live:
-            waited = time.monotonic() - start
-            if timeout_s is not None and waited > timeout_s:
-                raise DeadlineError(f"job {self.job_id} is still {state.state} after {show_duration(waited)}")
-            time.sleep((polls or poll_interval_s)(waited))
+            waited_s = time.monotonic() - start
+            if timeout_s is not None and waited_s > timeout_s:
+                raise DeadlineError(
+                    f"job {self.job_id} is still {state.state} after {show_duration(waited_s)}. "
+                    f"See why: mpiboot status {self.job_id}"
+                )
+            time.sleep(polls(waited_s))
         return state
 
     def exit_status(self) -> int:
-        """What boot ended with; 1 where it was killed before it could say."""
+        """Return the exit status that boot recorded; 1 if boot was killed before it could."""
         last = self._last_event()
         return int(last["exit_status"]) if last["event"] == "closed" else 1
 
@@ -168,17 +204,27 @@ class Job:
             return {"event": ""}
 
     def stop(self, timeout_s: float = 90.0) -> JobState:
-        """End the job, and return when its nodes are released."""
+        """End the job, and return its last state once its nodes are released.
+
+        Boot is asked to end the job in order; after half of `timeout_s` the batch system ends it.
+
+        Raises
+        ------
+        DeadlineError
+            The job has not ended after `timeout_s`.
+        BatchError
+            The batch system does not answer, or refuses.
+        """
         if self.ask().live:
-            patiently(lambda: self.batch.stop(self.job_id), SILENCE_S)
+            retry_while_away(lambda: self.batch.stop(self.job_id), SILENCE_S)
         try:
-            return self.wait(timeout_s / 2, polls=lambda waited: 0.2 if waited < 10 else 1.0)
-        except DeadlineError:  # boot itself is stuck
-            patiently(lambda: self.batch.stop(self.job_id, by_force=True), SILENCE_S)
-        return self.wait(timeout_s / 2, polls=lambda waited: 1.0)
+            return self.wait(timeout_s / 2, polls=lambda waited_s: 0.2 if waited_s < 10 else 1.0)
+        except DeadlineError:  # boot does not end
+            retry_while_away(lambda: self.batch.stop(self.job_id, by_force=True), SILENCE_S)
+        return self.wait(timeout_s / 2, polls=lambda waited_s: 1.0)
 
     def client(self, **arguments: Any) -> Client:
-        """`mpiboot.connect` to this job."""
-        from mpiboot.client.connect import connect
+        """Wait for the job's cluster and connect to it; takes the arguments of `mpiboot.connect`."""
+        from mpiboot.client.watch import connect_job
 
-        return connect(self, **arguments)
+        return connect_job(self, **arguments)

@@ -1,4 +1,4 @@
-"""One answer of the batch system serves all that wait in this process."""
+"""Cache of job states: one question to the batch system answers all threads that wait for jobs in this process."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 
-from mpiboot.batch import BatchSystem, JobState
+from mpiboot.batch.job_state import JobState
+from mpiboot.batch.submission import BatchSystem
 
 
-class Answers:
-    """The last answer of one batch system, and who waits for the next one."""
+class JobStateCache:
+    """The last states that one batch system told, and the jobs that threads wait for."""
 
     def __init__(self, batch: BatchSystem) -> None:
         self.batch = batch
         self._lock = threading.Lock()
         self._watched: Counter[str] = Counter()
         self._states: dict[str, JobState] = {}
-        self._asked = 0.0
+        self._asked_at = 0.0
 
     @contextlib.contextmanager
     def watching(self, job_id: str) -> Iterator[None]:
-        """Within, a question about another job asks for this one too."""
+        """Within this context, a question about any job asks about this one, too."""
         with self._lock:
             self._watched[job_id] += 1
         try:
@@ -31,22 +32,30 @@ class Answers:
         finally:
             with self._lock:
                 self._watched[job_id] -= 1
-                self._watched += Counter()  # drops what nobody waits for any more
+                self._watched += Counter()  # drops jobs with a count of zero
 
     def state(self, job_id: str, max_age_s: float = 0.0) -> JobState:
-        """A job's state, at most `max_age_s` old."""
+        """Return a job's state, at most `max_age_s` seconds old.
+
+        Raises
+        ------
+        BatchError
+            The batch system does not answer.
+        """
         now = time.monotonic()
-        with self._lock:  # who waited for it here finds the answer that came meanwhile
-            if job_id not in self._states or self._asked < now - max_age_s:
-                asked = time.monotonic()
+        with (
+            self._lock
+        ):  # a thread that waited for the lock finds the answer that another thread got meanwhile
+            if job_id not in self._states or self._asked_at < now - max_age_s:
+                asked_at = time.monotonic()
                 self._states = self.batch.states(sorted({job_id, *self._watched}))
-                self._asked = asked
+                self._asked_at = asked_at
             return self._states[job_id]
 
 
-_answers: dict[str, Answers] = {}
+_caches: dict[str, JobStateCache] = {}
 
 
-def answers_of(batch: BatchSystem) -> Answers:
-    """This process's Answers of a batch system."""
-    return _answers.setdefault(batch.name, Answers(batch))
+def job_state_cache(batch: BatchSystem) -> JobStateCache:
+    """Return this process's cache for a batch system."""
+    return _caches.setdefault(batch.name, JobStateCache(batch))

@@ -1,7 +1,4 @@
-"""How often the batch system is asked, and for how long when it does not answer.
-
-For `client` alone.
-"""
+"""How often the client asks the batch system, and for how long it goes on when there is no answer."""
 
 from __future__ import annotations
 
@@ -11,37 +8,41 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from mpiboot.common.units import show_duration
-from mpiboot.errors import (
-    BatchAwayError,
-)
+from mpiboot.errors import BatchAwayError
 
 logger = logging.getLogger(__name__)
 
-
-# The batch system itself may be away for a while, for a restart say.
-SILENCE_S = 120.0
-# Where nothing is known of a job yet, somebody waits for a first word.
-FIRST_SILENCE_S = 20.0
 T = TypeVar("T")
 
+# A batch system may not answer for a while, as while it restarts.
+SILENCE_S = 120.0
+# The first question of a command: the user sees nothing before it is answered.
+FIRST_SILENCE_S = 20.0
 
-def patiently(ask: Callable[[], T], patience_s: float) -> T:
-    """What `ask` returns; asked again while the batch system is away, for `patience_s` at most."""
-    began = time.monotonic()
-    said = False
+
+def poll_interval_s(waited_s: float) -> float:
+    """Seconds until the next question, after `waited_s`: one a second for the first minute, then one every 10 s."""
+    return 1.0 if waited_s < 60 else 10.0
+
+
+def retry_while_away(ask: Callable[[], T], give_up_after_s: float) -> T:
+    """Return what `ask` returns; call it again while the batch system does not answer.
+
+    Raises
+    ------
+    BatchAwayError
+        There was no answer for `give_up_after_s` seconds.
+    """
+    start = time.monotonic()
+    warned = False
     while True:
         try:
             return ask()
         except BatchAwayError as error:
-            waited = time.monotonic() - began
-            if waited >= patience_s:
+            waited_s = time.monotonic() - start
+            if waited_s >= give_up_after_s:
                 raise
-            if not said:
-                logger.warning("%s; asking again for %s", error, show_duration(patience_s - waited))
-                said = True
-            time.sleep(poll_interval_s(waited))
-
-
-def poll_interval_s(waited_s: float) -> float:
-    """Gentle on the batch system: a question a second for the first minute, then every 10 s."""
-    return 1.0 if waited_s < 60 else 10.0
+            if not warned:
+                logger.warning("%s; asking again for %s", error, show_duration(give_up_after_s - waited_s))
+                warned = True
+            time.sleep(poll_interval_s(waited_s))

@@ -9,22 +9,11 @@ from pathlib import Path
 from distributed import Client, Security
 
 from mpiboot.client.progress import Progress
-from mpiboot.client.verify import ask_scheduler
-from mpiboot.client.watch import (
-    ATTEMPT_S,
-    FILE_POLL_S,
-    SETTLE_S,
-    check_answer,
-    closed_on_error,
-    count_workers,
-    refuse_plain,
-)
+from mpiboot.client.verify import ATTEMPT_S, SETTLE_S, ask_scheduler, check_identity, refuse_plain
+from mpiboot.client.watch import FILE_POLL_S, closed_on_error, count_workers
 from mpiboot.common.trust import open_trusted
 from mpiboot.common.units import show_duration
-from mpiboot.errors import (
-    DeadlineError,
-    RendezvousError,
-)
+from mpiboot.errors import DeadlineError, RendezvousError
 from mpiboot.protocol.endpoint import MAX_ENDPOINT_BYTES
 from mpiboot.protocol.secrets import client_security_arguments
 
@@ -32,21 +21,28 @@ from mpiboot.protocol.secrets import client_security_arguments
 def connect_scheduler_file(
     path: Path, n_workers: int | None, timeout_s: float, insecure: bool, tell: Progress
 ) -> Client:
-    """Connect to a cluster that was started by hand, by Dask's own scheduler file.
+    """Connect to the cluster of a scheduler file; wait for a missing file until the timeout.
 
-    A missing file is waited for until the timeout. One that stays empty, half-written, or of a cluster that does
-    not answer any more is given up soon: a scheduler listens before it writes its file, in one go.
+    A file that stays empty or half-written, or whose cluster does not answer, is given up after `SETTLE_S` seconds: a
+    scheduler listens before it writes its file, and writes it at once.
+
+    Raises
+    ------
+    RendezvousError
+        The file is not to be trusted, or its scheduler does not answer.
+    DeadlineError
+        There is no such file after `timeout_s` seconds, or fewer than `n_workers` workers.
     """
     deadline = time.monotonic() + timeout_s
     content, since = b"", time.monotonic()
     while True:
         settled = False
         try:
-            found = open_trusted(path, MAX_ENDPOINT_BYTES, secret=False)
-            if found != content:
-                content, since = found, time.monotonic()
+            latest = open_trusted(path, MAX_ENDPOINT_BYTES, secret=False)
+            if latest != content:
+                content, since = latest, time.monotonic()
             settled = time.monotonic() - since > SETTLE_S
-            client = _connect_to(path, found, insecure)
+            client = _connect_to(path, content, insecure)
             break
         except FileNotFoundError:
             content, problem = b"", "it does not exist"
@@ -62,20 +58,20 @@ def connect_scheduler_file(
         time.sleep(FILE_POLL_S)
     wanted = n_workers or 0
     with closed_on_error(client):
-        while (there := count_workers(client) or 0) < wanted:
-            got = f"scheduler file {path}: {there} of {wanted} workers"
-            tell(got)
+        while (n_present := count_workers(client) or 0) < wanted:
+            progress = f"scheduler file {path}: {n_present} of {wanted} workers"
+            tell(progress)
             if time.monotonic() > deadline:
-                raise DeadlineError(f"{got}, after {show_duration(timeout_s)}")
+                raise DeadlineError(f"{progress}, after {show_duration(timeout_s)}")
             time.sleep(FILE_POLL_S)
     return client
 
 
 def _connect_to(path: Path, content: bytes, insecure: bool) -> Client:
-    """A client of the very scheduler that wrote `content`."""
+    """Return a client of the very scheduler that wrote `content`."""
     try:
-        found = json.loads(content)
-        address, scheduler_id = str(found["address"]), str(found["id"])
+        fields = json.loads(content)
+        address, scheduler_id = str(fields["address"]), str(fields["id"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RendezvousError("it is empty, half-written, or no scheduler file") from error
     if not address.startswith("tls://"):
@@ -83,12 +79,12 @@ def _connect_to(path: Path, content: bytes, insecure: bool) -> Client:
         security = None
     else:
         security = _security_for(path)
-    check_answer(ask_scheduler(address, security, ATTEMPT_S), scheduler_id, address, None)
+    check_identity(ask_scheduler(address, security, ATTEMPT_S), scheduler_id, address, None)
     return Client(address, security=security, timeout=3 * ATTEMPT_S)
 
 
 def _security_for(path: Path) -> Security:
-    """The TLS files beside the scheduler file of a job of mpiboot's, else those of Dask's configuration."""
+    """Return the TLS files beside the scheduler file of an mpiboot job, else those of Dask's configuration."""
     if (path.parent / "tls").is_dir():
         return Security(**client_security_arguments(path.parent))
     return Security()

@@ -1,4 +1,4 @@
-"""The options of a job, merged: those given, the environment, Dask's configuration, the defaults."""
+"""Merges a job's options: given ones before the environment, before Dask's configuration files, before defaults."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from envpack.common.units import parse_duration_s
 from mpiboot import config as configuration
 from mpiboot.batch.sizing import check_min_workers
 from mpiboot.config import Config
@@ -17,7 +18,15 @@ from mpiboot.protocol.variables import DASK_OPTIONS_PREFIX
 
 
 def load_config(options: Mapping[str, Any]) -> Config:
-    """Options before environment before file before default."""
+    """Return a job's options: those given, the others from the environment, the configuration files and the defaults.
+
+    Raises
+    ------
+    UsageError
+        An option is unknown, has a value of the wrong type, or does not fit the others.
+    EnvironmentUnfitError
+        No environment is given, and none is active.
+    """
     command = options.get("command") or ()
     if isinstance(command, str):
         raise UsageError(f"command={command!r}: write it as a list, such as ['python', 'analysis.py']")
@@ -33,16 +42,16 @@ def load_config(options: Mapping[str, Any]) -> Config:
 
 
 def site_layer() -> dict[str, Any]:
-    """What Dask's configuration says under `mpiboot`.
+    """Return the options in Dask's configuration, below the key `mpiboot`.
 
     Raises
     ------
     UsageError
-        An unknown key or a bad value; names the file and lists the valid keys.
+        A key is unknown or has a value of the wrong type; the message names the file and lists the valid keys.
     """
     try:
         import dask
-    except ValueError as error:  # it reads all of its files at once
+    except ValueError as error:  # dask reads all of its files when it is imported
         raise UsageError(" ".join(str(error).split())) from error
 
     section = dask.config.get("mpiboot", {}) or {}
@@ -62,12 +71,12 @@ def site_layer() -> dict[str, Any]:
 
 
 def load_site(name: str) -> Any:
-    """One of a site's own settings, such as `ssh_host`."""
+    """Return one option of the site, such as `ssh_host`."""
     return getattr(configuration.merge(site_layer(), configuration.environment_layer(os.environ)), name)
 
 
 def _source_of(key: Any) -> str:
-    """The file that has `mpiboot: KEY:`, or the variable that sets it."""
+    """Return the configuration file that has the key, or the environment variable that sets it."""
     import dask
 
     variable = f"{DASK_OPTIONS_PREFIX}{str(key).upper().replace('-', '_')}"
@@ -78,3 +87,17 @@ def _source_of(key: Any) -> str:
         if section is not None and (not isinstance(section, Mapping) or key in section):
             return str(path)
     return "dask.config"
+
+
+def seconds_of(name: str, value: str | float) -> float:
+    """Return the seconds that the argument `name` says.
+
+    Raises
+    ------
+    UsageError
+        It is no duration.
+    """
+    try:
+        return parse_duration_s(value)
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}") from error

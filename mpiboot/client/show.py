@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mpiboot.batch import JobState
+from mpiboot.batch.job_state import JobState
 from mpiboot.client import timeline
 from mpiboot.client.job import Job
 from mpiboot.common.units import show_duration
@@ -123,7 +123,7 @@ def status(job: Job, state: JobState) -> str:
     if state.running:
         endpoint = job.endpoint
         counted = [event["n"] for event in events if event["event"] in ("worker", "lost-worker")]
-        promised = endpoint.n_workers if endpoint else job.promised_workers()
+        promised = endpoint.n_workers if endpoint else job.expected_workers()
         over = f", over {endpoint.interface}" if endpoint else ""
         of = f" of {promised}" if promised else ""
         lines.append(f"{counted[-1] if counted else 0}{of} workers on {state.nodes}{over}")

@@ -1,4 +1,4 @@
-"""Submits a job: checks the request, packs the environment if it changed, hands the script to the batch system."""
+"""Submits a job: checks the request, packs the environment if it changed, runs the batch system's submit command."""
 
 from __future__ import annotations
 
@@ -9,30 +9,27 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from envpack.common.places import HOME_VARIABLE
 from mpiboot import config as configuration
-from mpiboot.batch import BatchSystem, choose
-from mpiboot.batch.registry import describes_a_job
-from mpiboot.client.find import clear_ended, unclear_directories
+from mpiboot.batch.registry import NAMES, choose, describes_a_job, facts
+from mpiboot.batch.submission import BatchSystem
+from mpiboot.client.find import clear_ended, directories_with_secrets
 from mpiboot.client.job import Job
 from mpiboot.client.options import JobOptions, documented
 from mpiboot.client.settings import load_config
 from mpiboot.common.units import show_duration
 from mpiboot.config import Config
-from mpiboot.errors import (
-    UsageError,
-)
+from mpiboot.errors import UsageError
 from mpiboot.protocol import prefix_checks
 from mpiboot.protocol.rank_environment import of_another_job, requested_variables
 from mpiboot.protocol.variables import DASK_OPTIONS_PREFIX, SETUP_VARIABLE
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from importlib.abc import Traversable
 
-# What sbatch passes on to boot in variables of its own.
-FROM_BATCH_SYSTEM = ("batch_system", "workers_per_node", "cpus_per_worker", "mem", "time")
+    from typing_extensions import Unpack
 
 
 @documented
@@ -61,29 +58,47 @@ def submit(**options: Unpack[JobOptions]) -> Job:
     return submit_config(load_config(options))
 
 
-def submit_config(config: Config, *, say: Callable[[str], None] = lambda line: None) -> Job:
-    """Check, pack the environment if it changed, submit."""
+def submit_config(
+    config: Config, *, say: Callable[[str], None] = lambda line: None, output_folder: Path | None = None
+) -> Job:
+    """Check the request, pack the environment if it changed, and submit the job.
+
+    Parameters
+    ----------
+    config : Config
+        The job's options, as `load_config` returns them.
+    say : callable
+        Called with lines about the packing.
+    output_folder : Path, optional
+        The folder of the job's output. None: `logs` in mpiboot's home or, with a command, wherever the batch system
+        writes it.
+
+    Raises
+    ------
+    UsageError, EnvironmentUnfitError, BatchError
+        The request was refused before anything was submitted.
+    """
     batch = choose(config.batch_system)
-    clear_ended(unclear_directories(), batch)
+    clear_ended(directories_with_secrets(), batch)
     assert config.env
     prefix_checks.check_environment(Path(config.env))
     if config.mpi == "auto":
         prefix_checks.check_mpi(Path(config.env))
-    environ = submit_environment(os.environ, handed_on(config))
-    with script_of(config, batch) as script:
+    environ = submit_environment(os.environ, job_variables(config))
+    with job_script(config, batch) as script:
         if not config.no_stage:
             from envpack.pack.packing import packed
 
-            # What takes a minute is not done for a request that will be refused.
+            # Packing takes up to a minute: first see whether the request would be refused.
             if packed(config.env) is None:
-                batch.check(submit_command(config, batch, script), environ)
+                batch.check(submit_command(config, batch, script, output_folder), environ)
             config = replace(config, archive=str(pack(Path(config.env), say)))
-        job_id = batch.submit(submit_command(config, batch, script), environ)
+        job_id = batch.submit(submit_command(config, batch, script, output_folder), environ)
     return Job(job_id, batch)
 
 
 def show_submission(config: Config, *, say: Callable[[str], None] = lambda line: None) -> str:
-    """The line that a user can type to submit the same job; nothing is packed or submitted."""
+    """Return the shell line that submits the same job; nothing is packed or submitted."""
     from envpack.pack.packing import packed
 
     batch = choose(config.batch_system)
@@ -93,54 +108,67 @@ def show_submission(config: Config, *, say: Callable[[str], None] = lambda line:
         archive = packed(config.env)
         if archive is None:
             say(
-                f"{config.env} is not packed yet: the job would do so first. "
-                f"Beforehand: envpack pack --prefix {shlex.quote(config.env)}"
+                f"{config.env} is not packed yet: the job would pack it first. "
+                f"To pack it beforehand: envpack pack --prefix {shlex.quote(config.env)}"
             )
         config = replace(config, archive=str(archive) if archive else None)
-    # In front of the command: arguments can be read by everybody, variables cannot.
+    # Values go before the command: every user can read a command's arguments, and only its owner can read its variables.
     assignments = [
         f"{name}={shlex.quote(value)}"
-        for name, value in handed_on(config).items()
+        for name, value in job_variables(config).items()
         if os.environ.get(name) != value
     ]
-    strange = sorted(name for name in os.environ if describes_a_job(name) or of_another_job(name))
-    unset = ["env", *(word for name in strange for word in ("-u", name))] if strange else []
-    with script_of(config, batch) as script:
+    foreign = sorted(name for name in os.environ if describes_a_job(name) or of_another_job(name))
+    unset = ["env", *(word for name in foreign for word in ("-u", name))] if foreign else []
+    with job_script(config, batch) as script:
         command = submit_command(config, batch, script)
     return " ".join([*assignments, shlex.join([*unset, *command])])
 
 
-def handed_on(config: Config) -> dict[str, str]:
-    """The variables that the job finds in its environment."""
+def job_variables(config: Config) -> dict[str, str]:
+    """Return the environment variables that the job must find: those of `--env-var`, and the site's `setup` lines."""
     variables = requested_variables(config.env_var, os.environ)
     return variables | ({SETUP_VARIABLE: "\n".join(config.setup)} if config.setup else {})
 
 
-def submit_command(config: Config, batch: BatchSystem, script: Path) -> list[str]:
-    """What submits this job; `--dry-run` shows it."""
+def submit_command(
+    config: Config, batch: BatchSystem, script: Path, output_folder: Path | None = None
+) -> list[str]:
+    """Return the command that submits this job; `--dry-run` shows it."""
     home = configuration.home(os.environ)
-    log = home / "logs"
-    if not config.command:
-        log.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with_home = replace(config, home=str(home) if os.environ.get(HOME_VARIABLE) else None)
-    leave_out = FROM_BATCH_SYSTEM if batch.name == "slurm" else ("batch_system",)
-    return batch.submit_command(config, script, configuration.boot_arguments(with_home, leave_out), log)
+    # A cluster leaves no file in the working directory; the output of a batch command belongs there.
+    if output_folder is None and not config.command:
+        output_folder = home / "logs"
+    if output_folder:
+        output_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    boot_config = replace(config, home=str(home) if os.environ.get(HOME_VARIABLE) else None)
+    return batch.submit_command(
+        config,
+        script,
+        configuration.boot_arguments(boot_config, batch.passed_options),
+        environ=os.environ,
+        variables=list(job_variables(config)),
+        output_folder=output_folder,
+    )
 
 
 def submit_environment(environ: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment, less what belongs to a job that it may itself run in."""
+    """Return the environment of the submit command.
+
+    It is `environ` with `variables`, without the variables of a job that this process may itself run in.
+    """
     kept = {
         name: value
         for name, value in environ.items()
-        # What mpiboot itself reads has been merged into boot's arguments already.
+        # mpiboot's own options are merged already; boot gets them as arguments.
         if not (describes_a_job(name) or of_another_job(name) or name.startswith(DASK_OPTIONS_PREFIX))
     }
     return {**kept, **variables}
 
 
 @contextlib.contextmanager
-def script_of(config: Config, batch: BatchSystem) -> Iterator[Path]:
-    """The job script to submit: the site's own, or the one that ships with this mpiboot."""
+def job_script(config: Config, batch: BatchSystem) -> Iterator[Path]:
+    """Give the path of the job script to submit: the site's own, or the one that ships with mpiboot."""
     if config.job_script:
         script = Path(config.job_script).expanduser().absolute()
         if not script.is_file():
@@ -153,16 +181,21 @@ def script_of(config: Config, batch: BatchSystem) -> Iterator[Path]:
             yield script
 
 
-def shipped_script(batch_system: str) -> Any:
-    """The job script that ships with this mpiboot."""
-    script = files("mpiboot.jobscripts") / f"{batch_system}.sh"
-    if not script.is_file():
-        raise UsageError(f"no job script for {batch_system!r}; there are slurm and local")
-    return script
+def shipped_script(batch_system: str) -> Traversable:
+    """Return the job script that ships with mpiboot.
+
+    Raises
+    ------
+    UsageError
+        There is no such batch system.
+    """
+    if batch_system not in NAMES:
+        raise UsageError(f"there is no batch system {batch_system!r}. Use one of: {', '.join(NAMES)}")
+    return files("mpiboot.jobscripts") / facts(batch_system).job_script
 
 
 def pack(prefix: Path, say: Callable[[str], None]) -> Path:
-    """The archive of an environment, packed again only if it changed."""
+    """Return the archive of an environment, after packing it if it changed."""
     from envpack.pack.packing import pack as pack_environment
 
     result = pack_environment(prefix)

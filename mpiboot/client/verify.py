@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -10,31 +11,46 @@ from typing import Any
 from distributed import Security
 from distributed.comm import connect
 
-from mpiboot.errors import RendezvousError
+from mpiboot.errors import MpibootError, RendezvousError
+
+# How long one attempt to reach a scheduler may take.
+ATTEMPT_S = 4.0
+# A published address is given up when the right scheduler has not answered there for this long.
+SETTLE_S = 8.0
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a scheduler says of itself; `python` is its version."""
+class SchedulerIdentity:
+    """What a scheduler says of itself.
+
+    Attributes
+    ----------
+    scheduler_id : str
+        Dask's id of the scheduler; each scheduler has its own.
+    n_workers : int
+        Workers that it has now.
+    python : tuple of int
+        Major and minor version of its Python.
+    """
 
     scheduler_id: str
     n_workers: int
     python: tuple[int, int]
 
 
-def ask_scheduler(address: str, security: Security | None, timeout_s: float) -> Answer:
+def ask_scheduler(address: str, security: Security | None, timeout_s: float) -> SchedulerIdentity:
     """Ask the scheduler at `address` who it is.
 
     Raises
     ------
     RendezvousError
-        Nobody answers there within `timeout_s`, or no scheduler that holds the job's certificate.
+        No scheduler that holds the job's certificate answered within `timeout_s` seconds.
     """
     try:
         arguments = security.get_connection_args("client") if security else {}
     except OSError as error:
         raise RendezvousError(f"the job's TLS files cannot be read: {error}") from error
-    outcome: list[Answer | Exception] = []
+    outcome: list[SchedulerIdentity | Exception] = []
 
     def ask() -> None:
         try:
@@ -42,26 +58,68 @@ def ask_scheduler(address: str, security: Security | None, timeout_s: float) -> 
         except Exception as error:  # whatever listens there may send anything
             outcome.append(error)
 
-    # A thread of its own: in a notebook this one's event loop is running.
+    # A thread of its own: in a notebook the event loop of this one is running.
     thread = threading.Thread(target=ask, name="mpiboot-verify", daemon=True)
     thread.start()
     thread.join()
-    if isinstance(answer := outcome[0], Answer):
+    if isinstance(answer := outcome[0], SchedulerIdentity):
         return answer
     raise RendezvousError(f"no Dask scheduler answers at {address}: {_why(answer, timeout_s)}") from answer
 
 
+def check_identity(
+    identity: SchedulerIdentity, scheduler_id: str, address: str, source_prefix: str | None
+) -> None:
+    """Check that the scheduler is the published one, and that it runs this minor version of Python.
+
+    Raises
+    ------
+    RendezvousError
+        Another scheduler listens there now.
+    MpibootError
+        It runs another minor version of Python, which cannot read what this one pickles.
+    """
+    if identity.scheduler_id != scheduler_id:
+        raise RendezvousError(
+            f"{address} answers as {identity.scheduler_id}, not as {scheduler_id}: "
+            "the cluster that was published there is gone"
+        )
+    here = sys.version_info[:2]
+    if identity.python != here:
+        theirs, mine = (f"{major}.{minor}" for major, minor in (identity.python, here))
+        remedy = f" Use the cluster's: {source_prefix}/bin/python" if source_prefix else ""
+        raise MpibootError(
+            f"the cluster runs Python {theirs} and this is {mine} ({sys.executable}): "
+            f"what one of them pickles the other cannot read.{remedy}"
+        )
+
+
+def refuse_plain(address: str, insecure: bool) -> None:
+    """Refuse an address without TLS, unless the user has asked for it.
+
+    Raises
+    ------
+    MpibootError
+        `insecure` is false.
+    """
+    if not insecure:
+        raise MpibootError(
+            f"{address} is not encrypted: anyone on its network can use and change what you compute there. "
+            "If that is what you want, pass insecure=True (mpiboot connect --insecure)"
+        )
+
+
 def _why(error: BaseException, timeout_s: float) -> str:
-    """The cause that says most: distributed wraps it once or twice."""
+    """Return the innermost cause, which says most: distributed wraps it once or twice."""
     while error.__cause__ is not None:
         error = error.__cause__
-    # A wait that ran out, at whichever level: the node may be gone, or something else listen there.
+    # A timeout at any level: the node may be gone, or something else listens there.
     if isinstance(error, (TimeoutError, asyncio.TimeoutError, asyncio.CancelledError)):
         return f"nothing was heard within {timeout_s:g} s"
     return str(error) or type(error).__name__
 
 
-async def _ask(address: str, arguments: dict[str, Any], timeout_s: float) -> Answer:
+async def _ask(address: str, arguments: dict[str, Any], timeout_s: float) -> SchedulerIdentity:
     # The attempt itself ends a little earlier, so that its own error is seen.
     comm = await connect(address, timeout=0.8 * timeout_s, **arguments)
     try:
@@ -71,7 +129,7 @@ async def _ask(address: str, arguments: dict[str, Any], timeout_s: float) -> Ans
         comm.abort()
     host = dict(versions["host"])
     major, minor = str(host["python"]).split(".")[:2]
-    return Answer(str(identity["id"]), len(identity["workers"]), (int(major), int(minor)))
+    return SchedulerIdentity(str(identity["id"]), len(identity["workers"]), (int(major), int(minor)))
 
 
 async def _exchange(comm: Any, operation: str) -> dict[str, Any]:

@@ -4,50 +4,69 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import sys
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from distributed import Client, Security
 
-from mpiboot.batch import JobState
-from mpiboot.client.job_states import answers_of
+from mpiboot.batch.job_state import JobState
+from mpiboot.client import progress as display
+from mpiboot.client.job_states import job_state_cache
 from mpiboot.client.polling import SILENCE_S, poll_interval_s
 from mpiboot.client.progress import Progress
-from mpiboot.client.verify import Answer, ask_scheduler
-from mpiboot.common.trust import check_trusted
+from mpiboot.client.published import PublishedEndpoint
+from mpiboot.client.settings import seconds_of
+from mpiboot.client.verify import ATTEMPT_S, SETTLE_S
 from mpiboot.common.units import show_duration
-from mpiboot.errors import (
-    BatchError,
-    DeadlineError,
-    JobEndedError,
-    MpibootError,
-    RendezvousError,
-)
+from mpiboot.errors import BatchError, DeadlineError, JobEndedError, RendezvousError
 from mpiboot.protocol.endpoint import Endpoint
-from mpiboot.protocol.secrets import client_security_arguments
 
 if TYPE_CHECKING:
     from mpiboot.client.job import Job
 
-
-# How often the job directory is looked at while the job runs; it is a read of two small files.
+# How often the job directory is read while the job runs: two small files.
 FILE_POLL_S = 0.25
-ATTEMPT_S = 4.0
-# A published address where nobody, or somebody else, answers for this long is given up.
-SETTLE_S = 8.0
-# All workers were there when the endpoint was published: those that a nanny replaces are back by then.
+# All workers were there when the endpoint was published. Those that a nanny replaces are back after this time.
 REPLACED_S = 15.0
 
 
+def connect_job(
+    job: Job,
+    *,
+    n_workers: int | None = None,
+    timeout: str | float = "10 min",
+    queue_timeout: str | float | None = None,
+    insecure: bool = False,
+    progress: Progress | None = None,
+) -> Client:
+    """Wait for a job's cluster and connect to it; see `mpiboot.connect`."""
+    timeout_s = seconds_of("timeout", timeout)
+    queue_timeout_s = None if queue_timeout is None else seconds_of("queue_timeout", queue_timeout)
+    with display.chosen(progress) as tell:
+        try:
+            while True:
+                endpoint, security = wait_for_endpoint(
+                    job, timeout_s=timeout_s, queue_timeout_s=queue_timeout_s, insecure=insecure, tell=tell
+                )
+                client = Client(endpoint.address, security=security, timeout=3 * ATTEMPT_S)
+                with closed_on_error(client):
+                    watch = Watch(job, tell, insecure, timeout_s)
+                    if watch.wait_for_workers(client, endpoint, n_workers):
+                        return client
+                client.close()  # the job was requeued: wait for its next run
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(how_to_come_back(job)) from None
+
+
 def how_to_come_back(job: Job) -> str:
+    """Return what a user may type after a Ctrl-C."""
     return f"job {job.job_id} goes on. Come back: mpiboot connect {job.job_id}; end it: mpiboot stop {job.job_id}"
 
 
 @contextlib.contextmanager
 def closed_on_error(client: Client) -> Iterator[None]:
+    """Close the client if the block raises."""
     try:
         yield
     except BaseException:
@@ -63,36 +82,56 @@ def wait_for_endpoint(
     Returns
     -------
     tuple[Endpoint, Security or None]
-        What was published, verified, and what a Client needs to get in.
+        The published endpoint, verified, and what a Client needs for TLS.
+
+    Raises
+    ------
+    JobEndedError, DeadlineError, RendezvousError
+        As `mpiboot.connect`.
     """
     watch = Watch(job, tell, insecure, timeout_s)
-    with answers_of(job.batch).watching(job.job_id):
+    with job_state_cache(job.batch).watching(job.job_id):
         return watch.wait_for_endpoint(queue_timeout_s)
 
 
 class Watch:
-    """One wait for one job."""
+    """One wait for one job.
+
+    Parameters
+    ----------
+    job : Job
+    tell : callable
+        Called with a line whenever something changed.
+    insecure : bool
+        Whether a cluster without TLS is accepted.
+    timeout_s : float, seconds
+        From the job's start.
+    """
 
     def __init__(self, job: Job, tell: Progress, insecure: bool, timeout_s: float) -> None:
         self.job = job
         self.tell = tell
-        self.insecure = insecure
         self.timeout_s = timeout_s
+        self.published = PublishedEndpoint(job, insecure)
         self.began = self.answered = time.monotonic()
         self.next_question = 0.0
         self.state: JobState | None = None
-        self.void: set[str] = set()  # nonces of endpoints from before a requeue
-        self.valid: set[str] = set()
-
-    # ---- the batch system
 
     def ask(self) -> JobState:
-        """What the batch system says, asked as often as is gentle; an ended job is an error."""
+        """Return the job's state, from a question as recent as `poll_interval_s` allows.
+
+        Raises
+        ------
+        JobEndedError
+            The job has ended.
+        BatchError
+            The batch system has not answered for `SILENCE_S` seconds.
+        """
         now = time.monotonic()
         if self.state is None or now >= self.next_question:
             interval_s = poll_interval_s(now - self.began)
             try:
-                # Where there is no answer yet, there is nothing to show meanwhile either.
+                # Before the first answer there is nothing to show, so only that question waits for one.
                 patience_s = SILENCE_S if self.state is None else 0.0
                 self.state = self.job.ask(
                     max_age_s=min(interval_s, now - self.answered), patience_s=patience_s
@@ -109,24 +148,32 @@ class Watch:
             )
         return self.state
 
-    def ask_at_once(self) -> JobState:
-        """The same, when something shows that the last answer is out of date."""
+    def ask_now(self) -> JobState:
+        """Return the job's state from a new question: something shows that the last answer is out of date."""
         self.next_question = 0.0
         return self.ask()
 
     def wait_for_start(self, queue_timeout_s: float | None) -> None:
-        """Until the job runs. `queue_timeout_s` counts from the first question."""
-        seen_never = 0
+        """Wait until the job runs, for at most `queue_timeout_s` seconds from the first question.
+
+        Raises
+        ------
+        JobEndedError
+            The job has ended or, if there is no `queue_timeout_s`, cannot start.
+        DeadlineError
+            It is still pending after `queue_timeout_s`.
+        """
+        n_cannot_start = 0
         while (state := self.ask()).pending:
             waited_s = time.monotonic() - self.began
             estimate = (
                 f", may start {time.strftime('%a %H:%M', time.localtime(state.start))}" if state.start else ""
             )
             why = state.reason or "no reason given"
-            self.tell(f"job {self.job.job_id} is {state.state} ({why}{estimate})")
             job_id = self.job.job_id
-            seen_never = seen_never + 1 if state.never else 0
-            if queue_timeout_s is None and seen_never > 1:  # a first look at a job can be wrong
+            self.tell(f"job {job_id} is {state.state} ({why}{estimate})")
+            n_cannot_start = n_cannot_start + 1 if state.cannot_start else 0
+            if queue_timeout_s is None and n_cannot_start > 1:  # the first answer about a job can be wrong
                 raise JobEndedError(
                     f"job {job_id} cannot start: {state.state} ({why}), which no wait changes. "
                     f"See what it asks for: mpiboot status {job_id}; or give it up: mpiboot stop {job_id}"
@@ -140,23 +187,23 @@ class Watch:
             time.sleep(max(0.0, min(self.next_question - time.monotonic(), left_s)))
 
     def deadline(self) -> float:
-        """When `timeout` has passed since the job's start; one good attempt is always made."""
+        """Return when `timeout_s` will have passed since the job's start, late enough for one good attempt."""
         assert self.state
-        started = self.state.start or time.time()
-        left_s = started + self.timeout_s - time.time()
+        start = self.state.start or time.time()
+        left_s = start + self.timeout_s - time.time()
         return time.monotonic() + min(max(left_s, min(SETTLE_S, self.timeout_s)), self.timeout_s)
 
-    def check(self, deadline: float, got: str) -> None:
+    def check(self, deadline: float, progress: str) -> None:
+        """Raise DeadlineError, with how far the job got, if the deadline has passed."""
         if time.monotonic() > deadline:
             job_id = self.job.job_id
             raise DeadlineError(
-                f"job {job_id} is not ready {show_duration(self.timeout_s)} after its start: {got}. It goes on; come "
-                f"back: mpiboot connect {job_id}; end it: mpiboot stop {job_id}\n{self.job.log_tail()}"
+                f"job {job_id} is not ready {show_duration(self.timeout_s)} after its start: {progress}. "
+                f"It goes on; come back: mpiboot connect {job_id}; end it: mpiboot stop {job_id}\n{self.job.log_tail()}"
             )
 
-    # ---- the job directory
-
     def wait_for_endpoint(self, queue_timeout_s: float | None) -> tuple[Endpoint, Security | None]:
+        """Wait for the endpoint of a job that may still be pending; see the function of this name."""
         self.wait_for_start(queue_timeout_s)
         deadline = self.deadline()
         failing_since: float | None = None
@@ -164,76 +211,32 @@ class Watch:
             if self.ask().restarting:  # requeued: what it had published is void
                 self.wait_for_start(queue_timeout_s)
                 deadline, failing_since = self.deadline(), None
-            got, verb = self.phase(), " is"
+            progress, verb = self.progress(), " is"
             try:
-                endpoint = self.read_endpoint()
+                endpoint = self.published.read()
                 if endpoint is not None:
-                    return endpoint, self.verify(endpoint)
+                    return endpoint, self.published.verify(endpoint)
                 failing_since = None
             except RendezvousError as error:
-                got, verb = str(error), ":"
-                self.ask_at_once()  # the job may just have ended, or been requeued
+                progress, verb = str(error), ":"
+                self.ask_now()  # the job may just have ended, or been requeued
                 failing_since = failing_since or time.monotonic()
                 if time.monotonic() - failing_since > SETTLE_S:
                     raise RendezvousError(
                         f"job {self.job.job_id} is {self.ask().state}, but {error}\n{self.job.log_tail()}"
                     ) from error
-            self.tell(f"job {self.job.job_id}{verb} {got}")
-            self.check(deadline, got)
+            self.tell(f"job {self.job.job_id}{verb} {progress}")
+            self.check(deadline, progress)
             time.sleep(FILE_POLL_S if time.monotonic() - self.began < 60 else 4 * FILE_POLL_S)
 
-    def read_endpoint(self) -> Endpoint | None:
-        """What this run of this job has published; None: nothing yet.
-
-        Raises
-        ------
-        RendezvousError, SecurityError
-            It is not to be trusted, not of this job, or no endpoint.
-        """
-        directory = self.job.directory
-        try:
-            # Opening a directory makes NFS look for names that it remembers as missing.
-            os.listdir(directory.path)  # noqa: PTH208
-            check_trusted(directory.path, "directory")
-            endpoint = directory.read_endpoint()
-        except FileNotFoundError:
-            return None
-        if endpoint is None or endpoint.nonce in self.void:
-            return None
-        if endpoint.job_key != directory.key:
-            raise RendezvousError(
-                f"{directory.endpoint} is of job {endpoint.job_key}, not of {directory.key}"
-            )
-        if endpoint.nonce not in self.valid:
-            try:
-                current = self.job.batch.restarts(self.job.job_id) == endpoint.restart_count
-            except BatchError as error:
-                raise RendezvousError(f"{error}, when asked how often it was requeued") from error
-            (self.valid if current else self.void).add(endpoint.nonce)
-            return endpoint if current else None
-        return endpoint
-
-    def verify(self, endpoint: Endpoint) -> Security | None:
-        """Ask who listens at the published address: the scheduler that published it, or an error."""
-        security = self.security(endpoint.address)
-        answer = ask_scheduler(endpoint.address, security, ATTEMPT_S)
-        check_answer(answer, endpoint.scheduler_id, endpoint.address, endpoint.source_prefix)
-        return security
-
-    def security(self, address: str) -> Security | None:
-        if address.startswith("tls://"):
-            return Security(**client_security_arguments(self.job.directory.path))
-        refuse_plain(address, self.insecure)
-        return None
-
-    def phase(self) -> str:
-        """How far the job is, from its events."""
+    def progress(self) -> str:
+        """Return how far the job is, in words, from its events."""
         with contextlib.suppress(FileNotFoundError):
-            return phase_words(self.job.directory.read_events(), self.job.promised_workers())
+            return progress_of(self.job.directory.read_events(), self.job.expected_workers())
         return "starting"
 
     def wait_for_workers(self, client: Client, endpoint: Endpoint, n_workers: int | None) -> bool:
-        """Until `n_workers` are there; None: until all are, or those that are lost have not come back.
+        """Wait until the cluster has `n_workers`; None: all of them, or those left when lost ones do not come back.
 
         Returns
         -------
@@ -242,71 +245,44 @@ class Watch:
         """
         self.ask()
         deadline = self.deadline()
-        enough = time.monotonic() + REPLACED_S
+        give_up_lost_at = time.monotonic() + REPLACED_S
         wanted = endpoint.n_workers if n_workers is None else n_workers
-        while (there := count_workers(client)) is None or there < wanted:
-            self.tell(f"job {self.job.job_id}: {there or 0} of {wanted} workers")
-            if there is None:
-                self.ask_at_once()
+        while (n_present := count_workers(client)) is None or n_present < wanted:
+            self.tell(f"job {self.job.job_id}: {n_present or 0} of {wanted} workers")
+            if n_present is None:
+                self.ask_now()
             if self.ask().restarting:
                 return False
-            if there and n_workers is None and time.monotonic() > enough:
-                self.tell(f"job {self.job.job_id}: {there} of {wanted} workers; the others are lost")
+            if n_present and n_workers is None and time.monotonic() > give_up_lost_at:
+                self.tell(f"job {self.job.job_id}: {n_present} of {wanted} workers; the others are lost")
                 return True
-            self.check(deadline, f"{there or 0} of {wanted} workers")
+            self.check(deadline, f"{n_present or 0} of {wanted} workers")
             time.sleep(FILE_POLL_S)
-        self.tell(f"job {self.job.job_id} is ready: {there} workers")
+        self.tell(f"job {self.job.job_id} is ready: {n_present} workers")
         return True
 
 
-def phase_words(events: list[dict[str, object]], promised: int | None) -> str:
-    """The last step that a job's events tell of, in words."""
+def progress_of(events: list[dict[str, object]], expected_workers: int | None) -> str:
+    """Return the last step in a job's events, in words."""
     steps = [event for event in events if event["event"] in ("phase", "worker")]
     if not steps:
         return "starting"
     last = steps[-1]
     if last["event"] == "worker":
-        return f"starting workers: {last['n']}{f' of {promised}' if promised else ''}"
+        of = f" of {expected_workers}" if expected_workers else ""
+        return f"starting workers: {last['n']}{of}"
     words = {"stage": "staging", "launch": "launching", "workers": "starting workers", "closing": "closing"}
     return words.get(str(last["phase"]), str(last["phase"]))
 
 
 def count_workers(client: Client) -> int | None:
-    """Workers that the scheduler has; None when it does not answer."""
+    """Return how many workers the scheduler has; None if it does not answer."""
     try:
         return len(client.sync(client.scheduler.identity, callback_timeout=ATTEMPT_S)["workers"])
-    except (OSError, TimeoutError, asyncio.TimeoutError, RuntimeError):  # two kinds, until Python 3.11
+    except (
+        OSError,
+        TimeoutError,
+        asyncio.TimeoutError,
+        RuntimeError,
+    ):  # two kinds of timeout before Python 3.11
         return None
-
-
-def check_answer(answer: Answer, scheduler_id: str, address: str, source_prefix: str | None) -> None:
-    """The scheduler that answers must be the one that was published, and run this Python.
-
-    Raises
-    ------
-    RendezvousError
-        Another scheduler listens there now.
-    MpibootError
-        It runs another minor version of Python: what one pickles the other cannot read.
-    """
-    if answer.scheduler_id != scheduler_id:
-        raise RendezvousError(
-            f"{address} answers as {answer.scheduler_id}, not as {scheduler_id}: "
-            "the cluster that was published there is gone"
-        )
-    here = sys.version_info[:2]
-    if answer.python != here:
-        theirs, mine = (f"{major}.{minor}" for major, minor in (answer.python, here))
-        remedy = f" Use the cluster's: {source_prefix}/bin/python" if source_prefix else ""
-        raise MpibootError(
-            f"the cluster runs Python {theirs} and this is {mine} ({sys.executable}): "
-            f"what one of them pickles the other cannot read.{remedy}"
-        )
-
-
-def refuse_plain(address: str, insecure: bool) -> None:
-    if not insecure:
-        raise MpibootError(
-            f"{address} is not encrypted: anyone on its network can use and change what you compute there. "
-            "If that is what you want, pass insecure=True (mpiboot connect --insecure)"
-        )

@@ -146,8 +146,7 @@ def mpiboot(orders: dict[str, Any]) -> dict[str, Any]:
     """mpiboot, as in a notebook."""
     import mpiboot as package
     import mpiboot.client.connect  # the notebook has imported distributed, too
-    from mpiboot.batch.local.submission import Local
-    from mpiboot.batch.slurm.submission import Slurm
+    from mpiboot.batch import registry
 
     moments = []
 
@@ -158,7 +157,7 @@ def mpiboot(orders: dict[str, Any]) -> dict[str, Any]:
 
         return call
 
-    for batch in (Slurm, Local):
+    for batch in registry.available().values():
         batch.submit = timed(batch.submit)  # type: ignore[method-assign]
     asked = time.time()
     job = package.submit(**orders["options"])

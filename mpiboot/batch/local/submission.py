@@ -1,8 +1,10 @@
-"""This machine as a batch system of one node: a job is a process in the background."""
+"""This machine as a batch system of one node: a job is a process in the background.
+
+There are no commands to run and no server to ask, so `Local` is a `BatchSystem` by itself: it looks at processes.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
@@ -10,27 +12,48 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mpiboot.batch import JobState
+from envpack.common.places import home
+from mpiboot.batch.job_state import JobState
+from mpiboot.batch.local import FACTS
+from mpiboot.batch.submission import BatchSystem
 from mpiboot.common.processes import process_start
-from mpiboot.config import Config, home
-from mpiboot.errors import BatchError
+from mpiboot.errors import BatchError, UsageError
+
+if TYPE_CHECKING:
+    from mpiboot.config import Config
+
+PREFIX = "local-"
 
 
 class Local:
     """Jobs of this host. A job id is `<host>-<pid>-<start>`, which no later process can have."""
 
-    name = "local"
+    facts = FACTS
+    name = FACTS.name
+    passed_options: tuple[str, ...] = ("batch_system",)
 
-    def submit_command(self, config: Config, script: Path, arguments: Sequence[str], log: Path) -> list[str]:
+    def submit_command(
+        self,
+        config: Config,
+        script: Path,
+        arguments: Sequence[str],
+        *,
+        environ: Mapping[str, str],
+        variables: Sequence[str] = (),
+        output_folder: Path | None = None,
+    ) -> list[str]:
         if config.nodes != 1:
-            raise BatchError(f"--nodes {config.nodes}: the local batch system has one node, this machine")
+            raise UsageError(
+                f"--nodes {config.nodes}: the local batch system has one node, this machine. Leave --nodes out"
+            )
         return ["bash", str(script), *arguments]
 
     def submit(self, command: Sequence[str], environ: Mapping[str, str]) -> str:
         logs = home(environ) / "logs"
         logs.mkdir(mode=0o700, parents=True, exist_ok=True)
-        output = logs / f"local-{os.getpid()}-{time.time_ns()}.out"
+        output = logs / f"{PREFIX}{os.getpid()}-{time.time_ns()}.out"
         with output.open("xb") as log:
             process = subprocess.Popen(
                 command,
@@ -41,68 +64,87 @@ class Local:
                 start_new_session=True,
             )
         job_id = f"{socket.gethostname()}-{process.pid}-{process_start(process.pid)}"
-        output.rename(self._output(logs, job_id))
-        process.returncode = 0  # it goes on without us: no warning of a child left behind
+        output.rename(output_file(home(environ), job_id))
+        process.returncode = 0  # the job outlives this process: Python shall not warn of it
         return job_id
 
     def check(self, command: Sequence[str], environ: Mapping[str, str]) -> None:
         pass
 
     def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
-        return {job_id: self._state(job_id) for job_id in job_ids}
-
-    def _state(self, job_id: str) -> JobState:
-        host, pid, start = parse_job_id(job_id)
-        if host != socket.gethostname():
-            return JobState(job_id, "", "UNKNOWN", f"it ran on {host}; ask there")
-        if start is not None and process_start(pid) == start:
-            return JobState(job_id, "mpiboot", "RUNNING", nodes=host)
-        return JobState(job_id, "", "UNKNOWN", "it died without a word")
+        return {job_id: state_of(job_id) for job_id in job_ids}
 
     def jobs(self) -> list[JobState]:
-        keys = sorted(
-            (home(os.environ) / "jobs").glob(f"local-{socket.gethostname()}-*"),
-            key=lambda p: p.stat().st_mtime,
+        directories = sorted(
+            (home(os.environ) / "jobs").glob(f"{PREFIX}{socket.gethostname()}-*"),
+            key=lambda path: path.stat().st_mtime,
         )
-        states = (self._state(path.name.removeprefix("local-")) for path in keys)
+        states = (state_of(path.name.removeprefix(PREFIX)) for path in directories)
         return [state for state in states if state.live]
 
     def stop(self, job_id: str, *, by_force: bool = False) -> None:
-        if self._state(job_id).live:
+        if state_of(job_id).live:
             os.kill(parse_job_id(job_id)[1], signal.SIGKILL if by_force else signal.SIGTERM)
 
-    def job_key(self, job_id: str) -> str:
-        return f"local-{job_id}"
+    def ended_word(self, exit_status: int) -> str:
+        return {0: "COMPLETED", 124: "TIMEOUT"}.get(exit_status, "FAILED")
 
-    def job_id(self, key: str) -> str | None:
-        # Not by the start of the key alone: `login` is the start of `login-2`, whose processes cannot be seen here.
-        job_id = key.removeprefix("local-")
-        with contextlib.suppress(BatchError):
-            if job_id != key and parse_job_id(job_id)[0] == socket.gethostname():
-                return job_id
-        return None
+    def job_key(self, job_id: str) -> str:
+        return PREFIX + job_id
+
+    def job_id_of_key(self, key: str) -> str | None:
+        # The whole host name counts: `login` is the start of `login-2`, whose processes cannot be seen here.
+        job_id = self.job_id_of(key) if key.startswith(PREFIX) else None
+        return job_id if job_id and parse_job_id(job_id)[0] == socket.gethostname() else None
+
+    def job_id_of(self, text: str) -> str | None:
+        job_id = text.removeprefix(PREFIX)
+        try:
+            parse_job_id(job_id)
+        except BatchError:
+            return None
+        return job_id
 
     def restarts(self, job_id: str) -> int:
         return 0
 
     def output(self, job_id: str) -> Path | None:
-        return self._output(home(os.environ) / "logs", job_id)
+        return output_file(home(os.environ), job_id)
 
-    @staticmethod
-    def _output(logs: Path, job_id: str) -> Path:
-        return logs / f"local-{job_id}.out"
+    def describe(self) -> str:
+        return f"{self.name}: jobs run on this machine"
 
 
-def parse_job_id(job_id: str) -> tuple[str, int, str | None]:
-    """Host, pid and start ticks.
+def batch_system() -> BatchSystem:
+    """The local batch system for the registry."""
+    return Local()
+
+
+def output_file(home: Path, job_id: str) -> Path:
+    """Return the file with a job's output."""
+    return home / "logs" / f"{PREFIX}{job_id}.out"
+
+
+def state_of(job_id: str) -> JobState:
+    """Return the state of a job of this host."""
+    host, pid, start = parse_job_id(job_id)
+    if host != socket.gethostname():
+        return JobState(job_id, "", "unknown", "UNKNOWN", f"the job ran on {host}. Type this there")
+    if process_start(pid) == start:
+        return JobState(job_id, "mpiboot", "running", "RUNNING", nodes=host)
+    return JobState(job_id, "", "unknown", "UNKNOWN", "the process ended without recording a reason")
+
+
+def parse_job_id(job_id: str) -> tuple[str, int, str]:
+    """Return host, process id and start time (in the kernel's clock ticks) of a job id.
 
     Raises
     ------
     BatchError
         It is no job id of the local batch system.
     """
-    host, _, rest = job_id.removeprefix("local-").rpartition("-")[0].rpartition("-")
-    start = job_id.rpartition("-")[2]
-    if not host or not rest.isdigit():
+    rest, _, start = job_id.rpartition("-")
+    host, _, pid = rest.rpartition("-")
+    if not host or not pid.isdigit():
         raise BatchError(f"{job_id!r} is no job of the local batch system. Try: mpiboot list")
-    return host, int(rest), start
+    return host, int(pid), start

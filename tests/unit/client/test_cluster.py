@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from distributed import Client, LocalCluster
 
-from mpiboot.batch import JobState
+from mpiboot.batch.job_state import JobState
 from mpiboot.client import cluster as clusters
 from mpiboot.errors import JobEndedError
 from mpiboot.protocol.endpoint import Endpoint
@@ -30,7 +30,7 @@ class Job:
 
     def stop(self):
         self.stops += 1
-        return JobState("7", "", "COMPLETED")
+        return JobState("7", "", "ended", "COMPLETED")
 
     def logs(self):
         return "what the job wrote"

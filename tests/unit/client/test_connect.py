@@ -10,13 +10,12 @@ import time
 import pytest
 from distributed import LocalCluster
 
-from mpiboot.batch import JobState
+from mpiboot.batch.job_state import JobState
 from mpiboot.client import job as job_module
-from mpiboot.client import job_states as answers
-from mpiboot.client import polling, scheduler_file, verify, watch
+from mpiboot.client import job_states, polling, published, scheduler_file, verify, watch
 from mpiboot.client.connect import connect
 from mpiboot.client.job import Job
-from mpiboot.client.verify import Answer
+from mpiboot.client.verify import SchedulerIdentity
 from mpiboot.errors import (
     BatchAwayError,
     BatchError,
@@ -30,8 +29,8 @@ from mpiboot.protocol.endpoint import Endpoint
 from mpiboot.protocol.events import EventLog
 from mpiboot.protocol.job_directory import JobDirectory
 
-RUNNING = JobState("7", "mpiboot", "RUNNING", nodes="node1")
-PENDING = JobState("7", "mpiboot", "PENDING", "Resources")
+RUNNING = JobState("7", "mpiboot", "running", "RUNNING", nodes="node1")
+PENDING = JobState("7", "mpiboot", "pending", "PENDING", "Resources")
 
 
 class Batch:
@@ -60,6 +59,9 @@ class Batch:
     def output(self, job_id):
         return None
 
+    def ended_word(self, exit_status):
+        return f"EXIT {exit_status}"
+
     def job_key(self, job_id):
         return f"stand-in-{job_id}"
 
@@ -67,11 +69,12 @@ class Batch:
 @pytest.fixture
 def batch(tmp_path, monkeypatch):
     monkeypatch.setenv("MPIBOOT_HOME", str(tmp_path / 'it\'s a "home"'))
-    monkeypatch.setattr(answers, "_answers", {})
+    monkeypatch.setattr(job_states, "_caches", {})
     monkeypatch.setattr(watch, "poll_interval_s", lambda waited_s: 0.1)
     for module in (watch, scheduler_file):
         monkeypatch.setattr(module, "FILE_POLL_S", 0.02)
         monkeypatch.setattr(module, "SETTLE_S", 0.5)
+    for module in (watch, scheduler_file, published):
         monkeypatch.setattr(module, "ATTEMPT_S", 1.0)
     monkeypatch.setattr(watch, "REPLACED_S", 0.5)
     return Batch()
@@ -180,7 +183,7 @@ def test_a_plain_address_is_refused_unless_it_is_asked_for(job, cluster):
         ),
         ({"scheduler_id": "Scheduler-old"}, "answers as Scheduler-.*, not as Scheduler-old"),
         ({"job_key": "stand-in-8"}, "endpoint.json is of job stand-in-8, not of stand-in-7"),
-        ({"version": 1}, "version 1; this mpiboot reads 2"),
+        ({"version": 1}, "version 1; this mpiboot reads version 2"),
     ],
     ids=["nobody-listens", "another-scheduler", "another-job", "another-version"],
 )
@@ -219,7 +222,7 @@ def test_a_node_that_has_just_died_is_said_to_be_silent(monkeypatch):
 def test_a_partial_endpoint(job, content):
     job.directory.endpoint.touch(mode=0o600)
     job.directory.endpoint.write_text(content)
-    with pytest.raises(RendezvousError, match="is no endpoint of mpiboot's"):
+    with pytest.raises(RendezvousError, match="is not an endpoint of mpiboot"):
         connect(job, insecure=True)
 
 
@@ -294,7 +297,9 @@ def test_workers_that_are_asked_for_are_waited_for(job, cluster):
 
 def test_another_minor_version_of_python_is_an_error(job, cluster, monkeypatch):
     job.directory.publish(endpoint_of(cluster))
-    monkeypatch.setattr(watch, "ask_scheduler", lambda *_: Answer(cluster.scheduler.id, 1, (3, 8)))
+    monkeypatch.setattr(
+        published, "ask_scheduler", lambda *_: SchedulerIdentity(cluster.scheduler.id, 1, (3, 8))
+    )
     with pytest.raises(
         MpibootError, match=r"the cluster runs Python 3\.8 and this is .* Use the cluster's: /p/bin/python"
     ):
@@ -307,7 +312,7 @@ def test_another_minor_version_of_python_is_an_error(job, cluster, monkeypatch):
 @pytest.mark.parametrize("word", ["CANCELLED", "FAILED", "OUT_OF_MEMORY", "NODE_FAIL", "TIMEOUT"])
 def test_an_ended_job_is_an_error_with_the_end_of_its_log(job, batch, word):
     job.directory.boot_log.write_text("".join(f"line {i}\n" for i in range(100)))
-    batch.state = JobState("7", "mpiboot", word, "Reason")
+    batch.state = JobState("7", "mpiboot", "ended", word, "Reason")
     with pytest.raises(JobEndedError) as error:
         connect(job)
     assert str(error.value).splitlines()[:3] == [
@@ -321,13 +326,13 @@ def test_boots_last_word_explains_more_than_the_batch_system(job, batch):
     log = EventLog(job.directory.events)
     log.write("closed", reason="mpirun ended with status 1", exit_status=1)
     log.close()
-    batch.state = JobState("7", "mpiboot", "UNKNOWN")
-    with pytest.raises(JobEndedError, match=r"job 7 has ended: FAILED \(mpirun ended with status 1\)"):
+    batch.state = JobState("7", "mpiboot", "unknown", "UNKNOWN")
+    with pytest.raises(JobEndedError, match=r"job 7 has ended: EXIT 1 \(mpirun ended with status 1\)"):
         connect(job)
 
 
 def test_an_ended_job_of_which_nothing_is_known(job, batch):
-    batch.state = JobState("7", "", "UNKNOWN")
+    batch.state = JobState("7", "", "unknown", "UNKNOWN")
     with pytest.raises(
         JobEndedError, match=r"job 7 has ended: UNKNOWN \(ended, reason unknown\)\nIt left no log"
     ):
@@ -335,7 +340,7 @@ def test_an_ended_job_of_which_nothing_is_known(job, batch):
 
 
 def test_a_job_that_can_never_start(job, batch):
-    batch.state = JobState("7", "mpiboot", "PENDING", "PartitionNodeLimit", never=True)
+    batch.state = JobState("7", "mpiboot", "pending", "PENDING", "PartitionNodeLimit", cannot_start=True)
     said = []
     with pytest.raises(JobEndedError, match=r"job 7 cannot start: PENDING \(PartitionNodeLimit\)"):
         connect(job, progress=said.append)
@@ -343,7 +348,7 @@ def test_a_job_that_can_never_start(job, batch):
 
 
 def test_a_job_that_can_never_start_is_waited_for_as_long_as_asked(job, batch):
-    batch.state = JobState("7", "mpiboot", "PENDING", "PartitionNodeLimit", never=True)
+    batch.state = JobState("7", "mpiboot", "pending", "PENDING", "PartitionNodeLimit", cannot_start=True)
     start = time.monotonic()
     with pytest.raises(TimeoutError, match=r"job 7 is still PENDING \(PartitionNodeLimit\) after 0\.[56] s"):
         connect(job, queue_timeout=0.5)
@@ -369,19 +374,19 @@ def test_a_batch_system_that_is_away_for_a_moment_is_asked_again(job, batch, clu
 
 
 def test_a_job_outlives_a_restart_of_the_batch_system(job, batch, monkeypatch, caplog):
-    away, ended = BatchAwayError("squeue: slurmctld is away"), JobState("7", "mpiboot", "COMPLETED")
+    away, ended = BatchAwayError("squeue: slurmctld is away"), JobState("7", "mpiboot", "ended", "COMPLETED")
     for module in (polling, job_module):
         monkeypatch.setattr(module, "poll_interval_s", lambda waited_s: 0.01)
     job.directory.boot_log.write_text("a line\n")
     for use in (job.wait, job.stop, lambda: "".join(job.follow())):
-        monkeypatch.setattr(answers, "_answers", {})
+        monkeypatch.setattr(job_states, "_caches", {})
         batch.questions.clear()
         batch.state = lambda n: ended if n > 3 else (RUNNING if n == 1 else away)
         use()
     assert [message.partition(" for ")[0] for message in caplog.messages] == [
         "squeue: slurmctld is away; asking again"
     ] * 3
-    monkeypatch.setattr(answers, "_answers", {})
+    monkeypatch.setattr(job_states, "_caches", {})
     batch.state = away
     with pytest.raises(BatchAwayError):
         job.wait(timeout_s=0.05)
@@ -399,7 +404,9 @@ def test_one_answer_serves_all_that_wait(batch, cluster, tmp_path):
     for number in numbers:
         JobDirectory.create(tmp_path / 'it\'s a "home"', f"stand-in-{number}")
     start, failures = time.monotonic(), []
-    batch.state = lambda n: PENDING if time.monotonic() < start + 1 else JobState("", "", "CANCELLED")
+    batch.state = lambda n: (
+        PENDING if time.monotonic() < start + 1 else JobState("", "", "ended", "CANCELLED")
+    )
 
     def wait(number):
         try:

@@ -60,9 +60,7 @@ def test_reports_are_read_among_other_output(tmp_path):
     output = tmp_path / "out"
     report = ["node1", [{"name": "interfaces", "found": "ib0", "remedy": ""}]]
     output.write_text(f"a banner\n{doctor.REPORT}{json.dumps(report)}\nmore\n")
-    job = type(
-        "Job", (), {"job_id": "7", "batch": type("Batch", (), {"output": lambda self, job_id: output})()}
-    )()
+    job = type("Job", (), {"job_id": "7", "log_files": lambda self: [output]})()
     assert doctor.read_reports(job) == {"node1": [Check("interfaces", "ib0")]}
 
 

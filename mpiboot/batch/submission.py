@@ -1,0 +1,242 @@
+"""What a batch system's `submission.py` has to write, and what the client may ask of it.
+
+`Submission` is the part that differs: pure functions that build commands and parse their output. `system.py` runs them,
+which makes a `BatchSystem` of a `Submission`. The client uses `BatchSystem` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from mpiboot.batch.facts import Facts
+from mpiboot.batch.job_state import JobState
+from mpiboot.batch.runner import TIMED_OUT
+
+if TYPE_CHECKING:
+    from mpiboot.config import Config
+
+
+class Submission(Protocol):
+    """The commands of one batch system. No method runs anything; each returns a command or parses text.
+
+    A subclass writes the methods that raise NotImplementedError here. The others have a default, for a batch system that
+    has nothing better.
+
+    Attributes
+    ----------
+    facts : Facts
+        The folder's facts.
+    passed_options : tuple of str
+        Options that reach boot by the batch system itself, such as the nodes: they are left out of boot's arguments.
+    """
+
+    facts: Facts
+    passed_options: tuple[str, ...] = ("batch_system",)
+
+    # Submit.
+
+    def submit_command(
+        self,
+        config: Config,
+        script: Path,
+        arguments: Sequence[str],
+        *,
+        environ: Mapping[str, str],
+        variables: Sequence[str] = (),
+        output_folder: Path | None = None,
+    ) -> list[str]:
+        """Return the command that submits `script` with `arguments`; a user could type it.
+
+        Parameters
+        ----------
+        config : Config
+            The job's options: nodes, memory, walltime, and so on.
+        environ : mapping
+            The environment of the submitting process.
+        variables : sequence of str
+            Names of variables in `environ` that the job must find in its environment. Their values are secret: never
+            write them into a command.
+        output_folder : Path, optional
+            Write the job's output to `<output_folder>/<batch system>-<job id>.out`. None: wherever the batch system
+            writes it.
+
+        Raises
+        ------
+        UsageError
+            The options ask for something that this batch system cannot do.
+        """
+        raise NotImplementedError
+
+    def parse_submitted(self, output: str) -> str:
+        """Return the new job's id from the output of the submit command."""
+        raise NotImplementedError
+
+    def check_command(self, submit_command: Sequence[str]) -> list[str] | None:
+        """Return a command that fails if `submit_command` would be refused; None: there is none."""
+        return None
+
+    def is_invalid(self, text: str) -> bool:
+        """Whether a refusal would be the same at any time, whatever else runs on the cluster."""
+        return True
+
+    def limits_command(self, text: str) -> list[str] | None:
+        """Return a command whose output explains the refusal `text`; None: there is none."""
+        return None
+
+    def parse_limits(self, output: str) -> list[str]:
+        """Return the limits for a message, a line each."""
+        return []
+
+    # Ask.
+
+    def states_command(self, job_ids: Sequence[str]) -> list[str]:
+        """Return the command that asks for the states of these jobs."""
+        raise NotImplementedError
+
+    def jobs_command(self) -> list[str]:
+        """Return the command that asks for this user's live jobs."""
+        raise NotImplementedError
+
+    def history_command(self, job_ids: Sequence[str]) -> list[str] | None:
+        """Return the command that asks for ended jobs that `states_command` does not know; None: there is none."""
+        return None
+
+    def parse_states(self, output: str) -> list[JobState]:
+        """Return the jobs in the output of any of the three commands above."""
+        raise NotImplementedError
+
+    def parse_jobs(self, output: str) -> list[JobState]:
+        """Return mpiboot's own jobs in the output of `jobs_command`, the newest last."""
+        return self.parse_states(output)
+
+    def is_unknown_job(self, text: str) -> bool:
+        """Whether an error of `states_command` only says that it does not know a job."""
+        return False
+
+    def output_command(self, job_id: str) -> list[str] | None:
+        """Return the command that asks where the job's output is; None: there is none."""
+        return None
+
+    def parse_output(self, output: str) -> Path | None:
+        """Return the file with the job's output."""
+        return None
+
+    def restarts_command(self, job_id: str) -> list[str] | None:
+        """Return the command that asks how often the job was requeued; None: jobs are never requeued."""
+        return None
+
+    def parse_restarts(self, output: str) -> int:
+        """Return how often the job was requeued."""
+        return 0
+
+    def ended_word(self, exit_status: int) -> str:
+        """Return the batch system's word for a job that it has forgotten and that ended with this exit status."""
+        return "ended"
+
+    # Stop.
+
+    def signal_command(self, state: JobState) -> list[str] | None:
+        """Return the command that sends SIGTERM to the job script alone, so that boot ends the job in order.
+
+        None: the job script does not run, or the batch system cannot do it.
+        """
+        return None
+
+    def cancel_command(self, job_id: str) -> list[str]:
+        """Return the command that ends the job at once."""
+        raise NotImplementedError
+
+    # The batch system itself.
+
+    def version_command(self) -> list[str] | None:
+        """Return the command that prints the version, without asking a server; None: there is none."""
+        return None
+
+    def ping_command(self) -> list[str]:
+        """Return a command that fails if the batch system does not answer; a user types it to see why."""
+        return self.jobs_command()
+
+    def cluster_command(self) -> list[str] | None:
+        """Return the command that asks for the cluster's name; None: there is only one cluster."""
+        return None
+
+    def parse_cluster(self, output: str) -> str:
+        """Return the cluster's name. In a job, `allocation.py` must find the same one."""
+        return "cluster"
+
+    def job_id_of(self, text: str) -> str | None:
+        """Return the job id that a user may mean with `text`; None: it is none of this batch system's."""
+        return text if text.isdigit() else None
+
+    def is_away(self, text: str) -> bool:
+        """Whether an error text means that the batch system does not answer for now (see `runner.run`)."""
+        return text.startswith(TIMED_OUT)
+
+    def query_environment(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """Return `environ` without the variables that change what the commands above print."""
+        return dict(environ)
+
+
+class BatchSystem(Protocol):
+    """What the client asks of a batch system.
+
+    Every method but `submit_command`, `job_id_of` and `ended_word` may run commands. It raises BatchError if one fails,
+    and BatchAwayError if the batch system does not answer for now.
+    """
+
+    facts: Facts
+    passed_options: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The word for `--batch-system`."""
+
+    def submit_command(
+        self,
+        config: Config,
+        script: Path,
+        arguments: Sequence[str],
+        *,
+        environ: Mapping[str, str],
+        variables: Sequence[str] = (),
+        output_folder: Path | None = None,
+    ) -> list[str]:
+        """Return the command that submits a job; see `Submission.submit_command`."""
+
+    def submit(self, command: Sequence[str], environ: Mapping[str, str]) -> str:
+        """Run a submit command and return the new job's id."""
+
+    def check(self, command: Sequence[str], environ: Mapping[str, str]) -> None:
+        """Raise BatchError if the submit command would be refused at any time."""
+
+    def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
+        """Return the state of each job, by one question; `unknown(job_id)` for one that it does not know."""
+
+    def jobs(self) -> list[JobState]:
+        """Return this user's live jobs that mpiboot submitted, the newest last."""
+
+    def restarts(self, job_id: str) -> int:
+        """Return how often the job was requeued; what an earlier run of it has published is void."""
+
+    def output(self, job_id: str) -> Path | None:
+        """Return the file with the job's output; None if the batch system does not know it."""
+
+    def stop(self, job_id: str, *, by_force: bool = False) -> None:
+        """Ask boot to end the job in order, or end it at once; does not wait for the end."""
+
+    def ended_word(self, exit_status: int) -> str:
+        """Return the word for a job that has ended with this exit status."""
+
+    def job_key(self, job_id: str) -> str:
+        """Return the name of the job's directory."""
+
+    def job_id_of_key(self, key: str) -> str | None:
+        """Return the job id of a job directory's name; None if it belongs to another cluster, host or batch system."""
+
+    def job_id_of(self, text: str) -> str | None:
+        """Return the job id that a user may mean with `text`; None: it is none of this batch system's."""
+
+    def describe(self) -> str:
+        """Return what the batch system is, after it has answered a question."""

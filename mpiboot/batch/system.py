@@ -1,0 +1,158 @@
+"""`CommandBatchSystem`: runs the commands of a `Submission`. The client uses it through the registry."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mpiboot.batch.job_state import JobState
+from mpiboot.batch.runner import run
+from mpiboot.batch.submission import Submission
+from mpiboot.errors import BatchAwayError, BatchError
+
+if TYPE_CHECKING:
+    from mpiboot.config import Config
+
+
+class CommandBatchSystem:
+    """A batch system that is used through commands; see `BatchSystem` for the methods."""
+
+    def __init__(self, submission: Submission) -> None:
+        self.submission = submission
+        self.facts = submission.facts
+        self.passed_options = submission.passed_options
+        self.ended_word = submission.ended_word
+        self.job_id_of = submission.job_id_of
+
+    @property
+    def name(self) -> str:
+        return self.facts.name
+
+    def _run(self, command: Sequence[str], environ: Mapping[str, str] | None = None) -> str:
+        return run(
+            command,
+            environ=self.submission.query_environment(os.environ) if environ is None else environ,
+            is_away=self.submission.is_away,
+            remedy=shlex.join(self.submission.ping_command()),
+        )
+
+    def submit_command(
+        self,
+        config: Config,
+        script: Path,
+        arguments: Sequence[str],
+        *,
+        environ: Mapping[str, str],
+        variables: Sequence[str] = (),
+        output_folder: Path | None = None,
+    ) -> list[str]:
+        return self.submission.submit_command(
+            config, script, arguments, environ=environ, variables=variables, output_folder=output_folder
+        )
+
+    def submit(self, command: Sequence[str], environ: Mapping[str, str]) -> str:
+        try:
+            return self.submission.parse_submitted(self._run(command, environ))
+        except BatchError as error:
+            raise self._with_limits(error) from error
+
+    def check(self, command: Sequence[str], environ: Mapping[str, str]) -> None:
+        check_command = self.submission.check_command(command)
+        if check_command is None:
+            return
+        try:
+            self._run(check_command, environ)
+        except BatchError as error:
+            if self.submission.is_invalid(str(error)):
+                raise self._with_limits(error) from error
+
+    def _with_limits(self, error: BatchError) -> BatchError:
+        """Add the batch system's limits to a refusal that is about them."""
+        command = self.submission.limits_command(str(error))
+        if command is None or isinstance(error, BatchAwayError):
+            return error
+        try:
+            limits = self.submission.parse_limits(self._run(command))
+        except BatchError:
+            return error
+        return BatchError("\n".join([str(error), *limits]))
+
+    def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
+        known = self._known_states(job_ids)
+        forgotten = [job_id for job_id in job_ids if job_id not in known]
+        if forgotten:
+            known |= self._past_states(forgotten)
+        return {job_id: known.get(job_id) or unknown(job_id) for job_id in job_ids}
+
+    def _known_states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
+        try:
+            output = self._run(self.submission.states_command(job_ids))
+        except BatchError as error:
+            if self.submission.is_unknown_job(str(error)):
+                return {}
+            raise
+        return {state.job_id: state for state in self.submission.parse_states(output)}
+
+    def _past_states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
+        command = self.submission.history_command(job_ids)
+        if command is None:
+            return {}
+        try:
+            output = self._run(command)
+        except BatchError:  # many sites keep no history
+            return {}
+        return {state.job_id: state for state in self.submission.parse_states(output)}
+
+    def jobs(self) -> list[JobState]:
+        return self.submission.parse_jobs(self._run(self.submission.jobs_command()))
+
+    def restarts(self, job_id: str) -> int:
+        command = self.submission.restarts_command(job_id)
+        return self.submission.parse_restarts(self._run(command)) if command else 0
+
+    def output(self, job_id: str) -> Path | None:
+        command = self.submission.output_command(job_id)
+        if command is None:
+            return None
+        try:
+            return self.submission.parse_output(self._run(command))
+        except BatchError:
+            return None
+
+    def stop(self, job_id: str, *, by_force: bool = False) -> None:
+        signal = None if by_force else self.submission.signal_command(self.states([job_id])[job_id])
+        if signal:
+            try:
+                self._run(signal)
+                return
+            except BatchError:  # the job script has not started yet, or has just ended
+                pass
+        self._run(self.submission.cancel_command(job_id))
+
+    @functools.cached_property
+    def _key_prefix(self) -> str:
+        command = self.submission.cluster_command()
+        return f"{self.name}-{self.submission.parse_cluster(self._run(command) if command else '')}-"
+
+    def job_key(self, job_id: str) -> str:
+        return self._key_prefix + job_id
+
+    def job_id_of_key(self, key: str) -> str | None:
+        if not key.startswith(f"{self.name}-") or not key.startswith(self._key_prefix):
+            return None
+        return self.job_id_of(key.removeprefix(self._key_prefix))
+
+    def describe(self) -> str:
+        command = self.submission.version_command()
+        version = self._run(command).strip() if command else self.facts.title
+        self._run(self.submission.ping_command())
+        return version
+
+
+def unknown(job_id: str) -> JobState:
+    """The state of a job that the batch system does not know."""
+    return JobState(job_id, "", "unknown", "unknown")

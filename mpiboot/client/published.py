@@ -1,0 +1,80 @@
+"""`PublishedEndpoint`: the endpoint in a job's directory, read and verified before anything connects to it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from distributed import Security
+
+from mpiboot.client.verify import ATTEMPT_S, ask_scheduler, check_identity, refuse_plain
+from mpiboot.common.trust import check_trusted
+from mpiboot.errors import BatchError, RendezvousError
+from mpiboot.protocol.endpoint import Endpoint
+from mpiboot.protocol.secrets import client_security_arguments
+
+if TYPE_CHECKING:
+    from mpiboot.client.job import Job
+
+
+class PublishedEndpoint:
+    """The endpoint that one job publishes; what the job published before it was requeued does not count."""
+
+    def __init__(self, job: Job, insecure: bool) -> None:
+        self.job = job
+        self.insecure = insecure
+        # The nonces of endpoints that were read before: of earlier runs of the job, and of this one.
+        self._void: set[str] = set()
+        self._valid: set[str] = set()
+
+    def read(self) -> Endpoint | None:
+        """Return what this run of the job has published; None: nothing yet.
+
+        Raises
+        ------
+        RendezvousError, SecurityError
+            The file is not to be trusted, of another job, or no endpoint.
+        """
+        directory = self.job.directory
+        try:
+            # Opening a directory makes NFS look for names that it remembers as missing.
+            os.listdir(directory.path)  # noqa: PTH208
+            check_trusted(directory.path, "directory")
+            endpoint = directory.read_endpoint()
+        except FileNotFoundError:
+            return None
+        if endpoint is None or endpoint.nonce in self._void:
+            return None
+        if endpoint.job_key != directory.key:
+            raise RendezvousError(
+                f"{directory.endpoint} is of job {endpoint.job_key}, not of {directory.key}"
+            )
+        if endpoint.nonce not in self._valid:
+            try:
+                current = self.job.batch.restarts(self.job.job_id) == endpoint.restart_count
+            except BatchError as error:
+                raise RendezvousError(
+                    f"{error}: {self.job.batch.name} does not say how often the job was requeued"
+                ) from error
+            (self._valid if current else self._void).add(endpoint.nonce)
+            return endpoint if current else None
+        return endpoint
+
+    def verify(self, endpoint: Endpoint) -> Security | None:
+        """Check that the scheduler which published the endpoint answers there, and return what a Client needs for TLS.
+
+        Raises
+        ------
+        RendezvousError
+            Nobody answers there, or another scheduler.
+        MpibootError
+            The endpoint is not encrypted and `insecure` is false, or the scheduler runs another version of Python.
+        """
+        security = None
+        if endpoint.address.startswith("tls://"):
+            security = Security(**client_security_arguments(self.job.directory.path))
+        else:
+            refuse_plain(endpoint.address, self.insecure)
+        identity = ask_scheduler(endpoint.address, security, ATTEMPT_S)
+        check_identity(identity, endpoint.scheduler_id, endpoint.address, endpoint.source_prefix)
+        return security

@@ -1,0 +1,96 @@
+import os
+
+import pytest
+
+from mpiboot.batch.job_state import JobState
+from mpiboot.batch.local.submission import Local
+from mpiboot.batch.slurm.submission import SEPARATOR
+from mpiboot.client import find, polling
+from mpiboot.errors import BatchError
+from mpiboot.protocol.job_directory import JobDirectory
+
+
+def test_no_job_is_live(monkeypatch):
+    monkeypatch.setattr(find, "live_jobs", list)
+    with pytest.raises(BatchError, match=r"no mpiboot job is pending or running\. Start one: mpiboot submit"):
+        find.find_job()
+    with pytest.raises(BatchError, match="'flights' is neither a job id nor the name of a live job"):
+        find.find_job("flights")
+
+
+def test_of_two_jobs_one_must_be_named(two):
+    with pytest.raises(
+        BatchError, match=r"several jobs are live; name one of them:\n  7  flights  RUNNING  node\[1-2\]\n  8"
+    ):
+        find.find_job()
+    assert find.find_job("flights").job_id == "7"
+
+
+def test_slurm_without_its_configuration_leaves_local_jobs_alone(commands, tmp_path, monkeypatch, caplog):
+    """As on a laptop that has Slurm's commands."""
+    commands(squeue="echo 'fatal: Unable to process configuration file' >&2; exit 1")
+    with pytest.raises(BatchError, match="squeue: fatal: Unable to process configuration file"):
+        find.live_jobs()
+    mine = JobState("host-1-2", "mpiboot", "running", "RUNNING", nodes="host")
+    monkeypatch.setattr(Local, "jobs", lambda self: [mine])
+    assert find.find_job().job_id == "host-1-2"
+    assert caplog.messages == [
+        "squeue: fatal: Unable to process configuration file; only jobs of other batch systems are known"
+    ]
+    caplog.clear()
+    (tmp_path / "home/jobs/local-host-1-2").mkdir(parents=True)
+    assert find.find_job("local-host-1-2").job_id == "host-1-2"
+    assert caplog.messages == []  # Slurm was not asked
+
+
+def test_slurmctld_that_restarts_is_asked_again(commands, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(polling, "poll_interval_s", lambda waited_s: 0.01)
+    answer = SEPARATOR.join(("7", "a", "PENDING", "None", "N/A", "N/A", "", "mpiboot"))
+    commands(
+        squeue=f"""[ -e {tmp_path}/asked ] && echo '{answer}' && exit
+            > {tmp_path}/asked; echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1""",
+        scontrol="echo 'ClusterName = c'",
+    )
+    assert find.find_job().job_id == "7"
+    assert caplog.messages == [
+        "squeue: slurm_load_jobs error: Unable to contact slurm controller; asking again for 20.0 s"
+    ]
+
+
+def test_secrets_of_ended_jobs_go_and_those_of_live_ones_stay(monkeypatch, tmp_path):
+    class Known:
+        name = "stand-in"
+
+        def job_key(self, job_id):
+            return f"stand-in-{job_id}"
+
+        def job_id_of_key(self, key):
+            return key.removeprefix("stand-in-") if key.startswith("stand-in-") else None
+
+        def jobs(self):
+            return [JobState("1", "", "running", "R")]
+
+        def states(self, job_ids):
+            assert sorted(job_ids) == ["2", "3", "4", "5"]
+            phases = {"2": "pending", "3": "ended"}  # the second is requeued, the last two forgotten
+            return {job_id: JobState(job_id, "", phases.get(job_id, "unknown"), "X") for job_id in job_ids}
+
+    monkeypatch.setenv("MPIBOOT_HOME", str(tmp_path))
+    monkeypatch.setattr(find, "available", lambda: {"stand-in": Known()})
+    tmp_path.joinpath("jobs").mkdir(mode=0o700)
+    for key in ("stand-in-1", "stand-in-2", "stand-in-3", "stand-in-4", "stand-in-5", "elsewhere-6"):
+        directory = JobDirectory(tmp_path / "jobs" / key)
+        (directory.path / "tls").mkdir(mode=0o700, parents=True)
+        directory.path.chmod(0o700)
+        directory.endpoint.touch(mode=0o600)
+        directory.events.touch(mode=0o600)
+        if key == "stand-in-4":
+            os.utime(directory.events, (1, 1))
+    find.live_jobs()
+    left = {
+        path.name
+        for path in tmp_path.glob("jobs/*")
+        if (path / "tls").exists() or (path / "endpoint.json").exists()
+    }
+    assert left == {"stand-in-1", "stand-in-2", "stand-in-5", "elsewhere-6"}
+    assert len(list(tmp_path.glob("jobs/*/events.jsonl"))) == 6

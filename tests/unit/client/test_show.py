@@ -1,0 +1,78 @@
+import pytest
+
+from mpiboot.batch.job_state import JobState
+from mpiboot.client import show
+from mpiboot.errors import BatchError
+from mpiboot.protocol.endpoint import Endpoint
+
+
+def test_the_dashboard_of_an_ended_job_is_not_waited_for(two, monkeypatch):
+    job = two[0][0]
+    monkeypatch.setattr(job, "ask", lambda **_: JobState("7", "flights", "ended", "COMPLETED", "stopped"))
+    with pytest.raises(BatchError, match=r"job 7 has ended: COMPLETED \(stopped\); its dashboard is gone"):
+        show.endpoint_of(job)
+
+
+def test_a_table_fits_80_columns(two):
+    lines = show.table(two).splitlines()
+    assert lines[:2] == [
+        "JOB  NAME     STATE    LEFT  NODES, OR WHY IT WAITS",
+        "7    flights  RUNNING        node[1-2]",
+    ]
+    assert len(lines[2]) == 80 and lines[2].endswith("…")
+
+
+def test_links_and_the_ssh_line(two, monkeypatch):
+    job = two[0][0]
+    endpoint = Endpoint(
+        **{
+            "job_id": "7",
+            "job_key": "k",
+            "nonce": "n",
+            "restart_count": 0,
+            "scheduler_id": "s",
+            "n_workers": 2,
+        },
+        **{
+            "n_threads": 1,
+            "memory_bytes": 1,
+            "nodes": ["n1"],
+            "interface": "ib0",
+            "prefix": "/p",
+        },
+        **{"source_prefix": "/p", "end_time": None, "published": 1.0},
+        address="tls://10.0.0.1:1",
+        dashboard="http://10.0.0.1:8787/status",
+    )
+    tls = job.directory.path / "tls"
+    tls.mkdir(parents=True, mode=0o700)
+    (tls / "token").touch(mode=0o600)
+    (tls / "token").write_text("a secret of 16 or more")
+    monkeypatch.setattr(show.getpass, "getuser", lambda: "me")
+    assert show.link(job, endpoint, with_token=False) == "http://10.0.0.1:8787/status"
+    assert (
+        show.link(job, endpoint, with_token=True, host="localhost")
+        == "http://localhost:8787/status?token=a+secret+of+16+or+more"
+    )
+    assert show.tunnel(endpoint, "gate.example.org") == "ssh -N -L 8787:10.0.0.1:8787 me@gate.example.org"
+    assert show.tunnel(endpoint, "you@gate") == "ssh -N -L 8787:10.0.0.1:8787 you@gate"
+
+
+def test_what_a_job_has_lost_is_said_once():
+    exit = {
+        "time": 0.0,
+        "event": "worker-exit",
+        "host": "n1",
+        "rank": 3,
+        "address": "a",
+        "how": "for its memory",
+    }
+    lost = {"time": 1.0, "event": "lost-worker", "host": "n1", "rank": 3, "address": "a"}
+    node = {"time": 2.0, "event": "lost-node", "host": "n2"}
+    lines = show.faults([exit, lost, {**lost, "time": 20.0}, {"time": 2.0, "event": "worker"}, node])
+    assert [line[9:] for line in lines] == [
+        "n1 rank 3: the worker ended for its memory",
+        "n1 rank 3: the worker is lost",
+        "n2: no worker is left on this node",
+    ]
+    assert show.faults([node] * 7)[0] == "the last 5 of 7 faults:"
