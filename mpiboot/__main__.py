@@ -1,4 +1,4 @@
-"""`python -m mpiboot …`. `boot` goes past the command line's imports: it starts on a slow shared file system."""
+"""`python -m mpiboot`. `boot` starts from a slow shared file system, so it bypasses the command line and its imports."""
 
 import sys
 

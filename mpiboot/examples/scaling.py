@@ -1,7 +1,7 @@
-"""One workload on 1, 2, 4 … of a cluster's workers: where do more of them stop paying?
+"""The scaling test: the same computation on 1, 2, 4 and more workers, to see how many of them are worth their cost.
 
-`mpiboot submit -- python -m mpiboot.examples.scaling` groups the flights of 2013, replicated to a chosen size, on ever
-more of the job's workers, and reports time, speed-up and efficiency.
+`mpiboot submit -- python -m mpiboot.examples.scaling` groups the flights of 2013, replicated to a chosen size, on more
+and more workers of the job, and reports time, speed-up and efficiency.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from mpiboot.client import timeline
 from mpiboot.common.units import show_size
 from mpiboot.errors import MpibootError, UsageError
 from mpiboot.examples import flights
-from mpiboot.examples.workload import gather, open_client, settle, text_table
+from mpiboot.examples.scheduler import connect_to_scheduler
+from mpiboot.examples.tables import text_table
+from mpiboot.examples.waiting import gather, wait_for
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -34,13 +36,27 @@ if TYPE_CHECKING:
 
 PARTITION_BYTES = 64 * 1024**2
 DEFAULT_BYTES = 1024**3
-# Beyond about half of its memory a worker spills, and the disk would be measured. The limit is for one worker alone.
+# A worker spills to disk beyond about half of its memory: the disk would be measured.
 MEMORY_SHARE = 0.4
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """The workload on some of the workers: seconds of each repeat, the median's speed-up and efficiency."""
+    """The computation on a number of workers.
+
+    Attributes
+    ----------
+    n_workers, n_nodes, n_threads : int
+        What it ran on.
+    seconds : list of float
+        Duration of each repeat.
+    median_s : float
+        Median of `seconds`.
+    speedup : float
+        The median of the smallest number of workers, divided by this one.
+    efficiency : float
+        The speed-up divided by the ratio of workers; 1 is perfect.
+    """
 
     n_workers: int
     n_nodes: int
@@ -53,7 +69,18 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Scaling:
-    """All measurements of one size, by number of workers."""
+    """The measurements with data of one size.
+
+    Attributes
+    ----------
+    size_bytes : int
+        Size of the data in memory.
+    n_rows : int
+        Number of flights.
+    n_partitions : int
+    measurements : list of Measurement
+        One for each number of workers, in increasing order.
+    """
 
     size_bytes: int
     n_rows: int
@@ -78,39 +105,39 @@ def measure(
     timeout_s: float = 600,
     progress: Callable[[str], object] = lambda text: None,
 ) -> Scaling:
-    """Time the same workload on ever more workers, node after node.
+    """Time the same computation on more and more workers; each node is filled before the next is used.
 
     Parameters
     ----------
     client : distributed.Client
     size_bytes : int, optional
-        Bytes in memory of the replicated flights, rounded to whole copies of the table. Default: 1 GiB, or less
-        where one worker's memory is small.
+        Size of the replicated flights in memory, in bytes; it is rounded to whole copies of the table. Default: 1 GiB,
+        or less if the memory of a worker is small.
     counts : sequence of int, optional
-        Numbers of workers. Default: 1, 2, 4 … and all.
+        Numbers of workers. Default: 1, 2, 4 and so on, and all.
     repeat : int, default 3
-        Timed runs for each number, after one that is not timed.
+        Timed runs for each number of workers, after one that is not timed.
     timeout_s : float, default 600
-        Seconds for each run.
+        Longest duration of each run, in seconds.
     progress : callable, optional
-        Gets a line before each number of workers.
+        Is called with a line of text before each number of workers.
 
     Returns
     -------
     Scaling
-        Speed-up is against the smallest number of workers, which counts as perfectly efficient.
+        The smallest number of workers has the speed-up and the efficiency 1.
 
     Raises
     ------
     UsageError
-        More workers than there are, or more data than the fewest workers can hold.
+        There are fewer workers than asked for, or the smallest number of workers cannot hold the data.
     MpibootError
         A result differs from plain pandas, or a worker was lost.
     """
     workers = _workers(client)
     counts = _counts(counts, len(workers))
     if repeat < 1:
-        raise UsageError(f"--repeat {repeat}: give 1 or more")
+        raise UsageError(f"--repeat {repeat} is too few. Pass 1 or more")
     table = flights.read()
     table_bytes = int(table.memory_usage(deep=True).sum())
     limits = [w.memory_bytes for w in workers if w.memory_bytes]
@@ -120,10 +147,10 @@ def measure(
     if size_bytes > room_bytes:
         raise UsageError(
             f"{show_size(size_bytes)} of flights do not fit {counts[0]} worker(s), which would spill to disk beyond "
-            f"{show_size(room_bytes)}; give a smaller --size or more --workers to begin with"
+            f"{show_size(room_bytes)}. Pass a smaller --size, or begin with more --workers"
         )
-    expected = [(frame * copies).to_dict() for frame in _workload(table)]
-    # The same partitions for every number of workers, and as many for each thread when all of them work.
+    expected = [(frame * copies).to_dict() for frame in _computation(table)]
+    # Every number of workers gets the same partitions; if all work, each thread has equally many.
     n_threads = sum(w.n_threads for w in workers[: counts[-1]])
     at_least = max(2 * n_threads, size_bytes / PARTITION_BYTES, len(table) / flights.ROWS_PER_PIECE)
     n_partitions = n_threads * math.ceil(at_least / n_threads)
@@ -153,21 +180,22 @@ def measure(
 
 def _counts(counts: Sequence[int] | None, n_workers: int) -> list[int]:
     if not n_workers:
-        raise MpibootError("the scheduler has no workers; type: mpiboot logs")
+        raise MpibootError("the scheduler has no workers. Type: mpiboot logs")
     if counts is None:
         return sorted({2**i for i in range(n_workers.bit_length())} | {n_workers})
     if not counts or min(counts) < 1 or max(counts) > n_workers:
         raise UsageError(
-            f"--workers {','.join(map(str, counts))}: the job has {n_workers}, give 1 to {n_workers}"
+            f"--workers {','.join(map(str, counts))}: the job has {n_workers}. Pass numbers from 1 to {n_workers}"
         )
     return sorted(set(counts))
 
 
 def _workers(client: Client) -> list[_Worker]:
-    """Sorted by host, so that the first ones fill a node before the next one is begun."""
-    found = client.run(_describe, on_error="ignore")
+    """The workers, sorted by host: the first ones fill a node."""
+    descriptions = client.run(_describe, on_error="ignore")
     return sorted(
-        (_Worker(address=a, **rest) for a, rest in found.items()), key=lambda w: (w.host, w.address)
+        (_Worker(address=address, **rest) for address, rest in descriptions.items()),
+        key=lambda w: (w.host, w.address),
     )
 
 
@@ -179,9 +207,9 @@ def _describe(dask_worker: Any) -> dict[str, Any]:
     }
 
 
-def _workload(table: Any) -> list[Any]:
-    """Delays per carrier and month, traffic per route; of a pandas or a dask table."""
-    # sort: else dask shuffles between all of the cluster's workers, for a result of a few rows.
+def _computation(table: Any) -> list[Any]:
+    """Delays per carrier and month, and distance per route, of a table of pandas or Dask."""
+    # Without sort=True, Dask shuffles data between all workers of the cluster, for a result of a few rows.
     return [
         table.groupby(["carrier", "month"], sort=True)["arr_delay"].agg(["count", "sum"]),
         table.groupby(["origin", "dest"], sort=True)["distance"].agg(["count", "sum"]),
@@ -198,33 +226,33 @@ def _time(
     repeat: int,
     timeout_s: float,
 ) -> list[float]:
-    """Seconds of each repeat on these workers alone; the data lie there before the clock starts."""
+    """Seconds of each repeat on these workers alone. The data are on them before the clock starts."""
     on_workers, pieces = flights.spread(
         client, table, workers, n_pieces=n_partitions, copies=copies, strict=True
     )
-    settle(client, pieces, timeout_s, needs=workers)
+    wait_for(client, pieces, timeout_s, needs=workers)
     seconds = []
     for _ in range(1 + repeat):
         start = time.perf_counter()
-        futures = client.compute(_workload(on_workers), workers=workers, allow_other_workers=False)
+        futures = client.compute(_computation(on_workers), workers=workers, allow_other_workers=False)
         got = gather(client, futures, timeout_s, needs=workers)
         seconds.append(time.perf_counter() - start)
-        del futures  # else the next run finds its results ready
+        del futures  # or the next run would reuse their results
         # Sums of whole minutes and miles are exact in float64.
         if [frame.to_dict() for frame in got] != expected:
             raise MpibootError(
-                f"{len(workers)} workers gave other sums than plain pandas; type: mpiboot logs"
+                f"the sums of {len(workers)} workers differ from those of plain pandas. Type: mpiboot logs"
             )
     return seconds[1:]
 
 
 def report(scaling: Scaling) -> str:
-    """Lay out the measurements as a table of at most 80 columns, and say where more workers stop paying.
+    """Lay out the measurements as a table of at most 80 columns.
 
     Returns
     -------
     str
-        `seconds` is the median of the repeats.
+        The column `seconds` is the median of the repeats. The last line names the largest number worth its cost.
     """
     text = text_table(
         f"{scaling.n_rows:,} flights ({show_size(scaling.size_bytes)}) in {scaling.n_partitions} partitions",
@@ -249,12 +277,12 @@ def report(scaling: Scaling) -> str:
 
 
 def plot(scaling: Scaling, file: str | PathLike[str]) -> None:
-    """Draw speed-up and efficiency over the number of workers, beside the ideal.
+    """Draw speed-up and efficiency over the number of workers, with the ideal.
 
     Raises
     ------
     EnvironmentUnfitError
-        There is no matplotlib in this environment.
+        matplotlib is not installed.
     """
     figure = timeline.figure_type()(figsize=(9, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -278,23 +306,27 @@ def plot(scaling: Scaling, file: str | PathLike[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mpiboot.examples.scaling", description=__doc__)
     parser.add_argument(
-        "--size", metavar="SIZE", help="of the data in memory, as 800M or 16G; default 1G or less"
+        "--size", metavar="SIZE", help="size of the data in memory, such as 16G (default 1G, or less)"
     )
-    parser.add_argument("--workers", metavar="N,N…", help="numbers of workers; default 1,2,4… and all")
-    parser.add_argument("--repeat", metavar="N", type=int, default=3, help="timed runs of each (default 3)")
-    parser.add_argument("--json", metavar="FILE", help="write the measurements there too")
-    parser.add_argument("--plot", metavar="FILE", help="draw them there: png, svg or pdf")
+    parser.add_argument(
+        "--workers", metavar="N,N", help="numbers of workers (default 1,2,4 and so on, and all)"
+    )
+    parser.add_argument(
+        "--repeat", metavar="N", type=int, default=3, help="timed runs of each number of workers (default 3)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the measurements to this file, too")
+    parser.add_argument("--plot", metavar="FILE", help="draw them into this file: png, svg or pdf")
     options = parser.parse_args(argv)
     try:
         size_bytes = _parse(parse_size_bytes, "--size", options.size)
         counts = _parse(lambda text: [int(n) for n in text.split(",")], "--workers", options.workers)
-        # What cannot be written is said before the measuring, not after it.
+        # Refuse before the measurements, not after them.
         for file in filter(None, (options.json, options.plot)):
             if not os.access(Path(file).absolute().parent, os.W_OK):
-                raise UsageError(f"{file}: its folder is not there or cannot be written")
+                raise UsageError(f"{file}: its folder does not exist or cannot be written. Name another file")
         if options.plot:
             timeline.figure_type()
-        with open_client("mpiboot.examples.scaling") as client:
+        with connect_to_scheduler("mpiboot.examples.scaling") as client:
             scaling = measure(
                 client,
                 size_bytes=size_bytes,
@@ -307,7 +339,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             Path(options.json).write_text(json.dumps(asdict(scaling), indent=1) + "\n")
         if options.plot:
             plot(scaling, options.plot)
-    except (MpibootError, OSError) as error:  # a connection that breaks is an OSError to distributed
+    except (MpibootError, OSError) as error:  # distributed raises OSError if a connection breaks
         print(f"mpiboot.examples.scaling: {error}", file=sys.stderr)
         return getattr(error, "exit_status", 1)
     return 0

@@ -21,8 +21,8 @@ def test_later_layers_win_and_none_is_not_given():
         ("mem", "lots", "--mem: 'lots' is not a size"),
         ("time", "1 hour", "--time: '1 hour' is not a walltime"),
         ("idle_timeout", "never", "--idle-timeout: 'never' is not a time"),
-        ("mpi", "lam", "--mpi: 'lam' is none of auto, openmpi"),
-        ("batch_system", "condor", "--batch-system: 'condor' is none of"),
+        ("mpi", "lam", "--mpi: 'lam' is unknown; write one of auto, openmpi"),
+        ("batch_system", "condor", "--batch-system: 'condor' is unknown; write one of auto, slurm"),
     ],
 )
 def test_bad_values_are_named(name, value, message):

@@ -84,13 +84,13 @@ def test_a_wrong_array_is_an_error(client, monkeypatch):
 
 def test_missing_data_names_the_command(monkeypatch):
     monkeypatch.setattr(flights.importlib.metadata, "files", lambda name: None)
-    with pytest.raises(EnvironmentUnfitError, match=r"type: pip install 'mpiboot\[demo\]'$"):
+    with pytest.raises(EnvironmentUnfitError, match=r"Type: pip install 'mpiboot\[demo\]'$"):
         flights.read()
 
 
 def test_missing_dask_dataframe_names_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "dask.dataframe", None)
-    with pytest.raises(EnvironmentUnfitError, match=r"type: pip install 'mpiboot\[demo\]'$"):
+    with pytest.raises(EnvironmentUnfitError, match=r"Type: pip install 'mpiboot\[demo\]'$"):
         flights.read()
 
 
@@ -112,7 +112,7 @@ def test_wrong_results_end_with_1(client, monkeypatch, capsys):
     with dask.config.set({"scheduler-address": client.scheduler.address}):
         assert demo.main([]) == 1
     assert capsys.readouterr().err.startswith(
-        "mpiboot.examples.demo: the cluster's results are wrong: flights per"
+        "mpiboot.examples.demo: the results of the cluster are wrong: flights per"
     )
 
 
@@ -122,7 +122,7 @@ def test_without_a_scheduler_no_cluster_of_its_own_is_started(capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith(
-        "mpiboot.examples.demo: DASK_SCHEDULER_ADDRESS names no scheduler; type: mpiboot submit"
+        "mpiboot.examples.demo: DASK_SCHEDULER_ADDRESS names no scheduler. Type: mpiboot submit"
     )
 
 

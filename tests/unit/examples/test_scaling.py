@@ -14,7 +14,7 @@ from mpiboot.common.units import show_size
 from mpiboot.errors import EnvironmentUnfitError, MpibootError, UsageError
 from mpiboot.examples import flights, scaling
 from mpiboot.examples.scaling import Measurement, Scaling
-from mpiboot.examples.workload import settle
+from mpiboot.examples.waiting import wait_for
 
 try:
     TABLE = flights.read()[::5]  # every fifth is enough here
@@ -80,7 +80,7 @@ def test_a_worker_that_was_not_chosen_does_nothing(client, monkeypatch):
 def test_pieces_leave_their_workers_only_where_they_may(client, cluster, strict):
     workers = sorted(client.nthreads())
     _, pieces = flights.spread(client, TABLE, workers, n_pieces=4, strict=strict)
-    settle(client, pieces, timeout_s=10)
+    wait_for(client, pieces, timeout_s=10)
     tasks = [cluster.scheduler.tasks[piece.key] for piece in pieces]
     assert [task.worker_restrictions for task in tasks] == [{workers[i % 2]} for i in range(4)]
     assert {task.loose_restrictions for task in tasks} == {not strict}
@@ -91,19 +91,19 @@ def test_other_sums_than_those_of_pandas_are_an_error(client, monkeypatch):
     monkeypatch.setattr(
         flights, "spread", lambda client, table, *args, **kw: spread(client, table[1:], *args, **kw)
     )
-    with pytest.raises(MpibootError, match="1 workers gave other sums than plain pandas"):
+    with pytest.raises(MpibootError, match="the sums of 1 workers differ from those of plain pandas"):
         scaling.measure(client, size_bytes=1, counts=[1], repeat=1)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"counts": [1, 3]}, "--workers 1,3: the job has 2, give 1 to 2"),
-        ({"counts": [0]}, "--workers 0: the job has 2, give 1 to 2"),
-        ({"repeat": 0}, "--repeat 0: give 1 or more"),
+        ({"counts": [1, 3]}, "--workers 1,3: the job has 2. Pass numbers from 1 to 2"),
+        ({"counts": [0]}, "--workers 0: the job has 2. Pass numbers from 1 to 2"),
+        ({"repeat": 0}, "--repeat 0 is too few. Pass 1 or more"),
         (
             {"size_bytes": 1024**3},
-            r".* do not fit 1 worker\(s\), .* beyond 819 MiB; give a smaller --size or more",
+            r".* do not fit 1 worker\(s\), .* beyond 819 MiB. Pass a smaller --size, or begin with more",
         ),
     ],
 )
@@ -170,10 +170,10 @@ def test_main_prints_and_writes(client, tmp_path, capsys):
     [
         (["--size", "much"], "--size much: 'much' is not a size"),
         (["--workers", "1,two"], "--workers 1,two: "),
-        (["--json", "/no/such/folder/a.json"], "/no/such/folder/a.json: its folder is not there"),
+        (["--json", "/no/such/folder/a.json"], "/no/such/folder/a.json: its folder does not exist"),
         (
             [],
-            "DASK_SCHEDULER_ADDRESS names no scheduler; type: mpiboot submit -- python -m mpiboot.examples.scaling",
+            "DASK_SCHEDULER_ADDRESS names no scheduler. Type: mpiboot submit -- python -m mpiboot.examples.scaling",
         ),
     ],
 )

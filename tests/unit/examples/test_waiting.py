@@ -6,7 +6,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 from mpiboot.errors import ClusterLostError, DeadlineError, MpibootError
-from mpiboot.examples import workload
+from mpiboot.examples import waiting
 
 
 @pytest.fixture(scope="module")
@@ -20,35 +20,29 @@ def client():
 
 def test_a_task_that_fails_is_named(client):
     with pytest.raises(MpibootError, match="ZeroDivisionError"):
-        workload.gather(client, [client.submit(lambda: 1 / 0)], timeout_s=5)
+        waiting.gather(client, [client.submit(lambda: 1 / 0)], timeout_s=5)
 
 
 def test_waiting_ends_at_the_deadline(client):
-    with pytest.raises(DeadlineError, match=r"not done after 0\.1 s, with 2 workers connected"):
-        workload.settle(client, [client.submit(time.sleep, 0.5)], timeout_s=0.1)
+    with pytest.raises(
+        DeadlineError, match=r"the computation is not done after 0\.1 s, with 2 workers connected"
+    ):
+        waiting.wait_for(client, [client.submit(time.sleep, 0.5)], timeout_s=0.1)
 
 
 def test_a_lost_scheduler_ends_the_wait(client):
     future = client.submit(time.sleep, 0.5)
     future.cancel()
     with pytest.raises(ClusterLostError):
-        workload.settle(client, [future], timeout_s=5)
+        waiting.wait_for(client, [future], timeout_s=5)
 
 
 def test_a_lost_worker_that_is_needed_ends_the_wait(client, monkeypatch):
-    monkeypatch.setattr(workload, "_LIVENESS_S", 0.05)
+    monkeypatch.setattr(waiting, "_LIVENESS_S", 0.05)
     address = next(iter(client.nthreads()))
     future = client.submit(time.sleep, 0.5)
-    workload.settle(client, [future], timeout_s=5, needs=[address])
+    waiting.wait_for(client, [future], timeout_s=5, needs=[address])
     with pytest.raises(ClusterLostError, match="lost 1 of the workers that were computing: tcp://gone:1"):
-        workload.settle(
+        waiting.wait_for(
             client, [client.submit(time.sleep, 0.6)], timeout_s=5, needs=[address, "tcp://gone:1"]
         )
-
-
-def test_tables_have_numbers_to_the_right_and_80_columns():
-    text = workload.text_table("Title", ["host", "n"], [["a", "5"], ["b" * 100, "1,234"]])
-    assert text.splitlines()[0] == "Title"
-    assert [line.split()[-1] for line in text.splitlines() if line.startswith(" a")] == ["5"]
-    assert max(map(len, text.splitlines())) <= 80
-    assert text.count("b") == 100

@@ -1,0 +1,48 @@
+"""The connection to a scheduler, made as a user's script makes it. For the examples."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mpiboot.errors import RendezvousError, UsageError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+def connect_to_scheduler(module: str, scheduler_file: str | None = None, *, insecure: bool = False) -> Client:
+    """Connect by a scheduler file, else by the environment as a bare `Client()` does.
+
+    Parameters
+    ----------
+    module : str
+        The module that the user runs, for the message.
+    scheduler_file : str, optional
+        Dask's scheduler file; it is verified.
+    insecure : bool, default False
+        Accept a scheduler file that names a `tcp://` address.
+
+    Raises
+    ------
+    UsageError
+        No scheduler is named: a bare `Client()` would start a cluster of its own on this host.
+    RendezvousError
+        Nothing answers there.
+    """
+    if scheduler_file is not None:
+        import mpiboot
+
+        return mpiboot.connect(scheduler_file=scheduler_file, insecure=insecure)
+    import dask.config
+    from distributed import Client
+
+    address = dask.config.get("scheduler-address", None)
+    if not address:
+        raise UsageError(
+            f"DASK_SCHEDULER_ADDRESS names no scheduler. Type: mpiboot submit -- python -m {module}; "
+            "or pass --scheduler-file FILE"
+        )
+    try:
+        return Client()
+    except OSError as error:
+        raise RendezvousError(f"no scheduler answers at {address}: {error}. Type: mpiboot status") from error
