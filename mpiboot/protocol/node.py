@@ -69,6 +69,31 @@ class StageOrder(TypedDict):
     remove_archive: bool
 
 
+class RankPlan(TypedDict):
+    """What every rank of the job reads first: `rank-environment.json` in the job's directory.
+
+    Attributes
+    ----------
+    set, unset : dict of str to str, list of str
+        Variables that the rank has, and those that it must not inherit from its launcher; `set` wins.
+    required_files : list of str
+        Files that the rank must be able to read; otherwise it does not start.
+    agent_folder : str
+        The job's folder on the node, with the agent's socket.
+    command, node_arguments, server, lock
+        As in `RankRequest`.
+    """
+
+    set: dict[str, str]
+    unset: list[str]
+    required_files: list[str]
+    agent_folder: str
+    command: list[str]
+    node_arguments: dict[str, list[str]]
+    server: str
+    lock: str | None
+
+
 class RankRequest(TypedDict):
     """What a stand-in asks of its node's agent, and the agent of the fork server: a rank.
 

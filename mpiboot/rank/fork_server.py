@@ -1,8 +1,11 @@
-"""What the ranks of one node are forked from, so that dask-mpi and distributed are imported but once there.
+"""The fork server of one node: it imports dask-mpi and distributed once, and every rank of the node is forked from it.
 
-Started by the node's agent (agent/adopt.py), which hands on what each stand-in asked for: a byte, and with it the
-descriptors of its orders (JSON), of the stand-in's connection, and of MPI's. Each child becomes a rank, and runs dask-mpi
-as its own interpreter would. Workers, which nannies spawn, import by themselves.
+    python fork_server.py SOCKET DASK_MPI ARGUMENT...
+
+The node's agent (agent/adopt.py) starts it, and asks it for each rank over the socket whose descriptor is SOCKET: one
+byte, and with it the descriptors of a `RankRequest` in a file of memory, of the stand-in's connection, and of MPI's. Each
+child becomes a rank, and runs dask-mpi as an interpreter of its own would. Workers, which nannies spawn, import by
+themselves.
 """
 
 import contextlib
@@ -20,18 +23,19 @@ import warnings
 from pathlib import Path
 
 from envpack.common.locks import hold_folder
-from mpiboot.protocol.node import DESCRIPTORS_MAX, report_scheduler, start_failure
+from mpiboot.protocol.node import DESCRIPTORS_MAX, RankRequest, report_scheduler, start_failure
 
 
 def main() -> None:
-    # As if the rank's own script had been started; and what the agent ignores has been ignored so far.
+    """Serve the agent; return in the server at its end, and in each rank at the rank's end."""
+    # As an interpreter that runs the rank's script has it. The agent ignores these signals, and a child inherits that.
     sys.path[0] = str(Path(sys.argv[2]).parent)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGUSR1, signal.SIG_DFL)
     agent = socket.socket(fileno=int(sys.argv[1]))
     import dask_mpi.cli  # noqa: F401
 
-    gc.freeze()  # else the first collection would copy what all share
+    gc.freeze()  # otherwise the first collection of a rank copies the memory that all ranks share
     if descriptors := serve(agent):
         try:
             become(*descriptors)
@@ -41,12 +45,17 @@ def main() -> None:
 
 
 def serve(agent: socket.socket) -> list[int]:
-    """Fork ranks, and tell their stand-ins how they end, until the agent asks for no more and all have ended.
+    """Fork ranks, and tell their stand-ins how they end, until the agent has closed its socket and all ranks have ended.
+
+    Parameters
+    ----------
+    agent : socket
+        The agent's requests come from here.
 
     Returns
     -------
     list of int
-        In a rank: what was handed on. Empty: in the server, at its end.
+        In a rank: the descriptors that came with the request. In the server, at its end: none.
     """
     stand_ins: dict[int, socket.socket] = {}
     woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -58,8 +67,8 @@ def serve(agent: socket.socket) -> list[int]:
         while stand_ins or agent in selector.get_map():
             ready = {key.fileobj for key, _ in selector.select()}
             if agent in ready:
-                asked, descriptors, _, _ = socket.recv_fds(agent, 1, DESCRIPTORS_MAX + 2)
-                if not asked:
+                byte, descriptors, _, _ = socket.recv_fds(agent, 1, DESCRIPTORS_MAX + 2)
+                if not byte:
                     selector.unregister(agent)
                 elif not (pid := fork()):
                     break
@@ -73,7 +82,7 @@ def serve(agent: socket.socket) -> list[int]:
                 reap(stand_ins)
         else:
             return []
-    # A child: nothing of the server's stays open.
+    # This is a child: close what belongs to the server.
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for end in (agent, *stand_ins.values()):
@@ -84,9 +93,9 @@ def serve(agent: socket.socket) -> list[int]:
 
 
 def fork() -> int:
-    """os.fork; -1 where it fails.
+    """Fork; return the child's process id, 0 in the child, and -1 if there can be no child.
 
-    OpenBLAS's threads, of which Python 3.12 warns, end before a fork and come again after it (pthread_atfork(3)).
+    Python 3.12 warns of OpenBLAS's threads, but those end before a fork and start again after it (pthread_atfork(3)).
     """
     try:
         with warnings.catch_warnings():
@@ -98,41 +107,51 @@ def fork() -> int:
 
 
 def reap(stand_ins: dict[int, socket.socket]) -> None:
-    """Tell the stand-ins of ranks that have ended how."""
+    """Send the exit status of each rank that has ended to its stand-in."""
     for pid, connection in list(stand_ins.items()):
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             del stand_ins[pid]
-            with contextlib.suppress(OSError):  # the launcher has ended its stand-in
+            with contextlib.suppress(OSError):  # the launcher may have ended the stand-in
                 connection.sendall(str(os.waitstatus_to_exitcode(status)).encode())
             connection.close()
 
 
 def become(memory: int, connection: int, *mpi: int) -> None:
-    """Be what the launcher started: its environment, its folder, its open connection under the same number."""
+    """Turn this process into the rank that a stand-in asked for.
+
+    Parameters
+    ----------
+    memory : int
+        Descriptor of the file of memory with the `RankRequest`.
+    connection : int
+        Descriptor of the stand-in's connection.
+    mpi : int
+        Descriptors of MPI's; they get the numbers that they have in the stand-in.
+    """
     with os.fdopen(memory, "rb") as file:
         file.seek(0)
-        orders = json.load(file)
-    os.setpgrp()  # a task that signals its process group must not reach the others
+        request: RankRequest = json.load(file)
+    os.setpgrp()  # a task that signals its process group must not reach other ranks
     os.environ.clear()
-    os.environ.update(orders["environment"])
-    os.chdir(orders["folder"])
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
     # A scheduler of hundreds of workers needs thousands of descriptors; dask-mpi leaves the soft limit as it is.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    # First out of the way, then to their numbers: one may be what another shall become. The stand-in's stays open as
-    # long as this process lives, so that the stand-in outlives the server.
+    # Move descriptors above 1000 first: a target number may be in use. The copy of the stand-in's connection stays open
+    # as long as this process lives, so that the stand-in outlives the server.
     _, *away = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 1000) for descriptor in (connection, *mpi)]
     for descriptor in (connection, *mpi):
         os.close(descriptor)
-    for descriptor, number in zip(away, orders["descriptors"], strict=True):
+    for descriptor, number in zip(away, request["descriptors"], strict=True):
         os.dup2(descriptor, number)
         os.close(descriptor)
-    if orders["lock"]:
+    if request["lock"]:
         # Held by this process and its children: while it is, `envpack gc` spares the stage.
-        hold_folder(orders["lock"])
-    report_scheduler(orders["environment"], os.getpid())
-    sys.argv = orders["command"][1:]
+        hold_folder(request["lock"])
+    report_scheduler(request["environment"], os.getpid())
+    sys.argv = request["command"][1:]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What each rank runs first: `python -I -S stand_in.py JOB_DIRECTORY`. The node's agent (agent/adopt.py) starts dask-mpi.
+"""What the MPI launcher starts as each rank: `python -I -S stand_in.py JOB_DIRECTORY`.
 
-Started by whatever launcher there is, on every node, with whatever environment that launcher hands on; so the
-environment, which may hold secrets, comes from a file that only the user can read, and the command line is empty of
-both. Standard library only, and few modules of it: every rank of a job runs this at once.
+The node's agent (agent/adopt.py) has the rank itself started; the stand-in waits for it, and ends as the rank has ended.
+A launcher passes on whatever environment it likes, and that of a rank may hold secrets, so it comes from a file that only
+the user can read. Every rank of a job runs this at once, so it imports few modules, and none of mpiboot.
 """
 
 import array
@@ -13,48 +13,67 @@ import sys
 
 
 def main() -> int:
+    """Start a rank as the job's `RankPlan` says (protocol/node.py), and return its exit status."""
     directory = sys.argv[1]
     with open(os.path.join(directory, "rank-environment.json")) as file:  # noqa: PTH118, PTH123
-        orders = json.load(file)
-    for path in orders["required_files"]:
-        # A rank without its TLS files would speak in the clear, or hang: it refuses instead.
+        plan = json.load(file)
+    for path in plan["required_files"]:
+        # Without its TLS files, a rank would not encrypt, or hang.
         if not os.access(path, os.R_OK):
             sys.exit(
-                f"mpiboot: a rank on {os.uname().nodename} cannot read {path}; it does not start without it"
+                f"mpiboot: a rank on {os.uname().nodename} cannot read {path}, and does not start without it. "
+                f"Look at it on that node: ls -l {path}"
             )
-    # What was asked for by name comes last: `--env-var PYTHONPATH` means it.
-    kept = {name: value for name, value in os.environ.items() if name not in orders["unset"]}
-    environment = {**kept, **orders["set"]}
-    # The connection to MPI's process manager that hydra and Slurm's pmi2 leave open (PMI-1 and PMI-2, PMI_FD).
+    # `set` wins over `unset`: `--env-var PYTHONPATH` is the user's wish.
+    kept = {name: value for name, value in os.environ.items() if name not in plan["unset"]}
+    environment = {**kept, **plan["set"]}
+    # The open connection to MPI's process manager (PMI-1 and PMI-2 of Hydra and of Slurm's pmi2).
     descriptors = [int(environment["PMI_FD"])] if environment.get("PMI_FD", "").isdigit() else []
     return hand_over(
-        orders["agent_folder"],
+        plan["agent_folder"],
         {
-            "command": orders["command"],
-            "node_arguments": orders["node_arguments"],
-            "server": orders["server"],
+            "command": plan["command"],
+            "node_arguments": plan["node_arguments"],
+            "server": plan["server"],
             "environment": environment,
             "folder": os.getcwd(),  # noqa: PTH109
-            "lock": orders["lock"],
+            "lock": plan["lock"],
             "descriptors": descriptors,
         },
     )
 
 
-def hand_over(folder: str, rank: "dict[str, object]") -> int:
-    """Let the agent start the rank, and end as it ends."""
+def hand_over(folder: str, request: "dict[str, object]") -> int:
+    """Ask the agent whose socket is in `folder` to start a rank, and wait for the rank's end.
+
+    Parameters
+    ----------
+    folder : str
+        The job's folder on this node.
+    request : dict
+        A `RankRequest` (protocol/node.py).
+
+    Returns
+    -------
+    int
+        The rank's exit status, as a shell shows it; 1 if the agent could not be reached, or has died.
+    """
     agent = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # By descriptor: the path of a socket may have 108 bytes (unix(7)).
+        # By descriptor, since the path of a socket may have only 108 bytes (unix(7)).
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         agent.connect(f"/proc/self/fd/{handle}/agent.sock")
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", rank["descriptors"]))]  # type: ignore[call-overload]
-        agent.sendmsg([b"."], rights if rank["descriptors"] else [])
-        agent.sendall(json.dumps(rank).encode())
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", request["descriptors"]))]  # type: ignore[call-overload]
+        agent.sendmsg([b"."], rights if request["descriptors"] else [])
+        agent.sendall(json.dumps(request).encode())
         agent.shutdown(socket.SHUT_WR)
         status = agent.recv(16).decode()
     except OSError as error:
-        print(f"mpiboot: the agent in {folder} on {os.uname().nodename}: {error}", file=sys.stderr)
+        print(
+            f"mpiboot: a rank on {os.uname().nodename} could not reach its agent in {folder}: {error}. "
+            "The agent's messages are in the job's log: mpiboot logs",
+            file=sys.stderr,
+        )
         return 1
     return 1 if not status else int(status) if int(status) >= 0 else 128 - int(status)
 

@@ -177,13 +177,3 @@ def test_a_server_that_cannot_start_is_told(node, capfd):
     (node.folder / "dask_mpi/__init__.py").write_text("raise ImportError('broken')")
     assert node.stand_in("", PYTHONPATH=str(node.folder)).wait(20) == 1
     assert "ImportError: broken" in capfd.readouterr().err
-
-
-def test_without_an_agent_a_rank_refuses(node, tmp_path):
-    node.stand_in("").wait(20)
-    node.close()
-    (tmp_path / "agent.sock").unlink()
-    refused = subprocess.run(
-        [sys.executable, "-I", "-S", mpiboot.rank.stand_in.__file__, str(node.folder)], timeout=20
-    )
-    assert refused.returncode == 1
