@@ -249,14 +249,3 @@ def job_variables(environ: Mapping[str, str]) -> dict[str, str]:
     """The variables of `environ` that belong to a job of any batch system."""
     prefixes = registry.variable_prefixes()
     return {name: value for name, value in environ.items() if name.startswith(prefixes)}
-
-
-def end_time(allocation: Allocation) -> float | None:
-    """When the job ends by what the batch system says now, in seconds since the epoch; None if it does not say.
-
-    Raises
-    ------
-    BatchError
-        The batch system does not answer.
-    """
-    return system(allocation.batch_system).end_time(allocation.job_id, run)

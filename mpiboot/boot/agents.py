@@ -1,4 +1,7 @@
-"""The agents on all nodes of the job, started as one and heard one by one. Standard library only."""
+"""The agents on all nodes of the job: started by one command, ordered as one, and heard one by one.
+
+Only boot imports this module.
+"""
 
 import contextlib
 import json
@@ -8,45 +11,51 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
 
-from mpiboot.batch import allocation as allocations
-from mpiboot.batch.allocation import Allocation
+from mpiboot.boot.context import Context
 from mpiboot.common.units import show_duration
 from mpiboot.errors import StageError
-from mpiboot.protocol.job_directory import JobDirectory
-from mpiboot.protocol.node import HEARTBEAT_S
+from mpiboot.protocol.node import HEARTBEAT_S, AgentOrders, StageOrder
 
-Answers = dict[str, dict[str, Any]]
+# What each node's agent answered, by the node's name.
+AgentAnswers = dict[str, dict[str, Any]]
+
+COMPLAINTS_LENGTH_MAX = 2000
 
 
 class Agents:
-    """One agent per node, from here until the end of the job."""
+    """One agent per node, until the end of the job.
 
-    def __init__(
-        self, allocation: Allocation, orders: Mapping[str, Any], python: str = sys.executable
-    ) -> None:
-        self.allocation = allocation
-        self.output = b""
-        self.log = JobDirectory(Path(orders["job_directory"])).ranks_log
-        self.log_start = self.log.stat().st_size if self.log.exists() else 0
-        system = allocations.system(allocation.batch_system)
-        agent = [python, "-I", "-m", "mpiboot.agent.agent", json.dumps(orders)]
-        with self.log.open("ab") as log:
+    Parameters
+    ----------
+    context : Context
+        What is known of the boot.
+    orders : AgentOrders
+        What every agent is told at its start.
+    """
+
+    def __init__(self, context: Context, orders: AgentOrders) -> None:
+        self._nodes = context.allocation.node_names
+        self._output = b""
+        self._log = context.directory.ranks_log
+        self._log_start = self._log.stat().st_size if self._log.exists() else 0
+        agent = [sys.executable, "-I", "-m", "mpiboot.agent.agent", json.dumps(orders)]
+        unset = context.system.unset_variables
+        with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                system.on_every_node(allocation, agent),
-                env={name: value for name, value in os.environ.items() if name not in system.unset_variables},
+                context.system.on_every_node(context.allocation, agent),
+                env={name: value for name, value in os.environ.items() if name not in unset},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                start_new_session=True,  # a Ctrl-C in the terminal of a local job is boot's to act on
+                start_new_session=True,  # boot acts on a Ctrl-C in the terminal of a local job
             )
-        # Not even a shared file system that hangs may silence boot.
-        threading.Thread(target=self._beat, daemon=True).start()
+        # In a thread of its own: boot must not fall silent while a shared file system hangs.
+        threading.Thread(target=self._send_heartbeats, daemon=True).start()
 
-    def _beat(self) -> None:
+    def _send_heartbeats(self) -> None:
         """Let the agents know that boot's node is there."""
         assert self.process.stdin
         with contextlib.suppress(OSError, ValueError):  # it was closed
@@ -54,97 +63,140 @@ class Agents:
                 time.sleep(HEARTBEAT_S)
                 os.write(self.process.stdin.fileno(), b"\n")
 
-    def ask(self, order: Mapping[str, Any]) -> None:
-        """Give all agents an order; their `answers` are then those to it."""
-        assert self.process.stdin
-        self.output = b""
-        self.log_start = self.log.stat().st_size
-        try:
-            self.process.stdin.write(json.dumps(order).encode() + b"\n")
-            self.process.stdin.flush()
-        except BrokenPipeError as error:
-            raise StageError("the agents on the nodes have ended; was the job cancelled?") from error
-
-    def answers(self, timeout_s: float) -> Answers:
-        """What each node answered, in the order of the allocation.
+    def order(self, order: StageOrder) -> None:
+        """Give all agents an order; the next `answers` are those to it.
 
         Raises
         ------
         StageError
-            Some nodes failed or did not answer: all of them are named, each with its reason.
+            The agents have ended.
         """
-        nodes = self.allocation.node_names
+        assert self.process.stdin
+        self._output = b""
+        self._log_start = self._log.stat().st_size
+        try:
+            self.process.stdin.write(json.dumps(order).encode() + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError as error:
+            raise StageError(
+                f"the agents on the nodes have ended. Was the job cancelled? They write to {self._log}"
+            ) from error
+
+    def answers(self, timeout_s: float) -> AgentAnswers:
+        """Wait for the answer of every node.
+
+        Parameters
+        ----------
+        timeout_s : float, seconds
+            How long to wait.
+
+        Returns
+        -------
+        dict of str to dict
+            Each node's answer, in the order of the allocation.
+
+        Raises
+        ------
+        StageError
+            Some nodes failed or did not answer: the message names each of them with its reason.
+        """
         deadline = time.monotonic() + timeout_s
-        while len(found := parse_answers(self.output)) < len(nodes) and time.monotonic() < deadline:
+        while len(answers := parse_answers(self._output)) < len(self._nodes) and time.monotonic() < deadline:
             if not self._read(deadline - time.monotonic()):
                 break
-        complaints = self._complaints()
-        if time.monotonic() >= deadline:
-            complaints += f" (waited {show_duration(timeout_s)})"
-        if len(found) < len(nodes) or any("error" in answer for answer in found.values()):
-            fail(nodes, found, complaints)
-        return {node: found[node] for node in nodes}
+        waited = f" (waited {show_duration(timeout_s)})" if time.monotonic() >= deadline else ""
+        return check_answers(self._nodes, answers, self._complaints() + waited)
 
     def _complaints(self) -> str:
         """What the agents, and the command that started them, have written to stderr since the last order."""
-        with self.log.open("rb") as log:
-            log.seek(self.log_start)
-            return log.read().decode(errors="replace").strip()[-2000:]
+        with self._log.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read().decode(errors="replace").strip()[-COMPLAINTS_LENGTH_MAX:]
 
     def _read(self, timeout_s: float) -> bool:
-        """Take in what came; False at the end of it."""
+        """Read what comes within `timeout_s` seconds; return False at the end of the output."""
         assert self.process.stdout
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stdout, selectors.EVENT_READ)
             for key, _ in selector.select(max(0.0, timeout_s)):
                 data = os.read(key.fd, 1 << 16)
-                self.output += data
+                self._output += data
                 return bool(data)
         return True
 
     def close(self, timeout_s: float) -> None:
-        """Let each agent clean its node, and wait for all of them."""
+        """Let each agent clean its node, and wait for all of them.
+
+        Parameters
+        ----------
+        timeout_s : float, seconds
+            How long to wait.
+        """
         assert self.process.stdin and self.process.stdout
-        wanted = set(self.allocation.node_names)
         deadline = time.monotonic() + timeout_s
         with contextlib.suppress(OSError):
             self.process.stdin.close()
-        while (left_s := deadline - time.monotonic()) > 0 and not wanted <= cleaned(self.output):
-            if not self._read(left_s):
+        while not set(self._nodes) <= cleaned_nodes(self._output):
+            remaining_s = deadline - time.monotonic()
+            if remaining_s <= 0 or not self._read(remaining_s):
                 break
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(max(0.1, deadline - time.monotonic()))
         if self.process.poll() is None:
-            self.process.kill()  # it would wait for the lost node's agent
+            self.process.kill()  # it would wait for a lost node's agent
             self.process.wait()
         self.process.stdout.close()
 
 
-def fail(nodes: tuple[str, ...], found: Answers, complaints: str) -> Answers:
-    failures = [f"  {node}: {answer['error']}" for node, answer in found.items() if "error" in answer]
-    silent = [node for node in nodes if node not in found] if complaints or not failures else []
+def check_answers(nodes: Sequence[str], answers: AgentAnswers, complaints: str) -> AgentAnswers:
+    """Return the answers in the order of `nodes`, or raise an error that names every node that failed.
+
+    Parameters
+    ----------
+    nodes : sequence of str
+        Names of all nodes.
+    answers : dict of str to dict
+        What came; an answer with `error` is a failure.
+    complaints : str
+        What was written to stderr: the reason for nodes that did not answer.
+
+    Raises
+    ------
+    StageError
+        Some nodes failed or did not answer.
+    """
+    failures = {node: answer["error"] for node, answer in answers.items() if "error" in answer}
+    if failures or len(answers) < len(nodes):
+        _fail(nodes, answers, failures, complaints)
+    return {node: answers[node] for node in nodes}
+
+
+def _fail(nodes: Sequence[str], answers: AgentAnswers, failures: dict[str, str], complaints: str) -> NoReturn:
+    lines = [f"  {node}: {error}" for node, error in failures.items()]
+    # Where one node's failure has ended the others, their silence says nothing.
+    silent = [node for node in nodes if node not in answers] if complaints or not failures else []
     if silent:
-        failures.append(f"  {', '.join(silent)}: no answer. {complaints}")
-    count = len(silent) + sum("error" in answer for answer in found.values())
-    raise StageError(f"{count} of {len(nodes)} nodes could not be prepared:\n" + "\n".join(failures))
+        lines.append(f"  {', '.join(silent)}: no answer. {complaints}")
+    count = len(silent) + len(failures)
+    raise StageError(f"{count} of {len(nodes)} nodes could not be prepared:\n" + "\n".join(lines))
 
 
-def parse_answers(output: bytes) -> Answers:
-    """What each node answered."""
+def parse_answers(output: bytes) -> AgentAnswers:
+    """What each node's agent has answered."""
     return {line.pop("node"): line for line in json_lines(output) if "clean" not in line}
 
 
-def cleaned(output: bytes) -> set[str]:
+def cleaned_nodes(output: bytes) -> set[str]:
     """The nodes whose agents have cleaned up."""
     return {line["node"] for line in json_lines(output) if "clean" in line}
 
 
 def json_lines(output: bytes) -> Iterator[dict[str, Any]]:
-    """The JSON lines of `mpiboot.node`; other lines (a site's banners) are passed over."""
+    """The agents' lines of JSON; other lines, such as a site's banners, are skipped."""
     for line in output.splitlines():
         try:
-            found = json.loads(line)
+            content = json.loads(line)
         except ValueError:
             continue
-        if isinstance(found, dict) and "node" in found:
-            yield found
+        if isinstance(content, dict) and "node" in content:
+            yield content

@@ -1,4 +1,7 @@
-"""What signals and the clock do to a boot. Standard library only."""
+"""What signals and the clock do to a boot.
+
+Only boot imports this module; it imports the standard library alone.
+"""
 
 import signal
 import time
@@ -13,7 +16,13 @@ SOONEST_S = 0.1
 
 
 class JobStop(BaseException):
-    """Raised in the main thread by a signal: unwinds through whatever step is under way."""
+    """A signal asks for the job's end: raised in the main thread, through whatever step is under way.
+
+    Attributes
+    ----------
+    reason : str
+        `stopped` or `walltime`.
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -32,14 +41,14 @@ def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def ignore_signals() -> None:
-    """From here on the end is under way: a second signal must not interrupt it."""
+    """Ignore signals and stop the clock: the end is under way, and nothing may interrupt it."""
     signal.setitimer(signal.ITIMER_REAL, 0)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGALRM):
         signal.signal(number, signal.SIG_IGN)
 
 
 class Walltime:
-    """The clock of a job: `nears` when clients are to be told, JobStop when it is time to close.
+    """The clock of a job: `end_is_near` when clients are to be told, JobStop when it is time to close.
 
     JobStop interrupts whatever step is under way, staging too. Both times are kept by our own timer, since the
     batch system's signal (Slurm's `--signal=B:USR1@120`) comes almost at once where the walltime is shorter than its
@@ -49,42 +58,48 @@ class Walltime:
     Parameters
     ----------
     warn_before_s : float, seconds
-        How long before the end `nears` becomes True.
+        How long before the end `end_is_near` becomes True.
     end_time : float, seconds since the epoch, or None
         The end as the batch system tells it.
     """
 
     def __init__(self, warn_before_s: float, end_time: float | None) -> None:
         self.warn_before_s = max(warn_before_s, CLOSE_BEFORE_END_S)
-        self.nears = False
-        signal.signal(signal.SIGUSR1, self._signalled)
-        signal.signal(signal.SIGALRM, self._rang)
+        self.end_is_near = False
+        signal.signal(signal.SIGUSR1, self._on_warning)
+        signal.signal(signal.SIGALRM, self._on_alarm)
         self.set_end(end_time)
 
     def set_end(self, end_time: float | None) -> None:
-        """What the batch system says now: jobs are lengthened and shortened."""
+        """Set the end as the batch system tells it now, for jobs are lengthened and shortened.
+
+        Parameters
+        ----------
+        end_time : float, seconds since the epoch, or None
+            None: the batch system does not tell it.
+        """
         self.end_time = end_time
         if end_time is None:
             return
-        warn_in_s = self.left_s() - self.warn_before_s
-        self.nears = warn_in_s <= SOONEST_S or (self.nears and warn_in_s <= EARLY_S)
-        self._ring_in(self.left_s() - CLOSE_BEFORE_END_S if self.nears else warn_in_s)
+        warn_in_s = self.remaining_s() - self.warn_before_s
+        self.end_is_near = warn_in_s <= SOONEST_S or (self.end_is_near and warn_in_s <= EARLY_S)
+        self._set_alarm(self.remaining_s() - CLOSE_BEFORE_END_S if self.end_is_near else warn_in_s)
 
-    def left_s(self) -> float:
-        """Until the batch system ends the job; where it never told its end, of the time that its signal announced."""
+    def remaining_s(self) -> float:
+        """Seconds until the batch system ends the job; if it told no end, those that its signal stands for."""
         return self.warn_before_s if self.end_time is None else self.end_time - time.time()
 
-    def _signalled(self, _number: int, _frame: FrameType | None) -> None:
-        if not self.nears:
-            self.nears = True
-            self._ring_in(self.left_s() - CLOSE_BEFORE_END_S)
+    def _on_warning(self, _number: int, _frame: FrameType | None) -> None:
+        if not self.end_is_near:
+            self.end_is_near = True
+            self._set_alarm(self.remaining_s() - CLOSE_BEFORE_END_S)
 
-    def _rang(self, number: int, frame: FrameType | None) -> None:
-        if self.nears:
+    def _on_alarm(self, number: int, frame: FrameType | None) -> None:
+        if self.end_is_near:
             ignore_signals()
             raise JobStop("walltime")
-        self._signalled(number, frame)
+        self._on_warning(number, frame)
 
     @staticmethod
-    def _ring_in(seconds: float) -> None:
+    def _set_alarm(seconds: float) -> None:
         signal.setitimer(signal.ITIMER_REAL, max(seconds, SOONEST_S))

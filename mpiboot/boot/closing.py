@@ -1,0 +1,89 @@
+"""The end of a boot: what it has opened is closed, in an order that leaves nothing behind.
+
+Only boot imports this module.
+"""
+
+import logging
+import subprocess
+import time
+from dataclasses import dataclass
+
+from mpiboot.boot.agents import Agents
+from mpiboot.boot.cluster import Cluster
+from mpiboot.boot.context import Context
+from mpiboot.common.processes import end, end_descendants
+
+logger = logging.getLogger(__name__)
+
+# Reasons for a close, and the job's exit status; the launcher's own says nothing.
+STATUS_OF_REASON = {"client-shutdown": 0, "stopped": 0, "idle-timeout": 0, "walltime": 124}
+# How long each part may take to end by itself. Together less than 15 s, but for a command at the walltime.
+COMMAND_GRACE_S = 5.0
+COMMAND_GRACE_AT_WALLTIME_S = 10.0
+SCHEDULER_CLOSE_S = 3.0
+RANKS_CLOSE_S = 4.0
+AGENTS_CLOSE_S = 10.0
+# The command that started the agents is slow while it waits for a lost node; the batch system ends them after boot.
+AGENTS_CLOSE_WITH_LOST_S = 3.0
+
+
+@dataclass
+class Opened:
+    """What a boot has opened so far; each step sets its part as soon as it is there.
+
+    Attributes
+    ----------
+    agents : Agents or None
+        The agents on the nodes.
+    cluster : Cluster or None
+        The connection to the scheduler.
+    ranks : Popen or None
+        The launcher of the ranks.
+    command : Popen or None
+        The command of batch mode.
+    """
+
+    agents: Agents | None = None
+    cluster: Cluster | None = None
+    ranks: "subprocess.Popen[bytes] | None" = None
+    command: "subprocess.Popen[bytes] | None" = None
+
+
+def close(context: Context, opened: Opened, status: int, reason: str) -> None:
+    """Close what is open, in this order: command, clients, ranks, files on the nodes, secrets.
+
+    Parameters
+    ----------
+    context : Context
+        What is known of the boot.
+    opened : Opened
+        What is to be closed.
+    status : int
+        The job's exit status.
+    reason : str
+        Why the job ends; what follows its first line is detail.
+    """
+    short_reason, _, detail = reason.partition("\n")
+    context.events.phase("closing", reason=short_reason)
+    context.directory.endpoint.unlink(missing_ok=True)
+    if opened.command and opened.command.poll() is None:
+        # While the cluster is still there, so that the command can save its results.
+        opened.command.terminate()
+        end(opened.command, COMMAND_GRACE_AT_WALLTIME_S if reason == "walltime" else COMMAND_GRACE_S, 0)
+    if opened.cluster and opened.cluster.send("close", reason=reason):
+        deadline = time.monotonic() + SCHEDULER_CLOSE_S
+        while not opened.cluster.gone and time.monotonic() < deadline:
+            opened.cluster.listen()
+    if opened.ranks:
+        # MPI_Finalize, or a nanny that hangs, must not hold the nodes.
+        end(opened.ranks, RANKS_CLOSE_S if opened.cluster and opened.cluster.gone else 0, 1)
+    end_descendants(spare=opened.agents.process.pid if opened.agents else None)
+    if opened.cluster:
+        opened.cluster.close()
+    if opened.agents:
+        # The agent of a node that is not yet taken for lost lives: the last worker there has died, and its nanny lives.
+        lost = opened.cluster is not None and opened.cluster.has_lost_nodes
+        opened.agents.close(AGENTS_CLOSE_WITH_LOST_S if lost else AGENTS_CLOSE_S)
+    context.directory.clear()
+    context.events.write("closed", reason=short_reason, detail=detail, exit_status=status)
+    logger.info("closed: %s (status %d)", short_reason, status)

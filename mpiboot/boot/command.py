@@ -1,0 +1,61 @@
+"""Batch mode: the user's command, in the staged environment, where a bare `Client()` connects to the cluster.
+
+Only boot imports this module.
+"""
+
+import os
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+from mpiboot.batch.allocation import job_variables
+from mpiboot.boot.context import Context, Staged
+from mpiboot.errors import UsageError
+from mpiboot.protocol.variables import (
+    DASK_SCHEDULER_ADDRESS,
+    MPI_ONLY_VARIABLE,
+    SCHEDULER_FILE_VARIABLE,
+    SOURCE_PREFIX_VARIABLE,
+    STAGED_PREFIX_VARIABLE,
+)
+
+
+def start_command(
+    context: Context, staged: Staged, variables: Mapping[str, str], scheduler: Mapping[str, Any]
+) -> "subprocess.Popen[bytes] | None":
+    """Start the command of batch mode; None if there is none.
+
+    Parameters
+    ----------
+    context : Context
+        What is known of the boot.
+    staged : Staged
+        What the ranks run from.
+    variables : mapping of str to str
+        The ranks' environment.
+    scheduler : mapping
+        The scheduler's `address`.
+
+    Raises
+    ------
+    UsageError
+        The command cannot be started.
+    """
+    command = context.config.command
+    if not command:
+        return None
+    mpi_only = (*variables[MPI_ONLY_VARIABLE].split(), MPI_ONLY_VARIABLE)
+    environ = {
+        **job_variables(os.environ),
+        **{name: value for name, value in variables.items() if name not in mpi_only},
+        DASK_SCHEDULER_ADDRESS: scheduler["address"],
+        SCHEDULER_FILE_VARIABLE: str(context.directory.scheduler_file),
+        STAGED_PREFIX_VARIABLE: str(staged.prefix),
+        SOURCE_PREFIX_VARIABLE: str(context.source),
+    }
+    try:
+        return subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        raise UsageError(
+            f"{command[0]} could not be started: {error.strerror}. Give the command behind -- with its full path"
+        ) from error

@@ -1,0 +1,80 @@
+"""What the steps of a boot hand on to each other: frozen results, each complete when it is made.
+
+Only boot imports this module.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mpiboot.batch.allocation import Allocation, AllocationSystem
+from mpiboot.config import Config
+from mpiboot.protocol.events import EventLog
+from mpiboot.protocol.job_directory import JobDirectory
+
+
+@dataclass(frozen=True)
+class Context:
+    """What is known when a boot starts.
+
+    Attributes
+    ----------
+    config : Config
+        The job's options.
+    allocation : Allocation
+        The job's nodes.
+    system : AllocationSystem
+        The job's batch system.
+    directory : JobDirectory
+        The job's directory, on the shared file system.
+    events : EventLog
+        Writes the job's events.
+    source : path
+        The source prefix.
+    job_folder : path
+        The job's folder on each node; its agent makes it.
+    """
+
+    config: Config
+    allocation: Allocation
+    system: AllocationSystem
+    directory: JobDirectory
+    events: EventLog
+    source: Path
+    job_folder: Path
+
+
+@dataclass(frozen=True)
+class Network:
+    """How the job's processes reach each other.
+
+    Attributes
+    ----------
+    interface : str
+        The interface that all nodes use.
+    node_of_address : dict of str to str
+        Each node's name, by its IPv4 address on that interface.
+    """
+
+    interface: str
+    node_of_address: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Staged:
+    """The environment that the ranks run from.
+
+    Attributes
+    ----------
+    prefix : path
+        The staged prefix, or the source prefix if nothing is staged.
+    size_bytes : dict of str to int
+        The size of each node's copy; empty if nothing is staged.
+    """
+
+    prefix: Path
+    size_bytes: dict[str, int]
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether each node has its own copy."""
+        return bool(self.size_bytes)

@@ -1,0 +1,147 @@
+"""What a boot does before its ranks: records, the nodes' common interface, secrets, and the workers' sizes.
+
+Only boot imports this module.
+"""
+
+import itertools
+import logging
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from mpiboot.batch.sizing import Sizing, check_min_workers, size_workers
+from mpiboot.boot.agents import AgentAnswers, Agents
+from mpiboot.boot.certificates import load_cryptography, make_job_secrets
+from mpiboot.boot.context import Context, Network, Staged
+from mpiboot.common.interfaces import choose
+from mpiboot.common.trust import remove_files
+from mpiboot.config import Config
+from mpiboot.protocol.job_directory import write_atomic
+from mpiboot.protocol.prefix_checks import active_prefix, check_environment
+
+logger = logging.getLogger(__name__)
+
+NODE_TIMEOUT_S = 600.0
+VALID_WITHOUT_WALLTIME_S = 30 * 86400.0
+
+
+def log_to(path: Path) -> None:
+    """Write what the job's output shows to `boot.log`, too."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    handler = logging.StreamHandler(os.fdopen(descriptor, "a"))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+
+
+def source_prefix(config: Config) -> Path:
+    """The prefix of `--env`, or of the active environment.
+
+    Raises
+    ------
+    EnvironmentUnfitError
+        There is none, or it lacks what a boot needs.
+    """
+    prefix = Path(config.env) if config.env else active_prefix()
+    prefix = Path(os.path.abspath(prefix))  # noqa: PTH100 - a link in it is the user's name for it
+    check_environment(prefix)
+    return prefix
+
+
+def record(context: Context) -> None:
+    """Write `job.json` and the first event."""
+    allocation, config = context.allocation, context.config
+    # Not the values of variables: they may be secrets.
+    options = {**asdict(config), "env_var": [item.partition("=")[0] for item in config.env_var]}
+    write_atomic(
+        context.directory.job,
+        {"asked": options, "allocation": asdict(allocation), "python": sys.executable, "pid": os.getpid()},
+    )
+    groups = (
+        f"{','.join(node.name for node in nodes)} with {cpus} CPUs"
+        for cpus, nodes in itertools.groupby(allocation.nodes, lambda node: node.cpus)
+    )
+    logger.info(
+        "job %s: %d node(s): %s; restart %d",
+        allocation.job_id,
+        len(allocation.nodes),
+        "; ".join(groups),
+        allocation.restart_count,
+    )
+    context.events.phase("stage", restart_count=allocation.restart_count, nodes=list(allocation.node_names))
+
+
+def node_reports(context: Context, agents: Agents) -> AgentAnswers:
+    """Wait for the report of every node (see `mpiboot.agent.agent.prepare`).
+
+    Raises
+    ------
+    StageError
+        Some nodes failed: the message names each of them with its reason.
+    """
+    if not context.config.insecure:
+        load_cryptography()  # while the agents start: from a slow file system it takes as long
+    return agents.answers(NODE_TIMEOUT_S)
+
+
+def choose_network(context: Context, reports: AgentAnswers) -> Network:
+    """The interface that all nodes have; a job on one host needs no network.
+
+    Raises
+    ------
+    UsageError
+        There is no such interface, or a node lacks the one of `--interface`.
+    """
+    wanted = context.config.interface
+    if wanted == "auto" and not context.system.several_hosts:
+        wanted = "lo"
+    interface = choose(wanted, {node: report["interfaces"] for node, report in reports.items()})
+    addresses = {report["interfaces"][interface]["address"]: node for node, report in reports.items()}
+    return Network(interface, addresses)
+
+
+def make_secrets(context: Context, network: Network) -> None:
+    """Make the job's TLS files and token; its certificates name the nodes and their addresses on the interface.
+
+    Raises
+    ------
+    SecurityError
+        The job's directory is not to be trusted.
+    """
+    if context.config.insecure:
+        logger.warning("--insecure: anyone who reaches these nodes can run code as you")
+        return
+    remove_files(context.directory.tls)  # those of the same job before its requeue
+    end_time = context.allocation.end_time
+    remaining_s = end_time - time.time() if end_time else VALID_WITHOUT_WALLTIME_S
+    make_job_secrets(
+        context.directory.path,
+        valid_for_s=max(remaining_s, 60.0),
+        host_names=context.allocation.node_names,
+        addresses=list(network.node_of_address),
+    )
+
+
+def size(context: Context, reports: AgentAnswers, staged: Staged) -> Sizing:
+    """The workers of each node and their limits, from the allocation and the nodes' reports.
+
+    Raises
+    ------
+    UsageError
+        The user's numbers exceed a node's CPUs or memory, or `--min-workers` the number of workers.
+    """
+    config = context.config
+    memory_bytes, stage_bytes = {}, {}
+    for node in context.allocation.nodes:
+        report = reports[node.name]
+        # Where neither batch system nor user set a limit: the share of the host's memory that the job has of its CPUs.
+        share = min(1.0, node.cpus / report["cpus"])
+        memory_bytes[node.name] = node.memory_bytes or config.mem or int(report["memory_bytes"] * share)
+        if report["root_is_memory"]:
+            stage_bytes[node.name] = staged.size_bytes.get(node.name, 0)
+    sizing = size_workers(
+        context.allocation, memory_bytes, config.workers_per_node, config.cpus_per_worker, stage_bytes
+    )
+    check_min_workers(config.min_workers, sizing.n_workers)
+    return sizing
