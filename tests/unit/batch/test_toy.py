@@ -89,7 +89,6 @@ def toy(tmp_path):
     sources = tmp_path / "sources"
     for room in ("mpiboot", "envpack"):
         shutil.copytree(CHECKOUT / room, sources / room, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(CHECKOUT / "jobscripts", sources / "mpiboot/jobscripts", dirs_exist_ok=True)
     # One folder,
     for name, text in FOLDER.items():
         (sources / "mpiboot/batch/toy").mkdir(exist_ok=True)
