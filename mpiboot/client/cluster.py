@@ -71,22 +71,22 @@ class MPICluster(Cluster):  # type: ignore[misc]
         self._queue_timeout_s = None if queue_timeout is None else seconds_of("queue_timeout", queue_timeout)
         self.job: Job | None = None
         self.security: Any = None
-        self._hushed = quiet
+        self._quiet = quiet
         # Dask's own `_log` would print what the progress display shows.
         super().__init__(asynchronous=asynchronous, loop=loop, name=name, quiet=True)
         if not self.asynchronous:
-            # In this thread, so that a Ctrl-C ends the wait.
+            # Wait in this thread, so that a Ctrl-C ends the wait.
             endpoint = self._boot()
             self._loop_runner.start()
             self.sync(self._connect, endpoint)
 
     def _boot(self) -> Endpoint:
-        """Submit the job and wait for it."""
-        with display.chosen((lambda line: None) if self._hushed else None) as tell:
+        """Submit the job and wait for its endpoint."""
+        with display.chosen((lambda line: None) if self._quiet else None) as tell:
             logged = self._logging(tell)
             self.job = submit_config(self._config, say=logged)
             self.name = f"job {self.job.job_id}"
-            # A cluster that is forgotten, or a kernel that ends, holds no nodes.
+            # A cluster that is not closed, or whose kernel ends, must not hold nodes.
             self._stop = weakref.finalize(self, _stop_quietly, self.job)
             try:
                 endpoint, self.security = wait_for_endpoint(
@@ -108,6 +108,8 @@ class MPICluster(Cluster):  # type: ignore[misc]
         return endpoint
 
     def _logging(self, tell: Progress) -> Callable[[str], None]:
+        """Return a function that shows a line, and adds it to the cluster's log unless the line repeats."""
+
         def log(line: str) -> None:
             if not self._cluster_manager_logs or self._cluster_manager_logs[-1][1] != line:
                 self._log(line)
@@ -139,13 +141,13 @@ class MPICluster(Cluster):  # type: ignore[misc]
             await asyncio.to_thread(self.job.stop)
 
     def scale(self, n: int) -> None:
-        """Refuse: the size of one batch job is fixed."""
+        """Raise NotImplementedError: the size of a batch job is fixed."""
         raise NotImplementedError(
             f"one job's size is fixed: {self!r} keeps its workers. Make another MPICluster, of {n} workers"
         )
 
     def adapt(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse: the size of one batch job is fixed."""
+        """Raise NotImplementedError: the size of a batch job is fixed."""
         raise NotImplementedError("one job's size is fixed. Submit a larger job, or several")
 
     async def _get_logs(self, cluster: bool = True, scheduler: bool = True, workers: Any = True) -> Logs:
@@ -156,6 +158,6 @@ class MPICluster(Cluster):  # type: ignore[misc]
 
 
 def _stop_quietly(job: Job) -> None:
-    """Ask the job to end, without waiting: this may run while the interpreter shuts down."""
+    """Ask the job to end, without waiting and without errors: the interpreter may be shutting down."""
     with contextlib.suppress(MpibootError, OSError):
         job.batch.stop(job.job_id)

@@ -1,4 +1,4 @@
-"""What a wait shows: a line that moves in a terminal, the steps so far in a notebook, nothing elsewhere."""
+"""Shows the progress of a wait: one line in a terminal, the steps so far in a notebook, nothing elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Progress = Callable[[str], None]
 
 @contextlib.contextmanager
 def chosen(progress: Progress | None) -> Iterator[Progress]:
-    """The display to use, which is called with a line as often as one likes: a line that repeats is shown once."""
+    """Give a function that shows a line; a line that repeats is shown once. `progress` replaces the display."""
     with _display(progress) as show:
         last = ""
 
@@ -44,7 +44,7 @@ def _display(progress: Progress | None) -> Iterator[Progress]:
 
 
 def in_notebook() -> bool:
-    """Whether a Jupyter kernel runs this."""
+    """Whether this runs in a Jupyter kernel."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return shell is not None and hasattr(shell, "kernel")
@@ -52,7 +52,7 @@ def in_notebook() -> bool:
 
 @contextlib.contextmanager
 def terminal() -> Iterator[Progress]:
-    """One line with a spinner and the time so far, gone when the wait is over."""
+    """Show a line with a spinner and the time so far, which disappears when the wait is over."""
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import Progress as Bar
@@ -66,7 +66,7 @@ def terminal() -> Iterator[Progress]:
 
 
 class Notebook:
-    """The steps so far, in one output that is updated in place. Holds nothing that must not be saved."""
+    """Shows the steps so far in one output, updated in place. A notebook is saved and shared: no secret is shown."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()

@@ -1,4 +1,4 @@
-"""What the command line prints about jobs, in 80 columns; links are never broken."""
+"""Text about jobs for the command line, in 80 columns; links are never broken."""
 
 from __future__ import annotations
 
@@ -23,12 +23,21 @@ from mpiboot.protocol.endpoint import Endpoint
 
 COLUMNS = 80
 FAULTS_SHOWN = 5
-# The scheduler and the nanny both tell of a worker that ended.
+# Scheduler and nanny both record a worker that ended: within this time their events are about the same one.
 SAME_LOSS_S = 10.0
 
 
 def ready(job: Job, ssh_host: str | None, *, with_token: bool) -> str:
-    """What a person needs next, once the workers are there."""
+    """Return what a user needs next, once the workers are there: addresses, the ssh line, how to stop.
+
+    Parameters
+    ----------
+    job : Job
+    ssh_host : str or None
+        The host that the user reaches by ssh from home; None: this host.
+    with_token : bool
+        Whether the link has the cluster's token in it, which opens the dashboard to whoever sees it.
+    """
     endpoint = endpoint_of(job)
     job_id, nodes = job.job_id, endpoint.nodes
     head = f"job {job_id} is ready: {endpoint.n_workers} workers, {endpoint.n_threads} cores, {len(nodes)} node(s)"
@@ -48,18 +57,18 @@ def ready(job: Job, ssh_host: str | None, *, with_token: bool) -> str:
 
 
 def endpoint_of(job: Job) -> Endpoint:
-    """The endpoint of a job that is ready.
+    """Return the endpoint of a job that is ready.
 
     Raises
     ------
     BatchError
-        It is not, or not any more.
+        The job is not ready, or has ended.
     """
     endpoint = job.endpoint
     state = job.ask(max_age_s=5)
     if not state.live:
         raise BatchError(
-            f"job {job.job_id} has ended: {state.show()}; its dashboard is gone. What it said: mpiboot logs {job.job_id}"
+            f"job {job.job_id} has ended: {state.show()}; its dashboard is gone. Read its logs: mpiboot logs {job.job_id}"
         )
     if endpoint is None:
         raise BatchError(
@@ -69,7 +78,7 @@ def endpoint_of(job: Job) -> Endpoint:
 
 
 def link(job: Job, endpoint: Endpoint, *, with_token: bool, host: str | None = None) -> str:
-    """The dashboard's address; the token in it is the key to the cluster."""
+    """Return the dashboard's address; with the token in it, it is the key to the cluster."""
     url = urllib.parse.urlsplit(endpoint.dashboard)
     shown = url._replace(netloc=f"{host}:{url.port}") if host else url
     if with_token and endpoint.address.startswith("tls://"):
@@ -80,7 +89,7 @@ def link(job: Job, endpoint: Endpoint, *, with_token: bool, host: str | None = N
 
 
 def tunnel(endpoint: Endpoint, ssh_host: str | None) -> str:
-    """The ssh line that brings the dashboard home. The local port is the dashboard's own, which is free most likely."""
+    """Return the ssh line that forwards a port at home, the same as the dashboard's, to the dashboard."""
     url = urllib.parse.urlsplit(endpoint.dashboard)
     host = ssh_host or socket.getfqdn()
     to = host if "@" in host else f"{getpass.getuser()}@{host}"
@@ -88,6 +97,7 @@ def tunnel(endpoint: Endpoint, ssh_host: str | None) -> str:
 
 
 def ends(end_time: float | None) -> str:
+    """Return when a job ends, in words; `end_time` is in seconds since the epoch."""
     if end_time is None:
         return "when it is stopped, or unused for long"
     left = show_duration(max(0.0, end_time - time.time()))
@@ -95,7 +105,7 @@ def ends(end_time: float | None) -> str:
 
 
 def table(live: Sequence[tuple[Job, JobState]]) -> str:
-    """A line for each live job, under a heading."""
+    """Return a table of live jobs, a line each."""
     rows = [("JOB", "NAME", "STATE", "LEFT", "NODES, OR WHY IT WAITS")]
     for job, state in live:
         left = show_duration(state.end - time.time()) if state.running and state.end else ""
@@ -106,7 +116,10 @@ def table(live: Sequence[tuple[Job, JobState]]) -> str:
 
 
 def redirect_page(job: Job, link: str) -> Path:
-    """A page of the user's own that leads to the dashboard: a link with its token on a command line is for all to see."""
+    """Write a page that only the user can read and that leads to the dashboard, and return its path.
+
+    A browser's command line can be read by every user of the machine: the link with its token must not be in it.
+    """
     page = job.directory.dashboard_page
     page.unlink(missing_ok=True)
     with os.fdopen(os.open(page, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -115,7 +128,7 @@ def redirect_page(job: Job, link: str) -> Path:
 
 
 def status(job: Job, state: JobState) -> str:
-    """A job's state, its workers, and its phases with their times."""
+    """Return a job's state, its workers, its faults, and its phases with their times."""
     lines = [f"job {job.job_id}: {state.show()}"]
     if state.pending and state.start:
         lines.append(f"may start {time.strftime('%a %d %b %H:%M', time.localtime(state.start))}")
@@ -123,9 +136,9 @@ def status(job: Job, state: JobState) -> str:
     if state.running:
         endpoint = job.endpoint
         counted = [event["n"] for event in events if event["event"] in ("worker", "lost-worker")]
-        promised = endpoint.n_workers if endpoint else job.expected_workers()
+        expected = endpoint.n_workers if endpoint else job.expected_workers()
         over = f", over {endpoint.interface}" if endpoint else ""
-        of = f" of {promised}" if promised else ""
+        of = f" of {expected}" if expected else ""
         lines.append(f"{counted[-1] if counted else 0}{of} workers on {state.nodes}{over}")
         lines.append(f"ends {ends(state.end)}")
     lines += faults(events)
@@ -135,9 +148,9 @@ def status(job: Job, state: JobState) -> str:
 
 
 def faults(events: Sequence[dict[str, Any]]) -> list[str]:
-    """The last of what a job has lost, and why: a line each, or more."""
+    """Return the last faults in a job's events, each wrapped into lines."""
     exits = [(e["rank"], e["time"]) for e in events if e["event"] == "worker-exit"]
-    said = [
+    described = [
         (event, what)
         for event in events
         if (what := fault(event))
@@ -146,8 +159,8 @@ def faults(events: Sequence[dict[str, Any]]) -> list[str]:
             and any(rank == event["rank"] and abs(at - event["time"]) < SAME_LOSS_S for rank, at in exits)
         )
     ]
-    lines = [f"the last {FAULTS_SHOWN} of {len(said)} faults:"] if len(said) > FAULTS_SHOWN else []
-    for event, what in said[-FAULTS_SHOWN:]:
+    lines = [f"the last {FAULTS_SHOWN} of {len(described)} faults:"] if len(described) > FAULTS_SHOWN else []
+    for event, what in described[-FAULTS_SHOWN:]:
         rank = f" rank {event['rank']}" if event.get("rank") is not None else ""
         start = f"{time.strftime('%H:%M:%S', time.localtime(event['time']))} {event.get('host', '')}{rank}: "
         lines += textwrap.wrap(start + what, COLUMNS, subsequent_indent="  ")
@@ -155,7 +168,7 @@ def faults(events: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def fault(event: dict[str, Any]) -> str | None:
-    """What happened, in words; None: no fault."""
+    """Return what happened, in words; None: the event is no fault."""
     match event["event"]:
         case "worker-exit":
             return f"the worker ended {event['how']}"

@@ -1,4 +1,4 @@
-"""Where a boot's time went: a job's `events.jsonl` as phases, as text and as a picture."""
+"""The timeline of a boot: phases from a job's `events.jsonl`, drawn as text and as a picture."""
 
 from __future__ import annotations
 
@@ -12,14 +12,26 @@ if TYPE_CHECKING:
     from os import PathLike
 
 ORDER = ("pending", "stage", "launch", "workers", "ready", "closing")
-# Waiting in the queue and serving can take hours; bars in their scale would hide the boot.
+# The phases drawn as bars. Waiting in the queue and serving can take hours: in their scale the boot would be too small.
 BOOT = ("stage", "launch", "workers")
 COLOURS = {"stage": "tab:blue", "launch": "tab:orange", "workers": "tab:green"}
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One bar: of the whole job (`host` None) or of one node. Seconds count from the boot's first event."""
+    """One phase of the whole job, or of one node.
+
+    Attributes
+    ----------
+    name : str
+        One of `ORDER`.
+    start_s : float
+        Seconds from the boot's first event.
+    seconds : float
+        How long it took.
+    host : str or None
+        The node; None: the whole job.
+    """
 
     name: str
     start_s: float
@@ -37,7 +49,7 @@ def phases(events: Iterable[dict[str, Any]]) -> list[Phase]:
     Parameters
     ----------
     events : iterable of dict
-        The lines of `events.jsonl`, those without a time passed over. Of a requeued job, only the last boot
+        The lines of `events.jsonl`, Lines without a time are skipped. Of a requeued job, only the last boot
         counts.
 
     Returns
@@ -59,10 +71,10 @@ def phases(events: Iterable[dict[str, Any]]) -> list[Phase]:
     nodes: dict[tuple[str, int], Phase] = {}
     for e in events:
         if e["event"] == "staged":
-            # The nodes' reports may be written together, after the slowest: not the event's own time.
+            # Not the time of the event: the reports of all nodes may be written together, after the slowest.
             nodes[e["host"], 0] = Phase("stage", began_s.get("stage", 0.0), e["seconds"], e["host"])
         elif e["event"] == "worker" and e["time"] - zero_s <= began_s.get("ready", float("inf")):
-            # Replacements that come when the job is long ready are no part of the boot.
+            # Workers that are replaced after the job was ready are no part of the boot.
             nodes[e["host"], 1] = Phase("workers", launch_s, e["time"] - zero_s - launch_s, e["host"])
     return job + [nodes[key] for key in sorted(nodes)]
 
@@ -79,7 +91,7 @@ def _last_boot(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _boot_span(timeline: list[Phase]) -> tuple[float, float]:
-    """Start and end, in seconds, of what the bars show: from the first step of the boot to readiness."""
+    """Return the start and end, in seconds, of the phases that are drawn as bars."""
     boot = [p for p in timeline if p.name in BOOT] or timeline
     return min(p.start_s for p in boot), max(p.end_s for p in boot)
 

@@ -8,7 +8,8 @@ import re
 from mpiboot.errors import LaunchError
 
 # Variables that a launcher sets for the ranks of its own run; they mislead another launcher, and another run. PMI_, PMI2_
-# and PMIX_ are the process managers' (Slurm, Hydra, PRRTE); OMPI_ is Open MPI's, PRTE_ PRRTE's, HYDRA_ and HYDI_ MPICH's.
+# and PMIX_ are the process managers' (batch systems, Hydra, PRRTE); OMPI_ is Open MPI's, PRTE_ PRRTE's, HYDRA_ and HYDI_
+# MPICH's.
 LAUNCH_PREFIXES = ("PMI", "OMPI_", "PRTE_", "HYDRA_", "HYDI_")
 # Left out of the ranks' environment: those, and the settings of Intel MPI's own launcher.
 RANK_UNSET_PREFIXES = (*LAUNCH_PREFIXES, "I_MPI_HYDRA_")

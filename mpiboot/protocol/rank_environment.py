@@ -69,8 +69,8 @@ def rank_variables(
     """
     mpi = dict(names.MPI_TCP_ONLY)
     if interface:
-        # With all of a node's devices in it, an address of UCX's is longer than the 1024 bytes of a PMI-1 value
-        # (Slurm 22.05's pmi2), and MPICH aborts.
+        # With all of a node's devices in it, an address of UCX's is longer than a value may be in a batch system's PMI-1
+        # (1024 bytes), and MPICH aborts.
         mpi |= {names.UCX_TRANSPORTS: "tcp,self,sm", names.UCX_DEVICES: interface}
     users = carried(activation(prefix, relocated(environ, source, prefix)), batch_prefixes)
     guard = [secrets.GUARD_PRELOAD] if encrypted else []

@@ -65,7 +65,7 @@ HOST_VARIABLES = frozenset(
 )
 NO_COLOR = "NO_COLOR"  # https://no-color.org
 
-# MPI's. Rank 0 is known by PMIX_RANK (Open MPI, srun with PMIx) or PMI_RANK (MPICH, srun with PMI-2).
+# MPI's. Rank 0 is known by PMIX_RANK (Open MPI, and launchers with PMIx) or PMI_RANK (MPICH, and launchers with PMI-2).
 PMIX_RANK = "PMIX_RANK"
 PMI_RANK = "PMI_RANK"
 MPI4PY_FINALIZE = "MPI4PY_RC_FINALIZE"

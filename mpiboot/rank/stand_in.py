@@ -27,7 +27,7 @@ def main() -> int:
     # `set` wins over `unset`: `--env-var PYTHONPATH` is the user's wish.
     kept = {name: value for name, value in os.environ.items() if name not in plan["unset"]}
     environment = {**kept, **plan["set"]}
-    # The open connection to MPI's process manager (PMI-1 and PMI-2 of Hydra and of Slurm's pmi2).
+    # The open connection to MPI's process manager (PMI-1 and PMI-2 of Hydra and of a batch system's PMI-2).
     descriptors = [int(environment["PMI_FD"])] if environment.get("PMI_FD", "").isdigit() else []
     return hand_over(
         plan["agent_folder"],

@@ -1,0 +1,45 @@
+import pytest
+
+from mpiboot.common.logs import EMPTY, LogFollower, tail
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "expected"),
+    [
+        (b"one\ntwo\nthree\n\n", {}, "one\ntwo\nthree"),
+        (b"one\ntwo\nthree\n", {"lines": 2}, "two\nthree"),
+        (b"one\ntwo\nthree\n", {"size_bytes": 6}, "three"),
+        (b"not text: \xff\n", {}, "not text: \ufffd"),
+        (b" \n\n", {}, EMPTY),
+        (b"", {"lines": 2}, EMPTY),
+    ],
+)
+def test_the_end_of_a_log(tmp_path, content, options, expected):
+    log = tmp_path / "log"
+    log.write_bytes(content)
+    assert tail(log, **options) == expected
+
+
+def test_a_log_that_is_not_there(tmp_path):
+    assert tail(tmp_path / "log") == EMPTY
+
+
+def test_only_the_end_of_a_large_log_is_read(tmp_path):
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        file.truncate(8 * 1024**4)  # sparse, and larger than any memory
+    assert len(tail(log, size_bytes=100)) <= 100
+
+
+def test_logs_that_grow(tmp_path):
+    follower, (a, b) = LogFollower(), (tmp_path / "a", tmp_path / "b")
+    a.write_text("1\n")
+    b.write_text("2\n")
+    assert list(follower.read([a, b])) == [f"==> {a} <==\n1\n", f"==> {b} <==\n2\n"]
+    assert list(follower.read([a, b])) == []
+    with b.open("a") as file:
+        file.write("3\n")
+    assert list(follower.read([a, b])) == ["3\n"]
+    with a.open("a") as file:
+        file.write("4\n")
+    assert list(follower.read([a, b])) == [f"==> {a} <==\n4\n"]
