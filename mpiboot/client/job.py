@@ -223,8 +223,23 @@ class Job:
             retry_while_away(lambda: self.batch.stop(self.job_id, by_force=True), SILENCE_S)
         return self.wait(timeout_s / 2, polls=lambda waited_s: 1.0)
 
-    def client(self, **arguments: Any) -> Client:
-        """Wait for the job's cluster and connect to it; takes the arguments of `mpiboot.connect`."""
+    def client(
+        self,
+        *,
+        n_workers: int | None = None,
+        timeout: str | float = "10 min",
+        queue_timeout: str | float | None = None,
+        insecure: bool = False,
+        progress: Callable[[str], None] | None = None,
+    ) -> Client:
+        """Wait for the job's cluster and connect to it; the parameters are those of `mpiboot.connect`."""
         from mpiboot.client.watch import connect_job
 
-        return connect_job(self, **arguments)
+        return connect_job(
+            self,
+            n_workers=n_workers,
+            timeout=timeout,
+            queue_timeout=queue_timeout,
+            insecure=insecure,
+            progress=progress,
+        )

@@ -85,6 +85,30 @@ def test_every_option_is_in_the_signature_and_in_the_help(target):
     assert "\n\nRaises\n------\n" in documentation and "**options" not in documentation
 
 
+def test_the_help_of_connect_has_every_parameter():
+    documentation = inspect.getdoc(mpiboot.connect)
+    for parameter in inspect.signature(mpiboot.connect).parameters:
+        assert f"\n{parameter} : " in documentation
+
+
+def test_a_job_has_the_parameters_of_connect():
+    def parameters(function, *without):
+        return [
+            (each.name, each.default)
+            for each in inspect.signature(function).parameters.values()
+            if each.name not in without
+        ]
+
+    expected = parameters(mpiboot.connect, "job", "scheduler_file")
+    assert parameters(mpiboot.Job.client, "self") == expected
+
+
+@pytest.mark.parametrize("target", ["Job", "MPICluster"])
+def test_every_public_method_has_a_docstring(target):
+    members = vars(getattr(mpiboot, target)).items()
+    assert [name for name, value in members if not name.startswith("_") and not inspect.getdoc(value)] == []
+
+
 @pytest.mark.parametrize("target", ["submit", "MPICluster"])
 def test_a_notebook_completes_options(target):
     completions = jedi.Interpreter(f"mpiboot.{target}(no", [{"mpiboot": mpiboot}]).complete()
