@@ -96,9 +96,10 @@ def stage_interpreter(base: Path, stage: Path) -> None:
 
 def undo_debian(stdlib: Path) -> None:
     """Let Debian's Python use site-packages, as every other does; it has folders of its own below any prefix."""
-    module = stdlib / "sysconfig.py"
+    package = stdlib / "sysconfig/__init__.py"  # since 3.13
+    module = package if package.exists() else stdlib / "sysconfig.py"
     debian = "prefix_scheme = 'posix_local'"
-    if module.exists() and debian in module.read_text():
+    if debian in module.read_text():
         module.write_text(module.read_text().replace(debian, "prefix_scheme = 'posix_prefix'"))
         # Its `site` is frozen into the interpreter.
         add = f'site.addsitedir(f"{{sys.prefix}}/lib/{XY}/site-packages")'

