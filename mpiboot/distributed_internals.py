@@ -7,13 +7,17 @@ of them a new release has taken away.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from distributed import Client, Nanny, Scheduler
+from distributed import Client, Nanny, Scheduler, Security
 from distributed.comm import connect
+from distributed.core import Status, rpc
+from distributed.deploy.cluster import Cluster
 from distributed.node import ServerNode
+from distributed.utils import Log, Logs
 
 # The client that the scheduler keeps for tasks which nobody waits for (client.py, `fire_and_forget`).
 FIRE_AND_FORGET_CLIENT = "fire-and-forget"
@@ -185,3 +189,58 @@ async def ask_server(
         return answers
     finally:
         comm.abort()
+
+
+class RemoteCluster(Cluster):  # type: ignore[misc]
+    """A `distributed.deploy.Cluster` whose scheduler and workers run somewhere else.
+
+    A subclass says what else belongs to the cluster, by overriding `on_close` and `more_logs`. Dask's own messages are
+    not printed.
+
+    Parameters
+    ----------
+    asynchronous, loop, name
+        As of every Dask cluster.
+    """
+
+    status: Any  # of distributed.core.Status
+
+    def __init__(self, *, asynchronous: bool, loop: Any, name: str | None) -> None:
+        super().__init__(asynchronous=asynchronous, loop=loop, name=name, quiet=True)
+
+    def log(self, line: str) -> None:
+        """Add a line to the cluster's logs, unless it is the last one already."""
+        if not self._cluster_manager_logs or self._cluster_manager_logs[-1][1] != line:
+            self._log(line)
+
+    def connect_now(self, address: str, security: Security | None) -> None:
+        """Start the event loop, and `connect` in it."""
+        self._loop_runner.start()
+        self.sync(self.connect, address, security)
+
+    async def connect(self, address: str, security: Security | None) -> None:
+        """Connect to the scheduler, and show its workers from then on."""
+        connection_args = security.get_connection_args("client") if security else {}
+        self.scheduler_comm = rpc(address, connection_args=connection_args)
+        await super()._start()
+
+    async def on_close(self) -> None:
+        """Close what else belongs to the cluster; called once."""
+
+    async def more_logs(self) -> dict[str, str]:
+        """Return further logs by name."""
+        return {}
+
+    async def _close(self) -> None:
+        if self.status == Status.closed:
+            return
+        with contextlib.suppress(OSError):  # the scheduler may be gone
+            await super()._close()
+        self.status = Status.closed
+        await self.on_close()
+
+    async def _get_logs(self, cluster: bool = True, scheduler: bool = True, workers: Any = True) -> Logs:
+        logs = await super()._get_logs(cluster=cluster, scheduler=scheduler, workers=workers)
+        if cluster:
+            logs.update({name: Log(text) for name, text in (await self.more_logs()).items()})
+        return logs

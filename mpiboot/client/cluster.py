@@ -8,9 +8,7 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from distributed.core import Status, rpc
-from distributed.deploy.cluster import Cluster
-from distributed.utils import Log, Logs
+from distributed.core import Status
 
 from mpiboot.client import progress as display
 from mpiboot.client.job import Job
@@ -19,6 +17,7 @@ from mpiboot.client.progress import Progress
 from mpiboot.client.settings import load_config, seconds_of
 from mpiboot.client.submit import submit_config
 from mpiboot.client.watch import how_to_come_back, wait_for_endpoint
+from mpiboot.distributed_internals import RemoteCluster
 from mpiboot.errors import MpibootError
 from mpiboot.protocol.endpoint import Endpoint
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @documented
-class MPICluster(Cluster):  # type: ignore[misc]
+class MPICluster(RemoteCluster):
     """One batch job as a Dask cluster: submitted when made, stopped when closed.
 
     Parameters
@@ -72,13 +71,11 @@ class MPICluster(Cluster):  # type: ignore[misc]
         self.job: Job | None = None
         self.security: Any = None
         self._quiet = quiet
-        # Dask's own `_log` would print what the progress display shows.
-        super().__init__(asynchronous=asynchronous, loop=loop, name=name, quiet=True)
+        super().__init__(asynchronous=asynchronous, loop=loop, name=name)
         if not self.asynchronous:
             # Wait in this thread, so that a Ctrl-C ends the wait.
             endpoint = self._boot()
-            self._loop_runner.start()
-            self.sync(self._connect, endpoint)
+            self.connect_now(endpoint.address, self.security)
 
     def _boot(self) -> Endpoint:
         """Submit the job and wait for its endpoint."""
@@ -111,31 +108,22 @@ class MPICluster(Cluster):  # type: ignore[misc]
         """Return a function that shows a line, and adds it to the cluster's log unless the line repeats."""
 
         def log(line: str) -> None:
-            if not self._cluster_manager_logs or self._cluster_manager_logs[-1][1] != line:
-                self._log(line)
+            self.log(line)
             tell(line)
 
         return log
 
-    async def _connect(self, endpoint: Endpoint) -> None:
-        arguments = self.security.get_connection_args("client") if self.security else {}
-        self.scheduler_comm = rpc(endpoint.address, connection_args=arguments)
-        await super()._start()
-
     def __await__(self) -> Any:
         async def started() -> MPICluster:
             if self.status == Status.created:
-                await self._connect(await asyncio.to_thread(self._boot))
+                endpoint = await asyncio.to_thread(self._boot)
+                await self.connect(endpoint.address, self.security)
             return self
 
         return started().__await__()
 
-    async def _close(self) -> None:
-        if self.status == Status.closed:
-            return
-        with contextlib.suppress(OSError):
-            await super()._close()
-        self.status = Status.closed
+    async def on_close(self) -> None:
+        """Stop the job."""
         if self.job:
             self._stop.detach()
             await asyncio.to_thread(self.job.stop)
@@ -150,11 +138,9 @@ class MPICluster(Cluster):  # type: ignore[misc]
         """Raise NotImplementedError: the size of a batch job is fixed."""
         raise NotImplementedError("one job's size is fixed. Submit a larger job, or several")
 
-    async def _get_logs(self, cluster: bool = True, scheduler: bool = True, workers: Any = True) -> Logs:
-        logs = await super()._get_logs(cluster=cluster, scheduler=scheduler, workers=workers)
-        if cluster and self.job:
-            logs["Job"] = Log(await asyncio.to_thread(self.job.logs))
-        return logs
+    async def more_logs(self) -> dict[str, str]:
+        """Return the job's log."""
+        return {"Job": await asyncio.to_thread(self.job.logs)} if self.job else {}
 
 
 def _stop_quietly(job: Job) -> None:

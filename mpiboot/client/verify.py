@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from distributed import Security
-from distributed.comm import connect
 
+from mpiboot.distributed_internals import ask_server
 from mpiboot.errors import MpibootError, RendezvousError
 
 # How long one attempt to reach a scheduler may take.
@@ -121,18 +121,9 @@ def _why(error: BaseException, timeout_s: float) -> str:
 
 async def _ask(address: str, arguments: dict[str, Any], timeout_s: float) -> SchedulerIdentity:
     # The attempt itself ends a little earlier, so that its own error is seen.
-    comm = await connect(address, timeout=0.8 * timeout_s, **arguments)
-    try:
-        identity = await _exchange(comm, "identity")
-        versions = await _exchange(comm, "versions")
-    finally:
-        comm.abort()
+    identity, versions = await ask_server(
+        address, ["identity", "versions"], timeout_s=0.8 * timeout_s, connection_args=arguments
+    )
     host = dict(versions["host"])
     major, minor = str(host["python"]).split(".")[:2]
     return SchedulerIdentity(str(identity["id"]), len(identity["workers"]), (int(major), int(minor)))
-
-
-async def _exchange(comm: Any, operation: str) -> dict[str, Any]:
-    await comm.write({"op": operation, "reply": True})
-    answer: dict[str, Any] = await comm.read()
-    return answer

@@ -19,6 +19,7 @@ from mpiboot.client.published import PublishedEndpoint
 from mpiboot.client.settings import seconds_of
 from mpiboot.client.verify import ATTEMPT_S, SETTLE_S
 from mpiboot.common.units import show_duration
+from mpiboot.distributed_internals import scheduler_identity
 from mpiboot.errors import BatchError, DeadlineError, JobEndedError, RendezvousError
 from mpiboot.protocol.endpoint import Endpoint
 
@@ -278,7 +279,7 @@ def progress_of(events: list[dict[str, object]], expected_workers: int | None) -
 def count_workers(client: Client) -> int | None:
     """Return how many workers the scheduler has; None if it does not answer."""
     try:
-        return len(client.sync(client.scheduler.identity, callback_timeout=ATTEMPT_S)["workers"])
+        return len(scheduler_identity(client, ATTEMPT_S)["workers"])
     except (
         OSError,
         TimeoutError,

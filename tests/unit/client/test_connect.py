@@ -10,6 +10,7 @@ import time
 import pytest
 from distributed import LocalCluster
 
+from mpiboot import distributed_internals
 from mpiboot.batch.job_state import JobState
 from mpiboot.client import job as job_module
 from mpiboot.client import job_states, polling, published, scheduler_file, verify, watch
@@ -212,7 +213,7 @@ def test_a_node_that_has_just_died_is_said_to_be_silent(monkeypatch):
     async def never(*_, **__):
         await asyncio.sleep(60)
 
-    monkeypatch.setattr(verify, "connect", never)
+    monkeypatch.setattr(distributed_internals, "connect", never)
     message = r"no Dask scheduler answers at tcp://x:1: nothing was heard within 0\.1 s"
     with pytest.raises(RendezvousError, match=message):
         verify.ask_scheduler("tcp://x:1", None, 0.1)
