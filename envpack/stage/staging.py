@@ -42,7 +42,7 @@ def stage(
     progress : callable, optional
         Called as `progress(done_bytes, total_bytes)`, of uncompressed bytes, from any thread.
     transport : str
-        For the result: "sbcast" where that brought the archive to the node.
+        For the result: the name of the transport that brought the archive to the node.
 
     Returns
     -------

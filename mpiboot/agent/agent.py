@@ -28,10 +28,10 @@ from mpiboot.protocol.job_directory import JobDirectory
 from mpiboot.protocol.node import HEARTBEAT_S, SILENCE_S, AgentOrders, StageOrder, job_folder
 
 # With the graces in sweep.py, less than the shortest time that a batch system gives a cancelled job between SIGTERM and
-# SIGKILL (30 s of KillWait in slurm.conf(5), less if the site says so): after that it kills the agents.
+# SIGKILL (sources: batch/<system>/allocation.py): after that it kills the agents.
 LEFTOVERS_GRACE_S = 2.5
 CANCEL_TIMEOUT_S = 30.0
-# A batch system's starter passes lines of up to 1024 bytes on whole (Slurm's); longer ones of several nodes may mix.
+# A batch system's starter passes lines of up to 1024 bytes on whole; longer ones of several nodes may mix.
 ERROR_LENGTH_MAX = 600
 
 

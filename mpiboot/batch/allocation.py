@@ -48,7 +48,7 @@ class Allocation:
     Attributes
     ----------
     batch_system : str
-        The name of its folder, such as `slurm`.
+        The name of its folder, which is the word for `--batch-system`.
     job_id, job_key : str
         The batch system's name of the job, and the name of the job's directory.
     nodes : tuple of Node

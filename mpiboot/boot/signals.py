@@ -10,7 +10,7 @@ from typing import NoReturn
 
 # Enough for a command's last words, the scheduler's close, the ranks' end and the cleaning of all nodes.
 CLOSE_BEFORE_END_S = 30.0
-# A batch system may send the walltime's signal up to a minute early (Slurm: sbatch(1), --signal).
+# A batch system may send the walltime's signal up to a minute early (sources: batch/<system>/allocation.py).
 EARLY_S = 60.0
 SOONEST_S = 0.1
 
@@ -51,7 +51,7 @@ class Walltime:
     """The clock of a job: `end_is_near` when clients are to be told, JobStop when it is time to close.
 
     JobStop interrupts whatever step is under way, staging too. Both times are kept by our own timer, since the
-    batch system's signal (Slurm's `--signal=B:USR1@120`) comes almost at once where the walltime is shorter than its
+    batch system's signal (SIGUSR1, as the job script asks) comes almost at once where the walltime is shorter than its
     lead, and not at all under other batch systems. The signal only starts another look at the end: an administrator may
     have shortened the job.
 

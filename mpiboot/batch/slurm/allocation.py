@@ -20,7 +20,12 @@ TIMEOUT_S = 60.0
 
 
 class SlurmAllocation(AllocationSystem):
-    """Slurm 20.11 and later."""
+    """Slurm 20.11 and later.
+
+    Boot and agents keep to these limits of Slurm's: SIGKILL follows SIGTERM after KillWait (slurm.conf(5): 30 s, less if
+    the site says so); the signal of `--signal` may come up to 60 s early (sbatch(1)); srun passes lines of up to 1024
+    bytes on whole (src/common/io_hdr.h, MAX_MSG_LEN).
+    """
 
     several_hosts = True
     node_variable = "SLURMD_NODENAME"

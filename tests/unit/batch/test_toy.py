@@ -58,6 +58,29 @@ class Toy(Submission):
 def batch_system():
     return CommandBatchSystem(Toy())
 ''',
+    "allocation.py": '''\
+"""A job of Toy's, from inside."""
+
+from mpiboot.batch.allocation import Allocation, AllocationSystem, Node
+
+
+class ToyAllocation(AllocationSystem):
+    several_hosts = True
+
+    def read(self, environ, run):
+        job_id = environ["TOY_JOB"]
+        nodes = tuple(Node(name, cpus=2) for name in environ["TOY_NODES"].split())
+        return Allocation("toy", job_id, f"toy-cluster-{job_id}", nodes)
+
+    def on_every_node(self, allocation, command):
+        return ["toy", "everywhere", *command]
+
+    def cancel_command(self, job_id):
+        return ["toy", "stop", job_id]
+
+
+SYSTEM = ToyAllocation()
+''',
 }
 # Jobs are files in $QUEUE, which hold their state.
 COMMAND = """\
@@ -80,6 +103,16 @@ print(job, job.directory.path.name, job.state)
 pathlib.Path(os.environ["QUEUE"], "7").write_text("works")
 print(find_job("7"), [(live.job_id, state.phase) for live, state in live_jobs()])
 print(job.stop().show())
+"""
+
+INSIDE = """\
+import os
+from mpiboot.batch import allocation, registry
+
+job = allocation.read(os.environ)
+system = allocation.system(job.batch_system)
+print(job.job_key, job.node_names, system.on_every_node(job, ["agent"]), system.cancel_command(job.job_id))
+print(registry.describes_a_job("TOY_JOB"))
 """
 
 
@@ -135,3 +168,10 @@ def test_the_command_line_knows_the_new_batch_system(toy):
     line = types(toy, "-m", "mpiboot", "submit", "--dry-run", "--batch-system", "toy", "--no-stage")
     assert "toy submit --nodes=1 " in line
     assert types(toy, "-m", "mpiboot", "jobscript", "toy") == "#!/bin/bash\n"
+
+
+def test_boot_finds_the_new_batch_system_by_its_variable(toy):
+    assert types({**toy, "TOY_JOB": "7", "TOY_NODES": "a b"}, "-c", INSIDE).splitlines() == [
+        "toy-cluster-7 ('a', 'b') ['toy', 'everywhere', 'agent'] ['toy', 'stop', '7']",
+        "True",
+    ]
