@@ -1,4 +1,4 @@
-"""The spine on a real Slurm: submit, connect, compute; and bad input, refused with a reason."""
+"""On a real Slurm: submit, connect, compute; and bad input, which is refused with a reason."""
 
 import json
 import shlex
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from user import User
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("boot")]  # shares a job
+pytestmark = pytest.mark.cluster
 
 PROBE = """
 import json, os, sys
@@ -50,7 +50,7 @@ NAMES = (
 
 @pytest.fixture(scope="module")
 def alice(alice):
-    """Hers is not active: the commands are typed by their paths."""
+    """alice, who has not activated her environment and types the commands by their paths."""
     return User(alice.cluster, activated=False)
 
 
@@ -260,7 +260,7 @@ def test_job_script_outside_any_job(alice):
 
 
 def ends(alice, *options, **variables):
-    """A job that is to fail, as connect shows it."""
+    """Submit a job that must fail, and return what `mpiboot connect` says of it."""
     job_id = alice.submits("--nodes", "2", "--workers-per-node", "1", *options, **variables)
     return alice.types(alice.bin / "mpiboot", "connect", job_id, check=False)
 

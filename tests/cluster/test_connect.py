@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from waiting import wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("connect")]  # shares a job
+pytestmark = pytest.mark.cluster
 
 KNOWN_S = 30  # from when Slurm knows to the end of connect; 15 on a machine that does nothing else
 SMALL = (
@@ -46,7 +46,7 @@ class Wait:
 
 @pytest.fixture
 def connect(alice):
-    """Begin `mpiboot connect`; what a failed test has not waited for is killed."""
+    """A function that begins `mpiboot connect`; processes that a failed test has not waited for are killed."""
     waits = []
 
     def begin(job_id, *options):
@@ -148,7 +148,7 @@ def test_a_start_that_fails(alice, connect, options, reason, log):
 
 
 def starts(alice, connect, what):
-    """A job that is starting workers, and whose rank 0 got the signal `what`."""
+    """Submit a job, and send the signal `what` to its rank 0 as soon as that has started."""
     job_id = alice.submits(*SMALL)
     wait = connect(job_id)
     # Slurm gives the first node to the first job

@@ -15,7 +15,7 @@ import pytest
 from slurmcluster import COMMAND, Minicluster, cluster_name, run, why_no_cluster
 from waiting import wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("minicluster")]  # shares a cluster
+pytestmark = pytest.mark.cluster
 CGROUP_V1 = Path("/sys/fs/cgroup/memory/cgroup.procs")
 
 

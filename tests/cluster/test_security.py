@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from waiting import wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("security")]  # shares a job
+pytestmark = pytest.mark.cluster
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 STRANGER = (SUPPORT / "stranger.py").read_text()
@@ -119,7 +119,7 @@ def victim(alice):
 
 
 def files_of(alice, victim):
-    """All that the job has made, on the shared file system and on its nodes, from the outside to the inside."""
+    """List the files and folders of a job, on the shared file system and on its nodes, the outer ones first."""
     staged = Path(victim.seen["prefix"])
     root = staged.parent
     listed = [
@@ -219,7 +219,7 @@ def test_another_s_environment_variables_cannot_be_read(alice, second, victim):
 
 
 def listening(cluster, k):
-    """(pid, command, kind, address) of every listening socket of alice's processes on a node."""
+    """Return (pid, command, kind, address) of every listening socket of alice's processes on a node."""
     ps = cluster.node(k, ["ps", "-u", "alice", "-o", "pid=,args=", "ww"], user="root").stdout
     command = {line.split()[0]: line.split(maxsplit=1)[1] for line in ps.splitlines()}
     found = []
@@ -232,7 +232,7 @@ def listening(cluster, k):
 
 
 def who(command):
-    """Whose a process is, by its command line."""
+    """Return which program a process belongs to, by its command line."""
     for name, mark in (
         ("Slurm", r"^srun "),
         ("Open MPI", r"/(prterun|prted) "),

@@ -1,4 +1,4 @@
-"""A minute of `make soak`: as many kinds of faults as come, at random."""
+"""A minute of `make soak`: random faults, as many as fit."""
 
 import json
 import secrets

@@ -1,4 +1,7 @@
-"""A conda channel with no network: the running interpreter as a `.conda` package, and a small one to test relocation."""
+"""A local conda channel: the running interpreter as a `.conda` package, and a small package that tests relocation.
+
+For condaenv.py, which installs environments from it. No network is needed.
+"""
 
 from __future__ import annotations
 

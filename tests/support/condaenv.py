@@ -1,4 +1,7 @@
-"""Real conda environments where no channel can be reached: made of the running interpreter, filled by pip.
+"""Real conda environments on a machine that reaches no channel: made of the running interpreter, filled by pip.
+
+Fixtures and `Minicluster.add_env` use it. What is built once lies in `~/.cache/mpiboot-tests` (MPIBOOT_TEST_CACHE), for
+all processes of a test run and for all checkouts; locks let one process build while the others wait.
 
 A `.conda` package is made of the interpreter's own base, and one of a few files that have what relocation must get
 right (a text prefix in an activate.d script and in an entry script, a binary prefix). They are indexed, solved and
@@ -82,7 +85,7 @@ def pip_install(prefix: Path, requirements: Sequence[str], *options: str) -> Non
 
 
 def pip(*arguments: str) -> None:
-    """Run the runner's own pip; it serves any interpreter (`--python`)."""
+    """Run the pip of this interpreter; `--python` lets it install into another one."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     quiet = {
         "PIP_ROOT_USER_ACTION": "ignore",
@@ -103,7 +106,7 @@ def pip(*arguments: str) -> None:
 
 
 def sources_digest() -> str:
-    """Name what goes into mpiboot's wheel."""
+    """Return a digest of the files that go into mpiboot's wheel."""
     names = ["setup.cfg", "pyproject.toml", "README.md", "LICENSE"]
     for room in ("envpack", "jobscripts", "mpiboot"):
         names += [
@@ -138,7 +141,7 @@ def mpiboot_requirement(extras: Sequence[str]) -> str:
 
 
 def requirements_digest() -> str:
-    """Name what setup.cfg asks of an environment: nothing else in it makes a built one stale."""
+    """Return a digest of the requirements in setup.cfg; an environment is built anew when they change."""
     setup = configparser.ConfigParser()
     setup.read(CHECKOUT / "setup.cfg")
     return digest([setup["options"]["install_requires"], json.dumps(dict(setup["options.extras_require"]))])

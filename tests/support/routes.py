@@ -1,4 +1,8 @@
-"""Every route that the HTTP server of a scheduler or worker has, found in its routers."""
+"""Every route of the HTTP server of a scheduler or worker, read from its routers.
+
+For the tests of the dashboard's guard. test_security.py sends this file's text into a job, so it imports no other module
+of the tests.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from tornado.web import Application
 
 
 def sample(pattern: str) -> str:
-    """Give a path that a route's pattern matches."""
+    """Return a path that a route's pattern matches."""
     path = re.sub(r"\(\\d\+\)", "1", pattern.rstrip("$"))
     path = re.sub(r"\((\?P<\w+>|\?:)?[^()]*\)\??", "x", path).replace("/?", "").replace("\\", "") or "/"
     assert re.match(pattern, path), f"teach sample() the pattern {pattern!r}, which {path!r} does not match"
@@ -19,7 +23,7 @@ def sample(pattern: str) -> str:
 
 
 def routes(router: Any, seen: set[int] | None = None) -> set[str]:
-    """Give a path for each route that this router knows, its own, nested and added applications'."""
+    """Return a path for each route of this router and of the applications that are nested in it or added to it."""
     seen = set() if seen is None else seen
     if id(router) in seen:
         return set()
@@ -39,5 +43,5 @@ def routes(router: Any, seen: set[int] | None = None) -> set[str]:
 
 
 def all_routes(server: Any) -> list[str]:
-    """Give them, and some that no router knows."""
+    """Return a path for each route of a server, and paths that no router knows."""
     return sorted(routes(server.http_application) | {"/", "/nowhere", "//", "/proxy/22/127.0.0.1/"})

@@ -30,7 +30,10 @@ TAIL_LINES = 40
 
 
 def why_no_cluster() -> str | None:
-    """Return why no cluster can be booted here, and what would enable it; None if it can. An error where it must."""
+    """Return why no cluster can be booted here, and what would enable it; None if it can.
+
+    Fails the test under MPIBOOT_REQUIRE_CLUSTER=1 instead of returning a reason.
+    """
     reason: str | None = None
     if os.geteuid() != 0:
         reason = "the cluster needs root: run `sudo make test`"
@@ -78,7 +81,7 @@ class Minicluster:
 
     @property
     def home(self) -> Path:
-        """The host's path of the user's home."""
+        """alice's home, by its path on this machine."""
         return self.folder / "home" / self.user
 
     def add_env(self, name: str, extras: Sequence[str] | None, packages: Sequence[str] = ()) -> Path:
@@ -105,7 +108,7 @@ class Minicluster:
         return ["--user", user or self.user]
 
     def login_argv(self, argv: Sequence[str], *, user: str | None = None) -> list[str]:
-        """Return the host's command that runs `argv` on the login node, for a Popen of one's own."""
+        """Return the command, to be run on this machine, that runs `argv` on the login node."""
         return [str(COMMAND), "--name", self.name, "login", *self._as(user), *argv]
 
     def kill(self, k: int) -> None:

@@ -1,4 +1,4 @@
-"""What another user of the cluster can try against a job: run on one of its hosts as `python -c THIS TARGETS`.
+"""What another user of the cluster can try against a job. test_security.py runs it on hosts as `python -c THIS TARGETS`.
 
 TARGETS, in JSON, is all that can be known of a job but its secrets. The answer, in JSON too, has for each try what it
 got, or null: refused.
@@ -25,14 +25,14 @@ HTTP_PATIENCE_S = 60.0  # Bokeh makes each page anew
 
 
 def ways(own_job):
-    """Each way in which a stranger can speak: in the clear, and encrypted with a certificate of their own."""
+    """Yield the protocols a stranger can use: unencrypted, and encrypted with a certificate of their own."""
     own = security.client_security_arguments(own_job)
     yield "tcp", Security(require_encryption=False)
     yield "tls", Security(**own)
 
 
 async def first(attempts):
-    """What the first of several attempts that gets anything has got."""
+    """Return the result of the first attempt that succeeds; None if all fail."""
     for outcome in await asyncio.gather(*attempts, return_exceptions=True):
         if not isinstance(outcome, BaseException):
             return outcome
@@ -40,7 +40,7 @@ async def first(attempts):
 
 
 async def call(address, own_job):
-    """Any answer of a scheduler, worker or nanny."""
+    """Return any answer of a scheduler, worker or nanny."""
 
     async def attempt(protocol, how):
         arguments = how.get_connection_args("client")
@@ -55,7 +55,7 @@ async def call(address, own_job):
 
 
 async def submit(address, own_job):
-    """The user as whom a task of ours runs."""
+    """Return the user id under which a task of ours runs."""
 
     async def attempt(protocol, how):
         async def work():
@@ -70,7 +70,7 @@ async def submit(address, own_job):
 
 
 async def join(address, own_job):
-    """A worker of ours that the scheduler takes: it would be sent tasks and data."""
+    """Return the address of a worker of ours that the scheduler accepts, and would send tasks and data to."""
     trusted = security.client_security_arguments(own_job)
     worker_files = {
         "tls_worker_cert": str(own_job / "tls/worker.pem"),
@@ -99,7 +99,7 @@ async def join(address, own_job):
 
 
 async def ask(host, port, path):
-    """The status of an HTTP route, or "refused" in the guard's own words."""
+    """Return the status of an HTTP route, or "refused" if the guard has answered."""
     upgrade = (
         "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
@@ -118,7 +118,7 @@ async def ask(host, port, path):
 
 
 async def browse(server):
-    """The routes that do not refuse: path -> status."""
+    """Return the status of each route that does not refuse, by its path."""
     turns = asyncio.Semaphore(8)
 
     async def status(path):
@@ -130,7 +130,7 @@ async def browse(server):
 
 
 def read(path):
-    """The first bytes of a file, or the names in a folder."""
+    """Return the first bytes of a file, or the names in a folder; None if it cannot be read."""
     try:
         return (
             [entry.name for entry in Path(path).iterdir()]
@@ -142,7 +142,7 @@ def read(path):
 
 
 def demand(host, port):
-    """What a listening socket wants of whoever connects: "certificate", "token", or "" (it says nothing)."""
+    """Return what a listening socket demands of a client: "certificate", "token", or "" if it does not answer."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
