@@ -2,10 +2,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from mpiboot.batch.sizing import NodeWorkers, Sizing
 from mpiboot.boot import supervise
 from mpiboot.boot.cluster import Cluster
-from mpiboot.boot.supervise import LauncherWatch, WorkersWatch
-from mpiboot.errors import ClusterLostError
+from mpiboot.boot.supervise import LauncherWatch, WorkersWatch, wait_for_workers
+from mpiboot.errors import ClusterLostError, DeadlineError, LaunchError
 from mpiboot.protocol.events import EventLog
 
 WORKER = {"event": "worker", "address": "tls://10.0.0.1:1", "name": "mpiboot-1", "ip": "10.0.0.1", "n": 1}
@@ -19,9 +20,68 @@ def events(tmp_path):
     events.close()
 
 
+class Control:
+    """The scheduler's side: each poll gives the next messages."""
+
+    def __init__(self, *polls):
+        self.polls = list(polls)
+
+    def poll(self, timeout_s):
+        return self.polls.pop(0) if self.polls else []
+
+
 @pytest.fixture
 def cluster(events):
-    return Cluster(None, events, {"10.0.0.1": "n1"})
+    return Cluster(Control(), events, {"10.0.0.1": "n1"})
+
+
+SCHEDULER = {"event": "scheduler", "id": "s", "address": "tls://10.0.0.1:9", "dashboard_port": 1}
+UNEQUAL = Sizing({"n1": NodeWorkers(1, 8, 1), "n2": NodeWorkers(2, 1, 1)})
+RUNNING = SimpleNamespace(poll=lambda: None)
+
+
+@pytest.fixture
+def context(events, tmp_path):
+    (tmp_path / "ranks.log").write_text("the ranks' last words")
+    return SimpleNamespace(
+        events=events,
+        directory=SimpleNamespace(ranks_log=tmp_path / "ranks.log"),
+        config=SimpleNamespace(start_timeout=0.0),
+        job_folder=tmp_path,
+    )
+
+
+def test_all_workers_of_unequal_nodes_are_waited_for(context, events):
+    context.config.start_timeout = 60.0
+    workers = [
+        {**WORKER, "address": str(port), "ip": ip, "n": 1}
+        for port, ip in enumerate(("10.0.0.1", "10.0.0.2", "10.0.0.2"))
+    ]
+    control = Control([SCHEDULER], workers[:1], workers[1:], [LOST])
+    cluster = Cluster(control, events, {"10.0.0.1": "n1", "10.0.0.2": "n2"})
+    assert wait_for_workers(context, cluster, RUNNING, UNEQUAL) == SCHEDULER
+    assert control.polls == [[LOST]]
+
+
+def test_missing_workers_are_counted_on_each_node(context, events):
+    cluster = Cluster(Control([SCHEDULER, WORKER]), events, {"10.0.0.1": "n1"})
+    with pytest.raises(
+        DeadlineError, match=r"1 of 3 workers after 0\.0 s; missing: 2 on n2\.\n(.|\n)*last words"
+    ):
+        wait_for_workers(context, cluster, RUNNING, UNEQUAL)
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "words"),
+    [
+        (None, {"event": "disconnected"}, "the scheduler ended with 0 of 3 workers there"),
+        (9, SCHEDULER, "mpirun ended with status 9 with 0 of 3 workers there"),
+    ],
+)
+def test_an_end_before_the_workers_are_there(context, events, status, message, words):
+    cluster = Cluster(Control([message]), events, {})
+    with pytest.raises(LaunchError, match=words):
+        wait_for_workers(context, cluster, SimpleNamespace(poll=lambda: status), UNEQUAL)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,72 @@
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from mpiboot.batch.allocation import Allocation, Node, system
+from mpiboot.batch.sizing import GIB, NodeWorkers
+from mpiboot.boot import preparation
+from mpiboot.boot.context import Network, Staged
+from mpiboot.config import Config
+from mpiboot.errors import UsageError
+
+IN_PLACE = Staged(Path("/env"), {})
+
+
+def context(*nodes, batch_system="slurm", **options):
+    return SimpleNamespace(
+        config=Config(**options),
+        allocation=Allocation(batch_system, "7", "key", nodes),
+        system=system(batch_system),
+    )
+
+
+def report(memory_bytes=20 * GIB, cpus=8, *, root_is_memory=False, **addresses):
+    interfaces = {
+        name: {"address": address, "kind": 1, "loopback": name == "lo", "speed_mbits": 1000}
+        for name, address in addresses.items()
+    }
+    return {
+        "interfaces": interfaces,
+        "memory_bytes": memory_bytes,
+        "cpus": cpus,
+        "root_is_memory": root_is_memory,
+    }
+
+
+def test_each_node_is_sized_by_its_own_limit_else_by_the_share_of_its_host():
+    job = context(Node("n1", 8, 10 * GIB, 2), Node("n2", 4, None, 2), Node("n3", 1, None, 1))
+    reports = {"n1": report(), "n2": report(40 * GIB), "n3": report(10 * GIB, 10)}
+    assert preparation.size(job, reports, IN_PLACE).by_node == {
+        "n1": NodeWorkers(2, 4, 9 * GIB // 2),
+        "n2": NodeWorkers(2, 2, 9 * GIB),
+        "n3": NodeWorkers(1, 1, GIB - GIB // 10),
+    }
+
+
+def test_the_users_memory_counts_where_the_batch_system_sets_no_limit():
+    job = context(Node("n1", 1, 10 * GIB), Node("n2", 1), mem=GIB)
+    sizing = preparation.size(job, {"n1": report(), "n2": report()}, IN_PLACE)
+    assert [node.memory_limit_bytes for node in sizing.by_node.values()] == [9 * GIB, GIB - GIB // 10]
+
+
+def test_a_staged_environment_counts_where_it_lies_in_memory():
+    job = context(Node("n1", 1, 11 * GIB), Node("n2", 1, 11 * GIB))
+    reports = {"n1": report(root_is_memory=True), "n2": report()}
+    sizing = preparation.size(job, reports, Staged(Path("/s"), {"n1": GIB, "n2": GIB}))
+    assert sizing.by_node["n1"].memory_limit_bytes == 9 * GIB
+    assert sizing.by_node["n2"].memory_limit_bytes == 11 * GIB - 11 * GIB // 10
+
+
+def test_more_workers_wanted_than_there_are():
+    job = context(Node("n1", 8, None, 8), Node("n2", 1, None, 1), min_workers=10)
+    with pytest.raises(UsageError, match="--min-workers 10: the job has 9 workers at most"):
+        preparation.size(job, {"n1": report(), "n2": report(cpus=1)}, IN_PLACE)
+
+
+def test_the_network_of_several_hosts_and_of_one():
+    reports = {"n1": report(lo="127.0.0.1", ib0="10.0.0.1"), "n2": report(lo="127.0.0.1", ib0="10.0.0.2")}
+    job = context(Node("n1", 1), Node("n2", 1))
+    assert preparation.choose_network(job, reports) == Network("ib0", {"10.0.0.1": "n1", "10.0.0.2": "n2"})
+    local = context(Node("n1", 1), batch_system="local")
+    assert preparation.choose_network(local, {"n1": reports["n1"]}) == Network("lo", {"127.0.0.1": "n1"})
