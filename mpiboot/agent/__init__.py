@@ -1,1 +1,1 @@
-"""mpiboot's process on each node of a job: it stages, keeps the node's ranks, and cleans up."""
+"""Room of the agent, mpiboot's process on each node of a job: it stages, starts the node's ranks, and cleans up."""

@@ -27,11 +27,11 @@ from mpiboot.common.units import show_duration
 from mpiboot.protocol.job_directory import JobDirectory
 from mpiboot.protocol.node import HEARTBEAT_S, SILENCE_S, AgentOrders, StageOrder, job_folder
 
-# With the graces in sweep.py, less than the shortest time that a batch system gives a cancelled job between SIGTERM and
-# SIGKILL (sources: batch/<system>/allocation.py): after that it kills the agents.
+# Keep the sum of this and the graces in sweep.py below the shortest time that a batch system leaves a cancelled job
+# between SIGTERM and SIGKILL, after which it kills the agents.
 LEFTOVERS_GRACE_S = 2.5
 CANCEL_TIMEOUT_S = 30.0
-# A batch system's starter passes lines of up to 1024 bytes on whole; longer ones of several nodes may mix.
+# A batch system may pass on only lines of up to 1024 bytes whole; longer ones of several nodes may mix.
 ERROR_LENGTH_MAX = 600
 
 

@@ -1,1 +1,1 @@
-"""`mpiboot boot`, on the first node of a job: from the allocation to a running cluster, and to its end."""
+"""Room of `mpiboot boot`, which runs on the first node of a job. `sequence` is its start; nothing else imports it."""

@@ -86,6 +86,7 @@ def load_cryptography() -> None:
 
 
 def _write_new(path: Path, content: bytes) -> None:
+    """Write a new file, mode 0600."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(file, "wb") as stream:
         os.fchmod(stream.fileno(), 0o600)  # a umask of 0777 would leave a file that no rank can read

@@ -17,6 +17,7 @@ from mpiboot.boot.context import Context, Network, Staged
 from mpiboot.common.processes import keep_orphans
 from mpiboot.protocol import rank_environment
 from mpiboot.protocol.job_directory import write_atomic
+from mpiboot.protocol.node import RankPlan
 from mpiboot.protocol.variables import PYTHON_VARIABLES
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 def prepare_ranks(
     context: Context, staged: Staged, requested: Mapping[str, str], network: Network, sizing: Sizing
 ) -> dict[str, str]:
-    """Write `rank-environment.json`, from which each rank's stand-in starts.
+    """Write `rank-environment.json`, the plan that each rank's stand-in reads first.
 
     Parameters
     ----------
@@ -65,19 +66,17 @@ def prepare_ranks(
         encrypted=not config.insecure,
         dashboard_tls=config.dashboard_tls,
     )
-    write_atomic(
-        directory.rank_environment,
-        {
-            "set": variables,
-            "unset": [*PYTHON_VARIABLES, *context.system.unset_variables],
-            "required_files": [] if config.insecure else sorted(map(str, directory.tls.iterdir())),
-            "lock": str(staged.prefix) if staged.is_copy else None,
-            "agent_folder": str(context.job_folder),
-            "command": rank_command(context, staged, network),
-            "node_arguments": {name: worker_arguments(node) for name, node in sizing.by_node.items()},
-            "server": str(module_file(staged.prefix, "rank/fork_server.py")),
-        },
+    plan = RankPlan(
+        set=variables,
+        unset=[*PYTHON_VARIABLES, *context.system.unset_variables],
+        required_files=[] if config.insecure else sorted(map(str, directory.tls.iterdir())),
+        agent_folder=str(context.job_folder),
+        command=rank_command(context, staged, network),
+        node_arguments={name: worker_arguments(node) for name, node in sizing.by_node.items()},
+        server=str(module_file(staged.prefix, "rank/fork_server.py")),
+        lock=str(staged.prefix) if staged.is_copy else None,
     )
+    write_atomic(directory.rank_environment, plan)
     return variables
 
 

@@ -1,4 +1,4 @@
-"""The command that starts the ranks, for each MPI. Pure functions that return `list[str]`.
+"""The command by which each MPI starts ranks: pure functions that return `list[str]`. Only boot imports this module.
 
 | MPI | one lost rank must not take the others | more ranks than slots | tried |
 |---|---|---|---|
@@ -21,33 +21,35 @@ from mpiboot.protocol.variables import INTEL_FAULT_CONTINUE, INTEL_PIN
 
 
 def placement(workers: Mapping[str, int]) -> Placement:
-    """One rank per worker, and rank 0, the scheduler, on the first node.
+    """Place one rank per worker, and rank 0, the scheduler, on the first node.
 
     Parameters
     ----------
-    workers
-        Number of workers on each node, the first node first.
+    workers : mapping of str to int
+        The number of workers on each node, the first node first.
     """
     first, *others = workers.values()
     return Placement(tuple(workers), (first + 1, *others))
 
 
+# Builds a launcher's command from the path of mpirun, the placement, the path of the host file, the network interface to
+# use (None: any), and what each rank runs.
 Builder = Callable[[str, "Placement", Path, "str | None", Sequence[str]], list[str]]
 
 
 def builder(mpi: str, version: str) -> Builder:
-    """What builds the command of `mpi`, whose `mpirun --version` says `version`."""
+    """The function that builds the command of `mpi`, whose `mpirun --version` prints `version`."""
     if mpi == "openmpi":
-        found = re.search(r"(\d+)\.\d+", version)
-        return openmpi4 if found and int(found[1]) < 5 else openmpi
+        number = re.search(r"(\d+)\.\d+", version)
+        return openmpi4 if number and int(number[1]) < 5 else openmpi
     return intelmpi if mpi == "intelmpi" else hydra
 
 
 def openmpi4(
     mpirun: str, place: Placement, host_file: Path, interface: str | None, rank: Sequence[str]
 ) -> list[str]:
-    """Open MPI 4."""
-    kept_to = (
+    """The command of Open MPI 4."""
+    interface_options = (
         ["--mca", "btl_tcp_if_include", interface, "--mca", "oob_tcp_if_include", interface]
         if interface
         else []
@@ -57,7 +59,7 @@ def openmpi4(
         *("-n", str(place.world_size), "--hostfile", str(host_file)),
         *("--map-by", "slot:OVERSUBSCRIBE", "--bind-to", "none"),
         *("--enable-recovery", "--continuous"),
-        *kept_to,
+        *interface_options,
         *rank,
     ]
 
@@ -65,8 +67,8 @@ def openmpi4(
 def openmpi(
     mpirun: str, place: Placement, host_file: Path, interface: str | None, rank: Sequence[str]
 ) -> list[str]:
-    """Open MPI 5. Binding is off: a threaded worker would be pinned to one core."""
-    kept_to = (
+    """The command of Open MPI 5. Binding is off: it would pin a threaded worker to one core."""
+    interface_options = (
         ["--mca", "btl_tcp_if_include", interface, "--prtemca", "prte_if_include", interface]
         if interface
         else []
@@ -76,7 +78,7 @@ def openmpi(
         *("-n", str(place.world_size), "--hostfile", str(host_file)),
         *("--map-by", "slot:OVERSUBSCRIBE", "--bind-to", "none"),
         *("--runtime-options", "recoverable,continuous"),
-        *kept_to,
+        *interface_options,
         *rank,
     ]
 
@@ -84,12 +86,12 @@ def openmpi(
 def hydra(
     mpirun: str, place: Placement, host_file: Path, interface: str | None, rank: Sequence[str]
 ) -> list[str]:
-    """MPICH. The environment travels in a file, so no `-genv` is needed."""
-    kept_to = ["-iface", interface] if interface else []
+    """The command of MPICH. The environment travels in a file, so no `-genv` is needed."""
+    interface_options = ["-iface", interface] if interface else []
     return [
         *(mpirun, "-n", str(place.world_size), "-f", str(host_file)),
         *("-disable-auto-cleanup", "-bind-to", "none"),
-        *kept_to,
+        *interface_options,
         *rank,
     ]
 
@@ -97,7 +99,7 @@ def hydra(
 def intelmpi(
     mpirun: str, place: Placement, host_file: Path, interface: str | None, rank: Sequence[str]
 ) -> list[str]:
-    """Intel MPI: its hydra reads counts per host from a machine file alone, and pins unless told."""
+    """The command of Intel MPI. Its hydra reads ranks per host only from a machine file, and pins ranks by default."""
     return [
         *(mpirun, "-n", str(place.world_size), "-machinefile", str(host_file)),
         *("-genv", INTEL_FAULT_CONTINUE, "on", "-genv", INTEL_PIN, "off"),

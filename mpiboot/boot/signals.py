@@ -50,10 +50,10 @@ def ignore_signals() -> None:
 class Walltime:
     """The clock of a job: `end_is_near` when clients are to be told, JobStop when it is time to close.
 
-    JobStop interrupts whatever step is under way, staging too. Both times are kept by our own timer, since the
-    batch system's signal (SIGUSR1, as the job script asks) comes almost at once where the walltime is shorter than its
-    lead, and not at all under other batch systems. The signal only starts another look at the end: an administrator may
-    have shortened the job.
+    JobStop interrupts whatever step is under way, staging too. Both times are kept by a timer of this process: the
+    batch system's signal (SIGUSR1, which the job script asks for) comes almost at once if the walltime is shorter than
+    its lead, and some batch systems send none. The signal only starts another look at the end: an administrator may have
+    shortened the job.
 
     Parameters
     ----------

@@ -1,4 +1,7 @@
-"""Network interfaces of a node, and the choice of one that all nodes have. Standard library only."""
+"""Network interfaces of a node, and the choice of one that all nodes have.
+
+Agents list them and boot chooses; it imports the standard library and the errors.
+"""
 
 import fcntl
 import socket
@@ -16,7 +19,19 @@ INFINIBAND = 32
 
 
 class Interface(TypedDict):
-    """`kind` is the kernel's ARPHRD number (32: InfiniBand); `speed_mbits` is -1 where the driver does not say."""
+    """One network interface.
+
+    Attributes
+    ----------
+    address : str
+        Its IPv4 address.
+    kind : int
+        The kernel's ARPHRD number (linux/if_arp.h); 32 is InfiniBand.
+    loopback : bool
+        Whether it reaches this host alone.
+    speed_mbits : int
+        Its speed in Mbit/s; -1 if the driver does not say.
+    """
 
     address: str
     kind: int
@@ -25,8 +40,8 @@ class Interface(TypedDict):
 
 
 def interfaces() -> dict[str, Interface]:
-    """This node's interfaces that are up and have an IPv4 address."""
-    found: dict[str, Interface] = {}
+    """The interfaces of this node that are up and have an IPv4 address, by name."""
+    result: dict[str, Interface] = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             request = struct.pack("256s", name.encode()[:15])
@@ -37,13 +52,14 @@ def interfaces() -> dict[str, Interface]:
             except OSError:
                 continue  # no IPv4 address
             if flags & _IFF_UP and flags & _IFF_RUNNING:  # a port without a cable is up too
-                found[name] = Interface(
+                result[name] = Interface(
                     address=address, kind=kind, loopback=bool(flags & _IFF_LOOPBACK), speed_mbits=_speed(name)
                 )
-    return found
+    return result
 
 
 def _speed(name: str) -> int:
+    """The speed of an interface in Mbit/s; -1 if the driver does not say."""
     try:
         return int(Path(f"/sys/class/net/{name}/speed").read_text())
     except (OSError, ValueError):
@@ -51,59 +67,71 @@ def _speed(name: str) -> int:
 
 
 def choose(wanted: str, of_nodes: Mapping[str, Mapping[str, Interface]]) -> str:
-    """The interface that all nodes will use.
+    """Choose the interface that all nodes use.
 
-    `auto` takes, of those that every node has up, with an IPv4 address of its own, the InfiniBand devices first, then
-    the fastest, then the first by name. A single node with nothing else gets its loopback.
+    `auto` considers the interfaces that are up on every node with an IPv4 address of the node's own: InfiniBand first,
+    then the fastest, then the first by name. A single node that has nothing else uses its loopback.
 
     Parameters
     ----------
-    wanted
+    wanted : str
         A name, or `auto`.
-    of_nodes
-        Each node's `interfaces()`.
+    of_nodes : mapping of str to mapping
+        The `interfaces()` of each node, by the node's name.
+
+    Returns
+    -------
+    str
+        Its name.
 
     Raises
     ------
     UsageError
-        A node lacks it; the message names the nodes and the interfaces they have.
+        A node lacks it; the message names the nodes and the interfaces that they have.
     """
     if wanted != "auto":
-        lacking = {node: found for node, found in of_nodes.items() if wanted not in found}
-        if lacking:
-            each = "; ".join(
-                f"{node} has {', '.join(sorted(found)) or 'none'}" for node, found in lacking.items()
+        nodes_without = {node: names for node, names in of_nodes.items() if wanted not in names}
+        if nodes_without:
+            existing = "; ".join(
+                f"{node} has {', '.join(sorted(names)) or 'none'}" for node, names in nodes_without.items()
             )
             raise UsageError(
-                f"--interface {wanted}: not up with an IPv4 address on {', '.join(lacking)}. {each}. "
+                f"--interface {wanted}: not up with an IPv4 address on {', '.join(nodes_without)}. {existing}. "
                 "Name one of these, or leave --interface out"
             )
         if len(of_nodes) > 1 and not _distinct(wanted, of_nodes):
             raise UsageError(
-                f"--interface {wanted}: several nodes have the same address on it, so they cannot reach each other there"
+                f"--interface {wanted}: several nodes have the same address on it, so they cannot reach each other. "
+                "Name another one, or leave --interface out"
             )
         return wanted
     first = next(iter(of_nodes.values()))
     common = [
         name
         for name in first
-        if all(name in found and not found[name]["loopback"] for found in of_nodes.values())
+        if all(name in node and not node[name]["loopback"] for node in of_nodes.values())
         and _distinct(name, of_nodes)
     ]
     if not common:
         if len(of_nodes) == 1 and "lo" in first:
             return "lo"
-        each = "; ".join(f"{node}: {', '.join(sorted(found)) or 'none'}" for node, found in of_nodes.items())
-        raise UsageError(f"no interface is up with an IPv4 address of its own on every node ({each})")
+        existing = "; ".join(
+            f"{node}: {', '.join(sorted(names)) or 'none'}" for node, names in of_nodes.items()
+        )
+        raise UsageError(
+            f"no interface is up with an IPv4 address of its own on every node ({existing}). "
+            "Look at the nodes' network: ip -4 addr"
+        )
     return min(
         common,
         key=lambda name: (
-            not all(found[name]["kind"] == INFINIBAND for found in of_nodes.values()),
-            -min(found[name]["speed_mbits"] for found in of_nodes.values()),
+            not all(node[name]["kind"] == INFINIBAND for node in of_nodes.values()),
+            -min(node[name]["speed_mbits"] for node in of_nodes.values()),
             name,
         ),
     )
 
 
 def _distinct(name: str, of_nodes: Mapping[str, Mapping[str, Interface]]) -> bool:
-    return len({found[name]["address"] for found in of_nodes.values()}) == len(of_nodes)
+    """Whether each node has another address on that interface."""
+    return len({node[name]["address"] for node in of_nodes.values()}) == len(of_nodes)
