@@ -1,15 +1,23 @@
-"""Walltimes as people type them, and durations and sizes as messages show them (`envpack.common.units` reads those)."""
+"""Walltimes as people type them, and durations and sizes as messages show them (`envpack.common.units` reads those).
+
+Every room may import this module; it imports `re` alone.
+"""
 
 import re
 
 
 def parse_walltime_s(text: str) -> float:
-    """Seconds of sbatch's `--time`: `M`, `M:S`, `H:M:S`, `D-H`, `D-H:M`, `D-H:M:S` (sbatch(1), `--time`).
+    """Return the seconds of a walltime.
+
+    Parameters
+    ----------
+    text : str
+        `M`, `M:S`, `H:M:S`, `D-H`, `D-H:M` or `D-H:M:S` (sbatch(1), `--time`).
 
     Raises
     ------
     ValueError
-        The text has none of these forms.
+        `text` has none of these forms.
     """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
     if not match:
@@ -21,7 +29,7 @@ def parse_walltime_s(text: str) -> float:
 
 
 def show_duration(seconds: float) -> str:
-    """`4.2 s`, `3 min 20 s`, `2 h 5 min`: two units at most."""
+    """Return a duration for a message, in two units at most: `4.2 s`, `3 min 20 s`, `2 h 5 min`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -31,7 +39,7 @@ def show_duration(seconds: float) -> str:
 
 
 def show_size(size_bytes: float) -> str:
-    """`259 MiB`: three digits, powers of 1024."""
+    """Return a size for a message, with three digits and powers of 1024: `259 MiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size_bytes < 1000:
             return f"{size_bytes:.3g} {unit}"

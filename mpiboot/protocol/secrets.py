@@ -19,6 +19,7 @@ import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from envpack.common.places import HOME_VARIABLE
 from mpiboot.common.trust import check_trusted, open_trusted
 from mpiboot.errors import SecurityError
 from mpiboot.protocol.variables import (
@@ -44,7 +45,7 @@ _SECRET_MAX_BYTES = 64 * 1024
 
 
 def tls_folder(job_directory: StrPath) -> Path:
-    """Give the folder of a job's secrets.
+    """Return the folder of a job's secrets.
 
     Parameters
     ----------
@@ -65,8 +66,8 @@ def tls_folder(job_directory: StrPath) -> Path:
     if "\n" in str(path):
         # distributed/security.py, _get_tls_context: "\n" in a value makes it a certificate, not a path.
         raise SecurityError(
-            f"{str(path.parent)!r}: Dask takes a path with a line break for the certificate itself; "
-            "set MPIBOOT_HOME to a folder without one"
+            f"the job directory {str(path.parent)!r} has a line break in its path, which Dask takes for the certificate "
+            f"itself. Set {HOME_VARIABLE} to a folder without one"
         )
     return path
 
@@ -82,12 +83,12 @@ def read_token(job_directory: StrPath) -> str:
     Returns
     -------
     str
-        The token. It belongs into no log and on no command line.
+        The token, which must not get into a log or onto a command line.
 
     Raises
     ------
     SecurityError
-        There is none, or it is not to be trusted.
+        There is no token, or others could have written it.
     """
     return _read_secret(tls_folder(job_directory) / "token").decode("ascii", "replace").strip()
 
@@ -123,11 +124,12 @@ def check_rank_secrets(job_directory: StrPath) -> None:
         raise SecurityError(
             f"{os.uname().nodename}: this rank lacks its TLS files and refuses to start:\n  "
             + "\n  ".join(faults)
+            + f"\nIf this node does not see that folder, set {HOME_VARIABLE} to one that all nodes see, and submit again"
         )
 
 
 def dask_tls_environment(job_directory: StrPath) -> dict[str, str]:
-    """Give the variables that make every rank, and a bare `Client()`, speak TLS with the job's files.
+    """Return the variables with which every rank, and a `Client()` without arguments, use the job's TLS files.
 
     Parameters
     ----------
@@ -137,7 +139,7 @@ def dask_tls_environment(job_directory: StrPath) -> dict[str, str]:
     Returns
     -------
     dict[str, str]
-        Variables of `dask.config`: names of files, no secret.
+        Dask's configuration; it has names of files, and no secret.
     """
     tls = tls_folder(job_directory)
     environment = {DASK_REQUIRE_ENCRYPTION: "True", DASK_TLS_CA_FILE: str(tls / "ca.pem")}
@@ -148,7 +150,7 @@ def dask_tls_environment(job_directory: StrPath) -> dict[str, str]:
 
 
 def client_security_arguments(job_directory: StrPath) -> dict[str, str | bool]:
-    """Give the arguments of `distributed.Security` for a client of the job.
+    """Return the arguments of `distributed.Security` for a client of the job.
 
     Parameters
     ----------
@@ -170,7 +172,7 @@ def client_security_arguments(job_directory: StrPath) -> dict[str, str | bool]:
 
 
 def guard_environment(job_directory: StrPath) -> dict[str, str]:
-    """Give the variables that the guard preload needs; `GUARD_PRELOAD` must be the first of the preloads.
+    """Return the variables that `GUARD_PRELOAD`, which must be the first of the preloads, needs.
 
     Parameters
     ----------
@@ -186,7 +188,7 @@ def guard_environment(job_directory: StrPath) -> dict[str, str]:
 
 
 def dashboard_tls_environment(job_directory: StrPath) -> dict[str, str]:
-    """Give the variables that make the HTTP servers speak https (`--dashboard-tls`), the workers' too.
+    """Return the variables with which the HTTP servers of scheduler and workers speak https (`--dashboard-tls`).
 
     Parameters
     ----------
@@ -196,8 +198,7 @@ def dashboard_tls_environment(job_directory: StrPath) -> dict[str, str]:
     Returns
     -------
     dict[str, str]
-        Variables for every rank. Dask has one setting for all HTTP servers of a process tree, so all show
-        the scheduler's certificate.
+        Variables for every rank. Dask has one setting for all HTTP servers, so all show the scheduler's certificate.
     """
     tls = tls_folder(job_directory)
     return {
@@ -220,16 +221,17 @@ def dashboard_cookie(job_name: str, token: str) -> tuple[str, str]:
     Returns
     -------
     tuple[str, str]
-        Name and value. The name is the job's own, for browsers send cookies to every port of a host: two
-        jobs there must not overwrite each other's. The value does not give the token away.
+        Name and value. Browsers send a cookie to every port of a host, so each job's cookie has a name of its own: two
+        jobs on one host must not overwrite each other's. The value does not reveal the token.
     """
-    # quote() is injective, and "%" may stand in a cookie's name (RFC 6265, section 4.1.1).
+    # Two names never quote to the same, and a cookie's name may have a "%" (RFC 6265, section 4.1.1).
     name = "mpiboot-" + urllib.parse.quote(job_name, safe="")
     value = hmac.new(token.encode(), b"mpiboot dashboard cookie\0" + job_name.encode(), hashlib.sha256)
     return name, value.hexdigest()
 
 
 def _read_secret(path: Path) -> bytes:
+    """Return the content of a file of secrets; raise SecurityError if it is missing, damaged, or open to others."""
     try:
         content = open_trusted(path, _SECRET_MAX_BYTES)
     except FileNotFoundError as error:

@@ -69,7 +69,7 @@ def test_dask_reads_the_same_files_back(tmp_path):
 
 
 def test_a_line_break_in_the_path_is_refused():
-    with pytest.raises(SecurityError, match=r"'/home/a\\nb/job': Dask takes .*; set MPIBOOT_HOME"):
+    with pytest.raises(SecurityError, match=r"'/home/a\\nb/job' has a line break .* Set MPIBOOT_HOME"):
         security.dask_tls_environment("/home/a\nb/job")
 
 
