@@ -144,7 +144,7 @@ def test_what_a_lost_first_node_left_is_swept_and_explained(minicluster, alice):
         assert left == []
         shown = alice.types("mpiboot", "status", job.job_id).stdout
         assert shown.startswith(f"job {job.job_id}: NODE_FAIL (")
-        assert "mpiboot boot left no last word: it was killed, or its node was lost" in shown
+        assert "boot recorded no reason: it was killed, or its node was lost" in shown
     finally:
         minicluster.start(node)
     assert_nothing_remains(alice)

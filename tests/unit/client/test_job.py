@@ -1,3 +1,13 @@
+import pytest
+from standin import RUNNING
+
+from mpiboot.batch.job_state import JobState
+from mpiboot.client import job as job_module
+from mpiboot.client import job_states, polling
+from mpiboot.errors import BatchAwayError
+from mpiboot.protocol.events import EventLog
+
+
 def test_logs_hold_nothing_twice(two, tmp_path, monkeypatch):
     """Boot's log is in the job's output, and stands in for it where there is none."""
     job = two[0][0]
@@ -8,3 +18,52 @@ def test_logs_hold_nothing_twice(two, tmp_path, monkeypatch):
     assert job.log_files() == [tmp_path / "out", job.directory.ranks_log]
     (tmp_path / "out").unlink()
     assert job.log_files() == [job.directory.boot_log, job.directory.ranks_log]
+
+
+def test_a_job_outlives_a_restart_of_the_batch_system(job, batch, monkeypatch, caplog):
+    away, ended = BatchAwayError("squeue: slurmctld is away"), JobState("7", "mpiboot", "ended", "COMPLETED")
+    for module in (polling, job_module):
+        monkeypatch.setattr(module, "poll_interval_s", lambda waited_s: 0.01)
+    job.directory.boot_log.write_text("a line\n")
+    for use in (job.wait, job.stop, lambda: "".join(job.follow())):
+        monkeypatch.setattr(job_states, "_caches", {})
+        batch.questions.clear()
+        batch.state = lambda n: ended if n > 3 else (RUNNING if n == 1 else away)
+        use()
+    assert [message.partition(" for ")[0] for message in caplog.messages] == [
+        "squeue: slurmctld is away; asking again"
+    ] * 3
+    monkeypatch.setattr(job_states, "_caches", {})
+    batch.state = away
+    with pytest.raises(BatchAwayError):
+        job.wait(timeout_s=0.05)
+
+
+KILLED = "boot recorded no reason: it was killed, or its node was lost"
+
+
+@pytest.mark.parametrize(
+    ("said", "events", "expected"),
+    [
+        (
+            ("ended", "NODE_FAIL", ""),
+            ["phase"],
+            ("ended", "NODE_FAIL", KILLED),
+        ),
+        (("ended", "FAILED", "NonZeroExitCode"), [], ("ended", "FAILED", "NonZeroExitCode")),
+        (("ended", "FAILED", "NonZeroExitCode"), ["closed"], ("ended", "FAILED", "mpirun ended")),
+        (("unknown", "UNKNOWN", ""), ["closed"], ("ended", "EXIT 1", "mpirun ended")),
+        (("unknown", "UNKNOWN", ""), ["phase"], ("unknown", "UNKNOWN", "ended, reason unknown")),
+        (("running", "RUNNING", ""), ["closed"], ("running", "RUNNING", "")),
+    ],
+    ids=["killed", "before-boot", "failed", "forgotten", "forgotten-and-killed", "closing"],
+)
+def test_why_a_job_ended(job, batch, said, events, expected):
+    phase, state, reason = said
+    batch.state = JobState("7", "mpiboot", phase, state, reason)
+    log = EventLog(job.directory.events)
+    for event in events:
+        log.write(event, reason="mpirun ended\nthe end of a log", exit_status=1)
+    log.close()
+    answer = job.ask()
+    assert (answer.phase, answer.state, answer.reason) == expected

@@ -1,24 +1,19 @@
 """Waits against a real scheduler in this process; the batch system alone is a stand-in that says what it is told to."""
 
-import asyncio
 import dataclasses
-import json
 import socket
 import threading
 import time
 
 import pytest
-from distributed import LocalCluster
+from standin import PENDING, RUNNING, endpoint_of, free_address, later
 
-from mpiboot import distributed_internals
 from mpiboot.batch.job_state import JobState
-from mpiboot.client import job as job_module
-from mpiboot.client import job_states, polling, published, scheduler_file, verify, watch
+from mpiboot.client import published, watch
 from mpiboot.client.connect import connect
 from mpiboot.client.job import Job
 from mpiboot.client.verify import SchedulerIdentity
 from mpiboot.errors import (
-    BatchAwayError,
     BatchError,
     DeadlineError,
     JobEndedError,
@@ -26,97 +21,8 @@ from mpiboot.errors import (
     RendezvousError,
     SecurityError,
 )
-from mpiboot.protocol.endpoint import Endpoint
 from mpiboot.protocol.events import EventLog
 from mpiboot.protocol.job_directory import JobDirectory
-
-RUNNING = JobState("7", "mpiboot", "running", "RUNNING", nodes="node1")
-PENDING = JobState("7", "mpiboot", "pending", "PENDING", "Resources")
-
-
-class Batch:
-    """Says what `state` holds: a JobState, an error, or a function of the number of questions."""
-
-    name = "stand-in"
-
-    def __init__(self):
-        self.state = RUNNING
-        self.restarted = 0
-        self.questions = []
-
-    def states(self, job_ids):
-        self.questions.append(list(job_ids))
-        said = self.state(len(self.questions)) if callable(self.state) else self.state
-        if isinstance(said, Exception):
-            raise said
-        return {job_id: dataclasses.replace(said, job_id=job_id) for job_id in job_ids}
-
-    def restarts(self, job_id):
-        return self.restarted
-
-    def stop(self, job_id, *, by_force=False):
-        pass
-
-    def output(self, job_id):
-        return None
-
-    def ended_word(self, exit_status):
-        return f"EXIT {exit_status}"
-
-    def job_key(self, job_id):
-        return f"stand-in-{job_id}"
-
-
-@pytest.fixture
-def batch(tmp_path, monkeypatch):
-    monkeypatch.setenv("MPIBOOT_HOME", str(tmp_path / 'it\'s a "home"'))
-    monkeypatch.setattr(job_states, "_caches", {})
-    monkeypatch.setattr(watch, "poll_interval_s", lambda waited_s: 0.1)
-    for module in (watch, scheduler_file):
-        monkeypatch.setattr(module, "FILE_POLL_S", 0.02)
-        monkeypatch.setattr(module, "SETTLE_S", 0.5)
-    for module in (watch, scheduler_file, published):
-        monkeypatch.setattr(module, "ATTEMPT_S", 1.0)
-    monkeypatch.setattr(watch, "REPLACED_S", 0.5)
-    return Batch()
-
-
-@pytest.fixture
-def job(batch, tmp_path):
-    JobDirectory.create(tmp_path / 'it\'s a "home"', "stand-in-7")
-    return Job("7", batch)
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    with LocalCluster(n_workers=1, processes=False, protocol="tcp", dashboard_address=":0") as cluster:
-        yield cluster
-
-
-def endpoint_of(cluster, **changes):
-    values = {
-        **{"job_id": "7", "job_key": "stand-in-7", "nonce": "a", "restart_count": 0},
-        **{
-            "scheduler_id": cluster.scheduler.id,
-            "address": cluster.scheduler_address,
-            "dashboard": "http://x:1/",
-        },
-        **{
-            "n_workers": 1,
-            "n_threads": 1,
-            "memory_bytes": 1,
-            "nodes": ["node1"],
-            "interface": "lo",
-        },
-        **{"prefix": "/p", "source_prefix": "/p", "end_time": None, "published": time.time()},
-    }
-    return Endpoint(**(values | changes))
-
-
-def free_address():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
 
 
 @pytest.fixture
@@ -142,15 +48,6 @@ def listener(request):
         thread.join()
         for connection in connections:
             connection.close()
-
-
-def later(seconds, action):
-    timer = threading.Timer(seconds, action)
-    timer.start()
-    return timer
-
-
-# ---- a job's endpoint -----------------------------------------------------------------------------------------------
 
 
 def test_connects_and_says_what_goes_on(job, batch, cluster):
@@ -205,18 +102,6 @@ def test_where_something_else_listens(job, cluster, listener):
     job.directory.publish(endpoint_of(cluster, address=listener))
     with pytest.raises(RendezvousError, match=f"no Dask scheduler answers at {listener}: "):
         connect(job, insecure=True)
-
-
-def test_a_node_that_has_just_died_is_said_to_be_silent(monkeypatch):
-    """Nothing answers there, not even with a refusal."""
-
-    async def never(*_, **__):
-        await asyncio.sleep(60)
-
-    monkeypatch.setattr(distributed_internals, "connect", never)
-    message = r"no Dask scheduler answers at tcp://x:1: nothing was heard within 0\.1 s"
-    with pytest.raises(RendezvousError, match=message):
-        verify.ask_scheduler("tcp://x:1", None, 0.1)
 
 
 @pytest.mark.parametrize("content", ["", '{"version": 2, "job_id"'], ids=["empty", "half-written"])
@@ -307,9 +192,6 @@ def test_another_minor_version_of_python_is_an_error(job, cluster, monkeypatch):
         connect(job, insecure=True)
 
 
-# ---- the batch system -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("word", ["CANCELLED", "FAILED", "OUT_OF_MEMORY", "NODE_FAIL", "TIMEOUT"])
 def test_an_ended_job_is_an_error_with_the_end_of_its_log(job, batch, word):
     job.directory.boot_log.write_text("".join(f"line {i}\n" for i in range(100)))
@@ -374,60 +256,11 @@ def test_a_batch_system_that_is_away_for_a_moment_is_asked_again(job, batch, clu
     assert "job 7: squeue: slurmctld is away; asking again" in said
 
 
-def test_a_job_outlives_a_restart_of_the_batch_system(job, batch, monkeypatch, caplog):
-    away, ended = BatchAwayError("squeue: slurmctld is away"), JobState("7", "mpiboot", "ended", "COMPLETED")
-    for module in (polling, job_module):
-        monkeypatch.setattr(module, "poll_interval_s", lambda waited_s: 0.01)
-    job.directory.boot_log.write_text("a line\n")
-    for use in (job.wait, job.stop, lambda: "".join(job.follow())):
-        monkeypatch.setattr(job_states, "_caches", {})
-        batch.questions.clear()
-        batch.state = lambda n: ended if n > 3 else (RUNNING if n == 1 else away)
-        use()
-    assert [message.partition(" for ")[0] for message in caplog.messages] == [
-        "squeue: slurmctld is away; asking again"
-    ] * 3
-    monkeypatch.setattr(job_states, "_caches", {})
-    batch.state = away
-    with pytest.raises(BatchAwayError):
-        job.wait(timeout_s=0.05)
-
-
 def test_a_batch_system_that_is_away_for_long_is_an_error(job, batch, monkeypatch):
     monkeypatch.setattr(watch, "SILENCE_S", 0.3)
     batch.state = lambda n: PENDING if n == 1 else BatchError("squeue: slurmctld is away")
     with pytest.raises(BatchError, match="slurmctld is away"):
         connect(job)
-
-
-def test_one_answer_serves_all_that_wait(batch, cluster, tmp_path):
-    numbers = range(1, 9)
-    for number in numbers:
-        JobDirectory.create(tmp_path / 'it\'s a "home"', f"stand-in-{number}")
-    start, failures = time.monotonic(), []
-    batch.state = lambda n: (
-        PENDING if time.monotonic() < start + 1 else JobState("", "", "ended", "CANCELLED")
-    )
-
-    def wait(number):
-        try:
-            connect(Job(str(number), batch))
-        except JobEndedError as error:
-            failures.append(str(error).splitlines()[0])
-
-    threads = [threading.Thread(target=wait, args=[number]) for number in numbers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(failures) == [f"job {number} has ended: CANCELLED" for number in numbers]
-    # Ten a second here, not eighty; and as many before all were known to wait.
-    assert len(batch.questions) <= 10 * (time.monotonic() - start) + 1 + len(numbers)
-    assert [str(number) for number in numbers] in batch.questions
-
-
-def test_polling_is_gentle():
-    assert [polling.poll_interval_s(waited_s) for waited_s in (0, 59, 60, 3600)] == [1, 1, 10, 10]
 
 
 def test_ctrl_c_says_how_to_come_back(job, monkeypatch):
@@ -439,82 +272,3 @@ def test_ctrl_c_says_how_to_come_back(job, monkeypatch):
         KeyboardInterrupt, match=r"job 7 goes on\. Come back: mpiboot connect 7; end it: mpiboot stop 7"
     ):
         connect(job)
-
-
-# ---- a scheduler file -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def file(tmp_path, batch):
-    return tmp_path / "scheduler.json"
-
-
-def write(file, cluster, **changes):
-    file.write_text(json.dumps({"id": cluster.scheduler.id, "address": cluster.scheduler_address} | changes))
-
-
-def test_a_scheduler_file(file, cluster):
-    write(file, cluster)
-    with connect(scheduler_file=file, insecure=True, n_workers=1) as client:
-        assert client.submit(sum, [1, 2]).result() == 3
-
-
-def test_a_scheduler_file_that_comes_late_and_in_pieces(file, cluster):
-    later(0.5, lambda: file.write_text('{"id": '))
-    later(0.8, lambda: write(file, cluster))
-    connect(scheduler_file=str(file), insecure=True, timeout=20).close()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("", "it is empty, half-written, or no scheduler file"),
-        ('{"id": "Sched', "it is empty, half-written"),
-        ("[]", "it is empty, half-written"),
-        (json.dumps({"id": "s", "address": free_address()}), "no Dask scheduler answers at"),
-        (json.dumps({"id": "s", "address": "nonsense://1"}), "no Dask scheduler answers at"),
-    ],
-    ids=["empty", "half-written", "list", "nobody-listens", "nonsense"],
-)
-def test_a_scheduler_file_that_leads_nowhere(file, content, message):
-    file.write_text(content)
-    start = time.monotonic()
-    with pytest.raises(RendezvousError, match=message):
-        connect(scheduler_file=file, insecure=True)
-    assert time.monotonic() - start < 5
-
-
-def test_a_scheduler_file_of_an_earlier_cluster(file, cluster):
-    write(file, cluster, id="Scheduler-earlier")
-    with pytest.raises(
-        RendezvousError, match="not as Scheduler-earlier: the cluster that was published there is gone"
-    ):
-        connect(scheduler_file=file, insecure=True)
-
-
-def test_a_plain_scheduler_file_is_refused_unless_it_is_asked_for(file, cluster):
-    write(file, cluster)
-    with pytest.raises(MpibootError, match="is not encrypted"):
-        connect(scheduler_file=file)
-
-
-def test_a_scheduler_file_that_others_could_write(file, cluster):
-    write(file, cluster)
-    file.chmod(0o666)
-    with pytest.raises(SecurityError, match=r"scheduler\.json"):
-        connect(scheduler_file=file, insecure=True)
-
-
-def test_a_missing_scheduler_file(file):
-    with pytest.raises(TimeoutError, match=r"scheduler\.json: it does not exist, after 1\.0 s"):
-        connect(scheduler_file=file, timeout=1)
-
-
-def test_in_a_running_event_loop(file, cluster):
-    """As in a notebook."""
-    write(file, cluster)
-
-    async def cell():
-        connect(scheduler_file=file, insecure=True).close()
-
-    asyncio.run(cell())
