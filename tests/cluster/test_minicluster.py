@@ -7,12 +7,14 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from slurmcluster import COMMAND, Minicluster, cluster_name, run, why_no_cluster
+import slurmcluster
+from slurmcluster import COMMAND, Minicluster, cluster_name, run, sweep, why_no_cluster
 from waiting import wait_until
 
 pytestmark = pytest.mark.cluster
@@ -363,6 +365,22 @@ def test_of_many_at_once_one_comes_up() -> None:
     with contextlib.ExitStack() as stack:
         downs = [stack.enter_context(running([*command, "down"])) for _ in range(3)]
         assert [down.wait(timeout=60) for down in downs] == [0, 0, 0]
+    assert traces(name) == []
+
+
+def test_the_cluster_of_a_killed_test_process_is_swept() -> None:
+    code = (
+        "import sys, time; from slurmcluster import Minicluster\n"
+        "with Minicluster.booted('--nodes=1', suffix='killed') as cluster:\n"
+        "    print(cluster.name, flush=True)\n"
+        "    time.sleep(300)\n"
+    )
+    argv = ["env", f"PYTHONPATH={Path(slurmcluster.__file__).parent}", sys.executable, "-c", code]
+    with running(argv) as process:
+        assert process.stdout
+        name = process.stdout.readline().decode().strip()
+    assert traces(name) != []
+    sweep()
     assert traces(name) == []
 
 
