@@ -149,7 +149,7 @@ def _walltime(text: str | int) -> str:
 def _flag(value: str | bool) -> bool:
     if isinstance(value, bool) or str(value).lower() in ("true", "false"):
         return str(value).lower() == "true"
-    raise ValueError(f"{value!r} is neither true nor false")
+    raise ValueError(f"{value!r} is not a flag; write true or false")
 
 
 def _choice(*choices: str) -> Kind:
@@ -195,7 +195,7 @@ def _option(kind: Kind, help: str, default: Any = None, **facts: Any) -> Any:
 
 @dataclass(frozen=True)
 class Config:
-    """The options of one job. Times are in seconds and sizes in bytes."""
+    """The options of one job, and the command of batch mode. Times are in seconds and sizes in bytes."""
 
     batch_system: str = _option(
         BATCH_SYSTEM, "batch system that runs the job; auto: the first that this machine has", "auto"

@@ -1,9 +1,12 @@
+import dask
+import hypothesis
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mpiboot import config
+from mpiboot.client import settings
 from mpiboot.errors import UsageError
 
 
@@ -105,12 +108,14 @@ def values_of(option):
     ),
     command=st.lists(words),
 )
-@settings(database=None, deadline=None)
+@hypothesis.settings(database=None, deadline=None)
 def test_boot_reads_exactly_what_submit_was_given(typed, command):
     """Every option, by way of a configuration file for those that may stand in one."""
     in_file = {option.name for option in config.options_in(config.FILE)}
     file = yaml.safe_load(yaml.safe_dump({name: typed[name] for name in typed.keys() & in_file}))
-    asked = config.merge(file, {name: typed[name] for name in typed.keys() - in_file}, command=command)
+    with dask.config.set({"mpiboot": file}):
+        layers = settings.site_layer(), {name: typed[name] for name in typed.keys() - in_file}
+    asked = config.merge(*layers, command=command)
     got = config.parse_boot_arguments(config.boot_arguments(asked), {})
     expected = {option.name: getattr(asked, option.name) for option in config.options_in(config.BOOT)}
     expected["env_var"] = tuple(item.partition("=")[0] for item in asked.env_var)

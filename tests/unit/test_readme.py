@@ -138,6 +138,25 @@ def test_options_that_are_named_exist():
         assert set(re.findall(r"(?<!\S)\[?(--[a-z-]+)", own)) <= known, line
 
 
+def test_the_names_in_other_tools_and_the_defaults_are_those_of_the_options():
+    same_as = {option.same_as: option.flag for option in config.OPTIONS.values()}
+    rows = [
+        line.split("|")[2:5] for line in README.splitlines() if line.startswith("|") and line.count("|") == 5
+    ]
+    names = [
+        (f"{tool} {name}", own.strip(" `"))
+        for dask_mpi, sbatch, own in rows
+        for tool, cell in (("dask-mpi", dask_mpi), ("sbatch", sbatch))
+        for name in re.findall(r"`(--[a-z-]+)`", cell)
+    ]
+    wrong = {name: own for name, own in names if name in same_as and not own.startswith(same_as[name])}
+    assert len(names) >= 7 and wrong == {}
+
+    durations = {option.flag: option for option in config.OPTIONS.values() if option.kind is config.DURATION}
+    for flag, default in re.findall(r"`(--[a-z-]+)` \((\d+ [a-z]+)\)", README):
+        assert durations[flag].show_default() == default
+
+
 def test_what_is_linked_to_is_there():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("http") or (CHECKOUT / target).exists(), target
