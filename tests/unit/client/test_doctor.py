@@ -22,6 +22,20 @@ def test_this_machine(tmp_path):
     assert checks["staging root"].found.startswith(f"{tmp_path}, ")
 
 
+def test_a_batch_system_that_does_not_answer_is_told_from_one_that_is_not_here(commands):
+    config = configuration.merge({"batch_system": "slurm"})
+    commands(sinfo="""[ "$1" = --version ] && echo 'slurm 22.05.8'; true""")
+    assert doctor.batch_system(config) == Check("batch system", "slurm 22.05.8")
+    commands(sinfo="echo 'slurm_load_partitions: Unable to contact slurm controller' >&2; exit 1")
+    check = doctor.batch_system(config)
+    assert check.remedy == (
+        "sinfo: slurm_load_partitions: Unable to contact slurm controller. If it stays so, ask your site's support"
+    )
+    assert doctor.batch_system(configuration.merge({"batch_system": "local"})).found == (
+        "local: jobs run on this machine"
+    )
+
+
 def test_an_environment_that_lacks_a_package_ends_the_examination(tmp_path):
     checks = checks_of(env=str(tmp_path))
     assert list(checks) == ["batch system", "environment"]
