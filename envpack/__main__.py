@@ -1,4 +1,4 @@
-"""`python -m envpack`: what a node runs, where no console script may be found."""
+"""`python -m envpack`, for nodes where no console script can be found."""
 
 import sys
 

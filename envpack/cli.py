@@ -1,6 +1,6 @@
-"""The `envpack` command: parses, prints, maps errors to exit statuses; nothing else does.
+"""The `envpack` command: parse the command line, print, map errors to exit statuses. No other module does these.
 
-argparse rather than click: a node imports this from a slow file system, and `pack` alone may import more.
+It uses argparse, not click, as nodes import it from a slow file system; only `envpack pack` may import more.
 """
 
 from __future__ import annotations
@@ -24,18 +24,23 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments (default: those of this process).
+
     Returns
     -------
     int
-        0 done, 1 a named failure. Bad usage exits with 2.
+        The exit status: 0 done, 1 a named failure. argparse exits with 2 for bad usage.
     """
     arguments = _parser().parse_args(argv)
-    # Ended from outside, leave nothing behind: as with Ctrl-C.
+    # On SIGTERM, as on Ctrl-C, remove unfinished files before the end.
     signal.signal(signal.SIGTERM, _terminate)
     try:
         return int(arguments.run(arguments))
     except EnvpackError as exc:
-        print(f"envpack: error: {exc}", file=sys.stderr)
+        print(f"envpack: {exc}", file=sys.stderr)
         return exc.exit_status
     except KeyboardInterrupt:
         print("envpack: interrupted", file=sys.stderr)
@@ -51,7 +56,7 @@ def _terminate(_signal: int, _frame: Any) -> NoReturn:
 
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
-        # Left to find the terminal's width, argparse imports shutil and three compressors whatever is asked.
+        # To find the terminal's width, argparse would import shutil and three compressors, for every command.
         columns = os.environ.get("COLUMNS", "")
         width = int(columns) if columns.isdecimal() else 100
         super().__init__(
@@ -70,41 +75,43 @@ def _parser() -> argparse.ArgumentParser:
     pack = commands.add_parser("pack", help="pack an environment; prints the archive's path")
     pack.add_argument("--prefix", metavar="DIR", help="the environment (default: the active one)")
     pack.add_argument("--output", metavar="FILE", help="the archive (default: below $MPIBOOT_HOME/packs)")
-    pack.add_argument("--level", metavar="N", type=_number(1, 19), help="zstd's compression level, 1 to 19")
     pack.add_argument(
-        "--jobs", metavar="N", type=_number(1, 1024), help="threads (default: the CPUs to be had)"
+        "--level", metavar="N", type=_number(1, 19), help="zstd's compression level, 1 to 19 (default: 5)"
     )
-    pack.add_argument("--json", action="store_true", help="print all there is to say, as JSON")
+    pack.add_argument(
+        "--jobs", metavar="N", type=_number(1, 1024), help="number of threads (default: the available CPUs)"
+    )
+    pack.add_argument("--json", action="store_true", help="print the whole result, as JSON")
     pack.set_defaults(run=_pack)
 
     stage = commands.add_parser("stage", help="stage an archive on this node; prints the prefix")
     stage.add_argument("archive", metavar="ARCHIVE")
     stage.add_argument("--root", metavar="DIR", help="staging root (default: $MPIBOOT_STAGE_ROOT, then /tmp)")
     stage.add_argument(
-        "--jobs", metavar="N", type=_number(1, 1024), help="threads (default: the CPUs to be had)"
+        "--jobs", metavar="N", type=_number(1, 1024), help="number of processes (default: the available CPUs)"
     )
-    stage.add_argument("--expect", metavar="PACK_ID", help="refuse any other archive")
+    stage.add_argument("--expect", metavar="PACK_ID", help="refuse an archive with another pack id")
     stage.add_argument("--transport", metavar="NAME", default="direct", help=argparse.SUPPRESS)
-    stage.add_argument("--json", action="store_true", help="print all there is to say, as JSON")
+    stage.add_argument("--json", action="store_true", help="print the whole result, as JSON")
     stage.set_defaults(run=_stage)
 
     verify = commands.add_parser("verify", help="check an archive, or a staged prefix")
     verify.add_argument("path", metavar="ARCHIVE_OR_STAGED_PREFIX")
     verify.set_defaults(run=_verify)
 
-    gc = commands.add_parser("gc", help="remove staged prefixes that nobody uses")
+    gc = commands.add_parser("gc", help="remove staged prefixes that no process uses")
     gc.add_argument("--root", metavar="DIR", help="staging root (default: $MPIBOOT_STAGE_ROOT, then /tmp)")
     gc.add_argument(
         "--older-than",
         metavar="TIME",
         type=_argument(parse_duration_s),
-        help="not used for so long: 90s, 30m, 12h, 7d",
+        help="remove those unused for longer than this: 90s, 30m, 12h, 7d",
     )
     gc.add_argument(
         "--max-size",
         metavar="SIZE",
         type=_argument(partial(parse_size_bytes, allow_zero=True)),
-        help="until no more than this is left: 500M, 20G (powers of 1024; a bare number is MiB)",
+        help="remove the longest unused until the rest is no larger: 500M, 20G (powers of 1024; a bare number is MiB)",
     )
     gc.set_defaults(run=_gc)
     return parser
@@ -116,7 +123,8 @@ def _pack(arguments: argparse.Namespace) -> int:
     prefix = arguments.prefix or active_environment(os.environ, sys.prefix, sys.base_prefix)
     if prefix is None:
         raise NotAnEnvironmentError(
-            f"no environment is active ({sys.prefix} is the system's Python); activate one, or name it with --prefix"
+            f"no environment is active: {sys.prefix} is the system's Python",
+            "Activate one, or name its root folder with --prefix",
         )
     with _Bar("packing") as bar:
         result = pack(
@@ -131,7 +139,7 @@ def _pack(arguments: argparse.Namespace) -> int:
 def _stage(arguments: argparse.Namespace) -> int:
     from envpack.stage.staging import stage
 
-    # All modes are given in full, so none need be put right file by file.
+    # With umask 0, files get their modes when they are made, and no chmod is needed for each.
     umask = os.umask(0)
     try:
         with _Bar("staging") as bar:
@@ -162,7 +170,7 @@ def _gc(arguments: argparse.Namespace) -> int:
 
 
 class _Bar:
-    """Progress on a terminal; elsewhere nothing, and nothing imported."""
+    """A progress bar on a terminal. Elsewhere it does nothing, and imports nothing."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -175,7 +183,7 @@ class _Bar:
             from rich.console import Console
             from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-            # Drawn when there is something new, not by a thread: a stager that has one may not fork.
+            # No thread draws it (auto_refresh), as a stager with another thread may not fork.
             self._bar = Progress(
                 TextColumn(self._what), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
                 console=Console(stderr=True), transient=True, auto_refresh=False,

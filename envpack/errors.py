@@ -1,70 +1,122 @@
-"""What can go wrong, by name.
+"""Every error that envpack raises on purpose. Every module may import this one; it imports nothing.
 
-EnvpackError                     one line for the user: what failed, the path, why, and what to do
-├── NotAnEnvironmentError        the prefix is neither a conda environment nor a venv
-├── BrokenEnvironmentError       files are missing, unreadable, or change while they are packed
-├── ArchiveError                 the archive cannot be used
-│   ├── NotAnArchiveError        no envpack index at its end: foreign, or cut short
-│   ├── ArchiveVersionError      made by another version of envpack
-│   ├── CorruptArchiveError      content differs from what the index promises; names the member
-│   ├── HostileArchiveError      a member would be written outside the staged prefix, or is no file, link or folder
-│   └── WrongArchiveError        not the archive that was asked for: replaced since it was packed
-├── StageRootError               the staging root is not safe, or cannot run programs
-├── NoSpaceError                 not enough bytes or inodes on the node
-├── PrefixTooLongError           the staged prefix does not fit where a binary holds its placeholder
-└── StageFailedError             writing the copy failed for another reason
+EnvpackError
+├── NotAnEnvironmentError
+├── BrokenEnvironmentError
+├── ArchiveError
+│   ├── NotAnArchiveError
+│   ├── ArchiveVersionError
+│   ├── CorruptArchiveError
+│   ├── HostileArchiveError
+│   └── WrongArchiveError
+├── StageRootError
+├── NoSpaceError
+├── PrefixTooLongError
+└── StageFailedError
 """
 
 
 class EnvpackError(Exception):
-    """Base of all: `str(error)` is the whole message, `exit_status` what the command line returns."""
+    """Something failed that envpack can explain.
+
+    Parameters
+    ----------
+    problem : str
+        What failed, with its path and, on a node, the host; and why.
+    remedy : str
+        What the user does next: a sentence without a full stop, or with a command at its end.
+
+    Attributes
+    ----------
+    exit_status : int
+        The exit status of a command that ends with this error.
+    """
 
     exit_status = 1
 
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(problem, remedy)
+
+    def __str__(self) -> str:
+        return ". ".join(self.args)
+
 
 class NotAnEnvironmentError(EnvpackError):
-    pass
+    """The prefix is neither a conda environment nor a venv, or no environment is active.
+
+    Name the root folder of an environment with `--prefix`.
+    """
 
 
 class BrokenEnvironmentError(EnvpackError):
-    pass
+    """The environment cannot be packed: files are missing or unreadable, or changed while they were packed.
+
+    Repair what the message names, or wait until nothing writes to the environment, and pack it again.
+    """
 
 
 class ArchiveError(EnvpackError):
-    pass
+    """The archive cannot be used; one of the classes below says why."""
 
 
 class NotAnArchiveError(ArchiveError):
-    pass
+    """The file cannot be opened, or has no index at its end: it is something else, or was cut short.
+
+    Check the path, or pack the environment again.
+    """
 
 
 class ArchiveVersionError(ArchiveError):
-    pass
+    """Another version of envpack made the archive, in a format that this one does not read.
+
+    Pack the environment again.
+    """
 
 
 class CorruptArchiveError(ArchiveError):
-    pass
+    """The archive's content differs from its checksums, or its index contradicts itself; names the member if it can.
+
+    Remove the archive and pack the environment again.
+    """
 
 
 class HostileArchiveError(ArchiveError):
-    pass
+    """A member would be written outside of the staged prefix, or is something that envpack never packs.
+
+    Do not use the archive. Pack the environment yourself.
+    """
 
 
 class WrongArchiveError(ArchiveError):
-    pass
+    """Another archive has taken the path of the one that was asked for.
+
+    Submit the job again.
+    """
 
 
 class StageRootError(EnvpackError):
-    pass
+    """The staging root is missing, not safe from other users, read-only, or cannot run programs.
+
+    Choose a folder that is local to the nodes with `--root` or `MPIBOOT_STAGE_ROOT`.
+    """
 
 
 class NoSpaceError(EnvpackError):
-    pass
+    """The node has not enough free bytes or inodes for the copy.
+
+    Remove unused copies with `envpack gc`, or choose another staging root.
+    """
 
 
 class PrefixTooLongError(EnvpackError):
-    pass
+    """The path of the staged prefix is longer than the room that a binary of the environment has for it.
+
+    Choose a staging root with a shorter path.
+    """
 
 
 class StageFailedError(EnvpackError):
-    pass
+    """The environment could not be staged for another reason, or a staged prefix is damaged.
+
+    The message names the file and the host.
+    """

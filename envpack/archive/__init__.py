@@ -1,1 +1,4 @@
-"""The archive's format: index, checks, and the bytecode that goes with relocated sources."""
+"""The archive's format: index, relocation records, checks, bytecode headers.
+
+Packing, staging and mpiboot import this room; it imports `envpack.common` and `envpack.errors`.
+"""

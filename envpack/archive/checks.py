@@ -1,7 +1,7 @@
-"""Refuse what an archive must not hold: an index may come from anybody.
+"""Refuse an index that would make a stager write outside of the staged prefix: an archive may come from anybody.
 
-All members at once rather than one by one, as a node does this for tens of thousands before it writes the first. Device
-nodes, pipes and the like need no refusal: an index has no way to name one.
+The checks go over all members at once, as a node does this for tens of thousands before it writes the first. Device nodes
+and pipes need no check: an index cannot name one. Only `envpack.archive.encoding` imports this module.
 """
 
 from __future__ import annotations
@@ -10,19 +10,23 @@ import os
 from operator import add, gt
 from typing import TYPE_CHECKING, Any
 
-from envpack.archive.index import OWN_FOLDER, Index, show
+from envpack.archive.index import OWN_FOLDER, PACK_AGAIN, Index, show
 from envpack.errors import CorruptArchiveError, HostileArchiveError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-# What a stager has in memory of a frame, at most.
+# A stager takes a whole frame into memory.
 MAX_FRAME_BYTES = 1 << 24
 _NO_NAMES = frozenset((b"", b".", b".."))
 
 
+def _hostile(problem: str) -> HostileArchiveError:
+    return HostileArchiveError(problem, "Do not use this archive. " + PACK_AGAIN)
+
+
 def check_meta(meta: dict[str, Any]) -> None:
-    """Raise `ValueError` unless what every reader takes for granted is there."""
+    """Raise `ValueError` or `KeyError` unless `meta` has the keys, of the right types, that every reader needs."""
     for key in ("kind", "name", "pack_id", "prefix"):
         if not isinstance(meta[key], str):
             raise ValueError(f"{key} is {meta[key]!r}")
@@ -35,22 +39,22 @@ def check_meta(meta: dict[str, Any]) -> None:
 
 
 def check_members(index: Index, path: Path) -> None:
-    """Check everything that decides where a stager writes.
+    """Check all that decides where a stager writes.
 
     Raises
     ------
     HostileArchiveError
-        Something would be written outside of the staged prefix, or is neither file, folder nor link.
+        Something would be written outside of the staged prefix.
     CorruptArchiveError
         The index contradicts itself.
     """
     name = index.name
     if not name or name.startswith(".") or "/" in name or "\0" in name or name != name.strip():
-        raise HostileArchiveError(f"{path}: {name!r} cannot name an environment")
+        raise _hostile(f"{path}: {name!r} cannot name an environment")
     if max((*index.frame_sizes, *index.frame_raw_sizes), default=0) > MAX_FRAME_BYTES:
-        raise HostileArchiveError(f"{path}: a frame has more than {MAX_FRAME_BYTES} bytes: refused")
+        raise _hostile(f"{path}: a frame has more than {MAX_FRAME_BYTES} bytes")
     if max(index.modes, default=0) > 0o777:
-        raise HostileArchiveError(f"{path}: a member would be set-uid, set-gid or sticky: refused")
+        raise _hostile(f"{path}: a member would be set-uid, set-gid or sticky")
     directories = {b"", *index.paths[: index.folders.stop]}
     _check_paths(index, path, directories)
     _check_places(index, path)
@@ -59,7 +63,7 @@ def check_members(index: Index, path: Path) -> None:
 
 
 def _check_paths(index: Index, path: Path, directories: set[bytes]) -> None:
-    """Every path leads from the prefix through folders of the archive: never up, and never through a link."""
+    """Check that every path leads from the prefix through folders of the archive, never up or through a link."""
     wrong = [
         member
         for member in index.paths
@@ -67,47 +71,48 @@ def _check_paths(index: Index, path: Path, directories: set[bytes]) -> None:
         if parent not in directories or last in _NO_NAMES or member[:1] == b"/"
     ]
     if wrong or OWN_FOLDER in directories or OWN_FOLDER in index.paths:
-        raise HostileArchiveError(
+        raise _hostile(
             f"{path}: member {show(wrong[0] if wrong else OWN_FOLDER)} is absolute, climbs with '..', or lies in "
-            "something that is no folder of the archive"
+            "something that is not a folder of the archive"
         )
     if len(set(index.paths)) < len(index.paths):
         seen: set[bytes] = set()
         twice = next(member for member in index.paths if member in seen or seen.add(member))  # type: ignore[func-returns-value]
-        raise HostileArchiveError(f"{path}: member {show(twice)} occurs twice")
+        raise _hostile(f"{path}: member {show(twice)} occurs twice")
 
 
 def _check_places(index: Index, path: Path) -> None:
-    """The files' content lies in the frames, one after another."""
+    """Check that the files' content lies in the frames, one file after another."""
     first, end = index.files.start, index.files.stop
     starts = index.offsets[first:end].tolist()
     ends = list(map(add, starts, index.sizes[first:end]))
     starts.append(sum(index.frame_raw_sizes))
     if any(map(gt, ends, starts[1:])):
         at = next(i for i, stop, start in zip(index.files, ends, starts[1:], strict=True) if stop > start)
-        raise CorruptArchiveError(f"{path}: member {show(index.paths[at])} lies outside of the frames")
+        raise CorruptArchiveError(
+            f"{path}: member {show(index.paths[at])} lies outside of the frames", PACK_AGAIN
+        )
 
 
 def _check_links(index: Index, path: Path) -> None:
+    """Check that every link has a target, and that a hard link's is a file of the archive."""
     if not all(index.links.values()):
         member = next(index.paths[i] for i, target in index.links.items() if not target)
-        raise HostileArchiveError(f"{path}: the link {show(member)} names nothing")
+        raise _hostile(f"{path}: the link {show(member)} names nothing")
     files = set(index.paths[index.files.start : index.files.stop]) if index.hardlinks else set()
     for i in index.hardlinks:
         if index.links[i] not in files:
-            raise HostileArchiveError(
-                f"{path}: the hard link {show(index.paths[i])} names no file of the archive"
-            )
+            raise _hostile(f"{path}: the hard link {show(index.paths[i])} names no file of the archive")
 
 
 def _check_compiled(index: Index, path: Path, directories: set[bytes]) -> None:
-    """`.pyc` files that are made while staging lie in the archive's own folders."""
+    """Check that the `.pyc` files to be made while staging lie in folders of the archive."""
     try:
         wanted = [(index.paths[member], member, os.fsencode(pyc)) for member, pyc in index.meta["compile"]]
         if wanted:
             bytes.fromhex(index.meta["python"]["magic"])
     except (IndexError, KeyError, TypeError, ValueError) as exc:
-        raise CorruptArchiveError(f"{path}: the index cannot be read: {exc!r}") from exc
+        raise CorruptArchiveError(f"{path}: the index cannot be read: {exc!r}", PACK_AGAIN) from exc
     for _, member, pyc in wanted:
         folder, _, name = pyc.rpartition(b"/")
         absolute = pyc[:1] == b"/"
@@ -118,6 +123,4 @@ def _check_compiled(index: Index, path: Path, directories: set[bytes]) -> None:
             or not name.endswith(b".pyc")
             or b"\0" in name
         ):
-            raise HostileArchiveError(
-                f"{path}: {show(pyc)} would be compiled outside of the archive's folders"
-            )
+            raise _hostile(f"{path}: {show(pyc)} would be compiled outside of the archive's folders")

@@ -1,14 +1,16 @@
-"""The archive's format: many independent zstd frames of one tar stream, then an index in a skippable frame.
+"""The archive's format, and how its index is read and written: zstd frames of one tar stream, then the index.
 
     frame 0 | frame 1 | … | frame n-1 | skippable frame { index (zstd) | footer }
 
 `tar --zstd -xf` reads the frames as one stream and never sees the index. envpack reads the footer, then the index, and
-then any frame by itself: each holds whole tar members, but for files larger than a frame, which span several. zstd's own
-checksum of its content ends each frame; the index has that checksum, and the frame's head, once more.
+then any frame independently: a frame holds whole tar members, except that a file larger than a frame spans several. Each
+frame ends with zstd's own checksum of its content; the index has a checksum of that and of the frame's head.
 
-Footer, little-endian, the last bytes of the file: sha256 of everything in the skippable frame before it and of the
-numbers that follow, in that order; size of the compressed index; size of the index; where the skippable frame starts;
-version; magic. Version and magic come last, so that every later version can find and name them.
+The footer, little-endian, is at the end of the file: a sha256 of the compressed index and of the rest of the footer; the
+size of the compressed index; the size of the index; the offset of the skippable frame; the version; the magic number.
+Version and magic number come last, so that every later version of envpack can find them.
+
+Packing, staging and mpiboot import this module.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from typing import TYPE_CHECKING
 import zstandard
 
 from envpack.archive.checks import check_members, check_meta
-from envpack.archive.index import DIGEST_BYTES, Index
+from envpack.archive.index import DIGEST_BYTES, PACK_AGAIN, Index
+from envpack.common.places import host_name
 from envpack.errors import ArchiveVersionError, CorruptArchiveError, NotAnArchiveError
 
 if TYPE_CHECKING:
@@ -40,14 +43,14 @@ _NUMBERS = struct.Struct("<QQQ")
 _TAIL = struct.Struct("<I12s")
 _COUNTS = struct.Struct("<6I")
 FOOTER_BYTES = 32 + _NUMBERS.size + _TAIL.size
-# Enough for the index of about 25,000 files, so that one read of the file's tail fetches it all.
+# Enough for the index of about 25,000 files, so that one read at the end of the file gets all of it.
 _TAIL_READ_BYTES = 1 << 20
-# An index says how large it is before it can be checked; a crafted one must not take all memory.
+# The footer claims this size before anything can be checked; a crafted one must not take all memory.
 _MAX_INDEX_BYTES = 1 << 28
 
 
 def content_id(index: Index) -> str:
-    """Return the pack id: what the staged prefix will hold, whatever the frames and their compression."""
+    """Return the pack id of an index: it names what a staged prefix holds, whatever the frames and their compression."""
     meta = {key: index.meta.get(key) for key in ("compile", "kind", "placeholders", "python", "relocations")}
     state = hashlib.sha256(b"envpack 1\n" + json.dumps(meta, sort_keys=True).encode())
     for column in (index.modes, index.mtimes_ns, index.sizes):
@@ -59,7 +62,7 @@ def content_id(index: Index) -> str:
 
 
 def encode_index(index: Index) -> bytes:
-    """Return the skippable frame, footer included, that ends an archive with these frames."""
+    """Return the skippable frame, with its footer, that ends the archive of an index."""
     header = json.dumps(index.meta, sort_keys=True).encode()
     parts = [_COUNTS.pack(len(header), len(index.frame_sizes), *index.counts), header]
     for column in (index.modes, index.mtimes_ns, index.sizes, index.offsets):
@@ -79,7 +82,7 @@ def encode_index(index: Index) -> bytes:
 
 
 def read_index(path: StrPath) -> Index:
-    """Read and check an archive's index; the frames are not read.
+    """Read and check an archive's index, but none of its frames.
 
     Parameters
     ----------
@@ -89,13 +92,14 @@ def read_index(path: StrPath) -> Index:
     Returns
     -------
     Index
+        The index; its content may be trusted to lie within the prefix.
 
     Raises
     ------
     NotAnArchiveError
-        No index at the end of the file: it is something else, or was cut short.
+        The file cannot be read, or has no index at its end.
     ArchiveVersionError
-        Made by a version of envpack with another format.
+        Another version of envpack made it, in another format.
     CorruptArchiveError
         The index differs from its checksum, or contradicts itself or the file's size.
     HostileArchiveError
@@ -105,28 +109,37 @@ def read_index(path: StrPath) -> Index:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as exc:
-        raise NotAnArchiveError(f"cannot open the archive {path}: {exc.strerror}") from exc
+        raise cannot_open(path, exc) from exc
     try:
         return read_index_fd(fd, path)
     finally:
         os.close(fd)
 
 
+def cannot_open(path: Path, exc: OSError) -> NotAnArchiveError:
+    """Return the error for an archive that cannot be opened."""
+    return NotAnArchiveError(
+        f"cannot open the archive {path} on {host_name()}: {exc.strerror}", "Check the path"
+    )
+
+
 def read_index_fd(fd: int, path: Path) -> Index:
-    """Read the index of an archive that is open already; `path` is for messages."""
+    """Read and check the index of an open archive, as `read_index` does; `path` is for messages."""
     try:
         size = os.fstat(fd).st_size
         start = max(0, size - _TAIL_READ_BYTES)
-        tail = _pread(fd, size - start, start)
+        tail = _read_at(fd, size - start, start)
         wanted = _index_frame_size(tail, size, path)
         if wanted > len(tail):
-            tail = _pread(fd, wanted, size - wanted)
+            tail = _read_at(fd, wanted, size - wanted)
     except OSError as exc:
-        raise NotAnArchiveError(f"cannot read the archive {path}: {exc.strerror}") from exc
+        raise NotAnArchiveError(
+            f"cannot read the archive {path} on {host_name()}: {exc.strerror}", "Check the path"
+        ) from exc
     return decode_index(tail[-wanted:], path, file_size=size)
 
 
-def _pread(fd: int, size: int, offset: int) -> bytes:
+def _read_at(fd: int, size: int, offset: int) -> bytes:
     parts = []
     while size > 0:
         part = os.pread(fd, size, offset)
@@ -141,21 +154,22 @@ def _pread(fd: int, size: int, offset: int) -> bytes:
 def _index_frame_size(tail: bytes, file_size: int, path: Path) -> int:
     if len(tail) < FOOTER_BYTES + _SKIPPABLE.size or tail[-len(MAGIC) :] != MAGIC:
         raise NotAnArchiveError(
-            f"{path} does not end in an envpack index: it is no archive of envpack's, or was cut short "
-            f"(it has {file_size} bytes); pack the environment again"
+            f"{path} does not end in an envpack index: it is not an archive of envpack, or was cut short "
+            f"(it has {file_size} bytes)",
+            PACK_AGAIN,
         )
     version, _ = _TAIL.unpack_from(tail, len(tail) - _TAIL.size)
     if version != VERSION:
         raise ArchiveVersionError(
-            f"{path} has archive version {version}, this envpack reads version {VERSION}: "
-            "pack the environment again with the envpack that is to stage it"
+            f"{path} has archive version {version}, but this envpack reads version {VERSION}", PACK_AGAIN
         )
     packed, raw, frames_end = _NUMBERS.unpack_from(tail, len(tail) - _TAIL.size - _NUMBERS.size)
     wanted = int(packed) + FOOTER_BYTES + _SKIPPABLE.size
     if frames_end + wanted != file_size or raw > _MAX_INDEX_BYTES:
         raise CorruptArchiveError(
-            f"{path}: its index says {frames_end + wanted} bytes, the file has {file_size}: "
-            "it was cut short, extended or damaged; pack the environment again"
+            f"{path}: the index says {frames_end + wanted} bytes, but the file has {file_size}: "
+            "it was cut short, extended or damaged",
+            PACK_AGAIN,
         )
     return wanted
 
@@ -168,13 +182,18 @@ def decode_index(frame: bytes, path: Path, *, file_size: int | None = None) -> I
     frame : bytes
         The last bytes of the archive, from the skippable frame's start.
     path : Path
-        For messages.
+        The archive, for messages.
     file_size : int, optional
-        The archive's size in bytes, where it is known.
+        The archive's size in bytes, if it is known.
+
+    Raises
+    ------
+    NotAnArchiveError, ArchiveVersionError, CorruptArchiveError, HostileArchiveError
+        As for `read_index`.
     """
     size = file_size if file_size is not None else len(frame)
     if file_size is None and len(frame) >= FOOTER_BYTES:
-        # From a stream: all that is known of the frames is what the index says of them.
+        # Of a stream, only the index itself says how many bytes the frames have.
         size += _NUMBERS.unpack_from(frame, len(frame) - _TAIL.size - _NUMBERS.size)[2]
     wanted = _index_frame_size(frame, size, path)
     content = frame[_SKIPPABLE.size :]
@@ -183,7 +202,7 @@ def decode_index(frame: bytes, path: Path, *, file_size: int | None = None) -> I
     good = hashlib.sha256(packed + tail).digest() == checksum
     if not good or frame[: _SKIPPABLE.size] != _SKIPPABLE.pack(SKIPPABLE_MAGIC, wanted - _SKIPPABLE.size):
         raise CorruptArchiveError(
-            f"{path}: the index differs from its checksum: the archive is damaged; pack the environment again"
+            f"{path}: the index differs from its checksum: the archive is damaged", PACK_AGAIN
         )
     _, raw_size, frames_end = _NUMBERS.unpack_from(tail)
     try:
@@ -192,9 +211,9 @@ def decode_index(frame: bytes, path: Path, *, file_size: int | None = None) -> I
         check_meta(index.meta)
         pack_id = content_id(index)
     except (zstandard.ZstdError, struct.error, ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise CorruptArchiveError(f"{path}: the index cannot be read: {exc}") from exc
+        raise CorruptArchiveError(f"{path}: the index cannot be read: {exc}", PACK_AGAIN) from exc
     if pack_id != index.meta.get("pack_id") or sum(index.frame_sizes) != frames_end:
-        raise CorruptArchiveError(f"{path}: the index contradicts its own pack id")
+        raise CorruptArchiveError(f"{path}: the index contradicts its own pack id", PACK_AGAIN)
     index.path = path
     index.raw = frame
     check_members(index, path)

@@ -14,48 +14,61 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-# The stager's own folder in a staged prefix: its marker and a copy of the index.
+# envpack's own folder in a staged prefix, with the marker and a copy of the index.
 OWN_FOLDER = b".envpack"
-# Frames of this size stay in the cache of the core that decodes and writes them: faster than 4 MB, for a few more bytes.
+# A frame of this size stays in the cache of the core that decodes and writes it. Faster than 4 MB, for a few more bytes.
 FRAME_BYTES = 1 << 20
 DIGEST_BYTES = 16
+# The remedy for a file that has no good index: packing makes it anew.
+PACK_AGAIN = "Pack the environment again: envpack pack --prefix DIR"
 
 
 def digest(data: bytes | bytearray | memoryview) -> bytes:
-    """Return the first 16 bytes of sha256: enough to name content, half the index's size."""
+    """Return the first 16 bytes of the sha256 of some data: enough to name content, at half the size."""
     return hashlib.sha256(data).digest()[:DIGEST_BYTES]
 
 
 def frame_check(packed: bytes | bytearray | memoryview) -> int:
     """Return a checksum of a frame's head and of its last bytes, which are zstd's checksum of its content (RFC 8878).
 
-    Hashing all of it would cost a node a tenth of its time, or half where its CPU has no instructions for that.
+    To hash the whole frame would cost a node a tenth of the staging time, and half of it if its CPU has no instructions
+    for sha256.
     """
     return zlib.crc32(packed[-4:], zlib.crc32(packed[:32]))
 
 
 class Index:
-    """What an archive holds: one column per property, one entry per member, in the order of the tar stream.
+    """What an archive holds: one column per property, with one entry per member, in the order of the tar stream.
 
-    Columns rather than a record per member: a node parses 25,000 members in a few milliseconds.
+    Columns instead of a record per member let a node parse 25,000 members in a few milliseconds.
 
     Attributes
     ----------
+    path : Path or None
+        The archive, for messages.
+    raw : bytes
+        The skippable frame that this index was read from.
     meta : dict
         `name`, `kind` ("conda" or "venv"), `prefix`, `python`, `placeholders`, `relocations`, `compile`, …
     paths : list[bytes]
-        Relative to the prefix.
+        The members' paths, relative to the prefix.
     folders, files, hardlinks, symlinks : range
         Member numbers: all folders come first, then all files, and so on. There are no other kinds.
-    modes, mtimes_ns, sizes, offsets : array
-        `offsets` are those of a file's content in the uncompressed tar stream.
+    modes : array
+        Permission bits.
+    mtimes_ns : array
+        Modification times, in nanoseconds since 1970; 0 for folders.
+    sizes : array
+        Bytes of a file's content as packed; 0 for other members.
+    offsets : array
+        Where a file's content starts in the uncompressed tar stream, in bytes.
     digests : bytes
-        16 bytes per member, of the file's content as packed; of a file of more than `part_bytes`, of the digests of
-        its parts.
+        For each member 16 bytes: the digest of the file's content as packed. If the file has more than `part_bytes`
+        bytes, it is the digest of its parts' digests.
     links : dict[int, bytes]
-        Member number -> a symlink's target, or the path a hard link is another name of.
+        Member number -> the target of a symlink, or the path of the file that a hard link shares.
     frame_sizes, frame_raw_sizes : array
-        Bytes per frame, compressed and not.
+        Bytes of each frame, compressed and uncompressed.
     frame_checks : array
         `frame_check` of each frame.
     """
@@ -85,17 +98,18 @@ class Index:
         return len(self.paths)
 
     def set_counts(self, *counts: int) -> None:
-        """Number the members: so many folders, files, hard links and symlinks."""
+        """Set the ranges of member numbers from the numbers of folders, files, hard links and symlinks."""
         ends = [sum(counts[:n]) for n in range(5)]
         self.folders, self.files, self.hardlinks, self.symlinks = map(range, ends, ends[1:])
 
     @property
     def counts(self) -> tuple[int, int, int, int]:
-        """How many folders, files, hard links and symlinks there are."""
+        """The numbers of folders, files, hard links and symlinks."""
         return len(self.folders), len(self.files), len(self.hardlinks), len(self.symlinks)
 
     @property
     def pack_id(self) -> str:
+        """64 hexadecimal digits that name the content."""
         return str(self.meta["pack_id"])
 
     @property
@@ -105,6 +119,7 @@ class Index:
 
     @property
     def kind(self) -> str:
+        """Either "conda" or "venv"."""
         return str(self.meta["kind"])
 
     @property
@@ -119,18 +134,26 @@ class Index:
 
     @property
     def archive_bytes(self) -> int:
-        """Bytes of all frames: what a stager has to read, but for the index."""
+        """Bytes of all frames: what a stager reads besides the index."""
         return sum(self.frame_sizes)
 
     def digest_of(self, member: int) -> bytes:
+        """Return a member's entry in `digests`."""
         return self.digests[member * DIGEST_BYTES : (member + 1) * DIGEST_BYTES]
 
     def frame_starts(self) -> list[int]:
-        """Return where each frame starts in the archive, and after the last one where the index does."""
+        """Return the offset in the archive of each frame, and last that of the index."""
         starts = [0]
         for size in self.frame_sizes:
             starts.append(starts[-1] + size)
         return starts
+
+
+def remove_and_pack_again(index: Index) -> str:
+    """Return the remedy for an archive with damaged frames and a good index: packing would use it again if it stayed."""
+    from shlex import quote
+
+    return f"Pack the environment again: rm -f {quote(str(index.path))}; envpack pack --prefix {quote(index.prefix)}"
 
 
 def show(path: bytes) -> str:

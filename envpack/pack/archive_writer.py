@@ -28,6 +28,24 @@ if TYPE_CHECKING:
 
 
 class ArchiveWriter:
+    """Writes the archive of one environment.
+
+    Parameters
+    ----------
+    prefix : Path
+        The environment's root folder.
+    kind : str
+        "conda" or "venv".
+    name : str
+        The environment's name, from `store.safe_name`.
+    level : int
+        zstd's compression level.
+    jobs : int
+        Number of threads.
+    progress : callable, optional
+        Called as `progress(done_bytes, total_bytes)`, of uncompressed bytes.
+    """
+
     def __init__(
         self,
         prefix: Path,
@@ -44,21 +62,40 @@ class ArchiveWriter:
         self._jobs = jobs
         self._progress = progress
 
-    def write(self, folder: Path, output: Path | None, wanted: dict[str, str]) -> tuple[Path, Index]:
-        """Write an archive beside its destination, then give it its name."""
+    def write(self, folder: Path, output: Path | None, state: dict[str, str]) -> tuple[Path, Index]:
+        """Write an archive under a temporary name, then give it its own.
+
+        Parameters
+        ----------
+        folder : Path
+            The folder of the archive.
+        output : Path or None
+            The archive's path (None: `<name>-<pack id>.tar.zst` in the folder).
+        state : dict[str, str]
+            The environment's state, from `store.state_of`, to be kept in the index.
+
+        Raises
+        ------
+        BrokenEnvironmentError
+            The environment cannot be packed.
+        EnvpackError
+            The archive cannot be written.
+        """
         collect = condaenv.collect if self._kind == "conda" else venv.collect
-        found, warnings = collect(self._prefix)
-        members = arrange(found, _folder_modes(self._prefix, found))
+        collected, warnings = collect(self._prefix)
+        members = arrange(collected, _folder_modes(self._prefix, collected))
         scanner = Scanner(names_of(self._prefix, members))
         fd, temporary = tempfile.mkstemp(prefix=".envpack-", suffix=".tmp", dir=folder)
         try:
             with os.fdopen(fd, "wb") as file, Compiler(self._prefix, members, self._jobs) as compiler:
                 with contextlib.suppress(OSError):
-                    try_lock(file.fileno(), temporary)
+                    try_lock(
+                        file.fileno(), temporary
+                    )  # until this process ends: then another pack may remove it
                 total = sum(member.size for member in members)
                 frames = FrameWriter(file, self._level, self._jobs, scanner, _counted(self._progress, total))
                 written: list[Member] = []
-                frames.write(_noting(compiler.members(), written))
+                frames.write(_appending(compiler.members(), written))
                 frames.finish(written)
                 index = self._index(written, scanner, frames, compiler)
                 index.meta["warnings"] = [
@@ -66,7 +103,7 @@ class ArchiveWriter:
                     *compiler.warnings,
                     *editable_warnings(self._prefix, members),
                 ]
-                index.meta.update(wanted)
+                index.meta.update(state)
                 index.meta["pack_id"] = content_id(index)
                 file.write(encode_index(index))
                 file.flush()
@@ -74,7 +111,9 @@ class ArchiveWriter:
                 path = output or folder / f"{self._name}-{index.pack_id[:16]}.tar.zst"
                 Path(temporary).replace(path)
         except OSError as exc:
-            raise EnvpackError(f"cannot write an archive in {folder}: {exc}") from exc
+            raise EnvpackError(
+                f"cannot write an archive in {folder}: {exc}", "Make room there, or choose another --output"
+            ) from exc
         finally:
             Path(temporary).unlink(missing_ok=True)
         return path, index
@@ -106,7 +145,7 @@ class ArchiveWriter:
             "relocations": [[number, *members[number].record] for number in relocated.values()],
             "compile": [
                 [relocated[source], os.fsdecode(pyc)]
-                for source, pyc in compiler.wanted
+                for source, pyc in compiler.pyc_paths
                 if source in relocated
             ],
             "python": compiler.python,
@@ -116,13 +155,15 @@ class ArchiveWriter:
         return index
 
 
-def _noting(members: Iterator[Member], written: list[Member]) -> Iterator[Member]:
+def _appending(members: Iterator[Member], written: list[Member]) -> Iterator[Member]:
+    """Yield members, and append each to a list."""
     for member in members:
         written.append(member)
         yield member
 
 
 def _counted(progress: Callable[[int, int], None] | None, total: int) -> Callable[[int], None] | None:
+    """Return a function that adds up bytes and reports the sum."""
     if progress is None:
         return None
     done = 0
@@ -136,6 +177,7 @@ def _counted(progress: Callable[[int, int], None] | None, total: int) -> Callabl
 
 
 def _folder_modes(prefix: Path, members: list[Member]) -> dict[bytes, int]:
+    """Return the permission bits of all parent folders of members, by path."""
     top = os.fsencode(prefix)
     modes: dict[bytes, int] = {}
     for member in members:

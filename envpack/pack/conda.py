@@ -1,4 +1,7 @@
-"""A conda environment's files, from conda-pack: it knows conda's records, placeholders, missing and clobbered files."""
+"""Collect a conda environment's files: conda-pack knows conda's records, placeholders, missing and clobbered files.
+
+Only `envpack.pack` imports this module. conda-pack is imported when it is used.
+"""
 
 from __future__ import annotations
 
@@ -11,35 +14,38 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from envpack.errors import BrokenEnvironmentError
-from envpack.pack.members import FILE, Member, from_stat
+from envpack.pack.members import FILE, Member, from_stat, omitted
 
-# Other environments, the package cache and the like, which conda-pack leaves out of a base environment.
-LEFT_OUT = frozenset(
+# conda-pack omits these from a base environment: other environments, the package cache and the like.
+OMITTED = frozenset(
     ("pkgs", "envs", "conda-bld", ".conda_lock", "users", "conda-recipes", ".index", ".unionfs", ".nonadmin")
 )
 
+REPAIR = "Repair the environment, or create it anew"
+
 
 def collect(prefix: Path) -> tuple[list[Member], list[str]]:
-    """Return a conda prefix's members, and warnings.
+    """Return a conda environment's members, and warnings for the user.
 
     Raises
     ------
     BrokenEnvironmentError
-        Files that conda installed are missing: lists packages and files.
+        conda's records cannot be read, or files that conda installed are missing; the message lists packages and files.
     """
     from conda_pack.core import CondaEnv, CondaPackException
 
-    found: list[str] = []
+    messages: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             env = CondaEnv.from_prefix(os.fspath(prefix), ignore_editable_packages=True)
         except CondaPackException as exc:
-            raise BrokenEnvironmentError(f"cannot pack {prefix}: {str(exc).strip()}") from exc
+            problem = f"cannot pack {prefix}: {str(exc).strip().removesuffix('.')}"
+            raise BrokenEnvironmentError(problem, REPAIR) from exc
         except (OSError, ValueError, KeyError) as exc:
             raise BrokenEnvironmentError(
-                f"cannot pack {prefix}: conda's records in {prefix / 'conda-meta'} cannot be read: {exc!r}; "
-                "repair the environment, or create it anew"
+                f"cannot pack {prefix}: conda's records in {prefix / 'conda-meta'} cannot be read: {exc!r}",
+                REPAIR,
             ) from exc
     uncached = _uncached(prefix) if caught else {}
     members: list[Member] = []
@@ -51,18 +57,18 @@ def collect(prefix: Path) -> tuple[list[Member], list[str]]:
             skipped.append(file.target)
             continue
         members.append(member)
-        bytecode = file.target.endswith(".pyc")  # made anew by every Python that finds it stale
+        bytecode = file.target.endswith(".pyc")  # Python writes stale ones again
         if file.file_mode is None and not bytecode and _was_changed(prefix / file.target, member):
             changed.append(file.target)
     members += _activation()
     if changed:
-        found.append(
-            f"{len(changed)} files of conda packages were changed in {prefix}; packed is, as by conda-pack, what the "
-            f"packages have: {', '.join(sorted(changed)[:5])}"
+        messages.append(
+            f"{len(changed)} files of conda packages were edited in {prefix}; the packages' versions were packed, not "
+            f"your edits: {', '.join(sorted(changed)[:5])}"
         )
     if skipped:
-        found.append(f"left out, as neither file, folder nor link: {', '.join(sorted(skipped)[:5])}")
-    return members, found
+        messages.append(omitted(skipped))
+    return members, messages
 
 
 def _member(prefix: Path, file: object, uncached: dict[str, tuple[str, str]]) -> Member | None:
@@ -74,7 +80,7 @@ def _member(prefix: Path, file: object, uncached: dict[str, tuple[str, str]]) ->
     try:
         info = os.lstat(source)
     except FileNotFoundError:
-        # The package cache has lost this one file; the environment has it.
+        # The package cache has lost this file; the environment still has it.
         source = os.fsencode(prefix / target)
         mode = "unknown"
         info = os.lstat(source)
@@ -86,7 +92,7 @@ def _member(prefix: Path, file: object, uncached: dict[str, tuple[str, str]]) ->
         member.size = len(member.data)
         member.inode = (0, 0)
     elif mode == "binary" and path.startswith(b"bin/python"):
-        # As conda-unpack, which leaves the interpreter alone.
+        # conda-unpack does not relocate the interpreter either.
         member.relocation = "none"
     elif mode == "unknown" and target in uncached:
         placeholder, sha256 = uncached[target]
@@ -97,13 +103,21 @@ def _member(prefix: Path, file: object, uncached: dict[str, tuple[str, str]]) ->
             member.relocation, member.placeholder = "binary", os.fsencode(placeholder)
             member.inode = (0, 0)
         else:
-            # Not as conda installed it: left as it is.
+            # Somebody has changed it since conda installed it: it is packed as it is.
             member.data = None
     return member
 
 
 def restored(data: bytes, prefix: bytes, placeholder: bytes) -> bytes:
-    """Undo what conda did to a binary when it installed it: give each path its placeholder, and its size, back."""
+    """Return a binary as its package has it: undo conda's replacement of the placeholder by the prefix.
+
+    Parameters
+    ----------
+    data : bytes
+        The installed binary.
+    prefix, placeholder : bytes
+        The environment's prefix, and the longer text that it replaced.
+    """
 
     def undo(match: re.Match[bytes]) -> bytes:
         text = match.group(1)
@@ -114,7 +128,7 @@ def restored(data: bytes, prefix: bytes, placeholder: bytes) -> bytes:
 
 
 def _was_changed(path: Path, member: Member) -> bool:
-    """Tell whether a file that should be as its package has it, is not."""
+    """Tell whether a file in the environment differs in size from the package's version, which is packed."""
     if member.kind != FILE or member.data is not None or os.fsencode(path) == member.source:
         return False
     try:
@@ -124,7 +138,7 @@ def _was_changed(path: Path, member: Member) -> bool:
 
 
 def _conda_meta(path: Path) -> bytes:
-    """Return a package's record without the places it came from, written as conda-pack writes it."""
+    """Return a package's record as conda-pack writes it: without the paths that it was installed from."""
     record = json.loads(path.read_bytes())
     for field in ("extracted_package_dir", "package_tarball_full_path"):
         if field in record:
@@ -135,20 +149,20 @@ def _conda_meta(path: Path) -> bytes:
 
 
 def _uncached(prefix: Path) -> dict[str, tuple[str, str]]:
-    """Return the placeholders of packages that are in the package cache no more: path -> (placeholder, sha256)."""
-    found = {}
+    """Return path -> (placeholder, sha256) for the binaries of packages that the package cache no longer has."""
+    binaries = {}
     for path in (prefix / "conda-meta").glob("*.json"):
         record = json.loads(path.read_bytes())
         if Path((record.get("link") or {}).get("source") or "/nonexistent").exists():
             continue
         for item in (record.get("paths_data") or {}).get("paths") or []:
             if item.get("file_mode") == "binary" and item.get("prefix_placeholder"):
-                found[item["_path"]] = (item["prefix_placeholder"], item.get("sha256") or "")
-    return found
+                binaries[item["_path"]] = (item["prefix_placeholder"], item.get("sha256") or "")
+    return binaries
 
 
 def _activation() -> list[Member]:
-    """Return conda-pack's own activate scripts, which it adds to every archive."""
+    """Return the activate scripts that conda-pack adds to every archive."""
     import conda_pack
 
     folder = Path(conda_pack.__file__).parent / "scripts" / "posix"

@@ -1,4 +1,7 @@
-"""Find editable installs: packages whose code lies outside of the environment, and so is not packed."""
+"""Find editable installs: their code lies outside of the environment, so it is not packed.
+
+Only `envpack.pack.archive_writer` imports this module.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ from envpack.pack.members import FILE, Member
 
 
 def editable_warnings(prefix: Path, members: list[Member]) -> list[str]:
-    """Return a warning that names the editable installs and where their code stays, if there are any."""
-    found: dict[str, str] = {}
+    """Return a warning that names the editable installs and the places of their code; no warning if there are none."""
+    places: dict[str, str] = {}
     for member in members:
         if member.kind != FILE or b"/site-packages/" not in member.path:
             continue
@@ -23,19 +26,19 @@ def editable_warnings(prefix: Path, members: list[Member]) -> list[str]:
                 continue
             if (record.get("dir_info") or {}).get("editable"):
                 package = Path(path).parent.name.partition("-")[0]
-                found[package] = str(record.get("url", "")).removeprefix("file://")
+                places[package] = str(record.get("url", "")).removeprefix("file://")
         elif path.endswith(".egg-link"):
-            found[Path(path).stem] = _first_line(prefix / path)
+            places[Path(path).stem] = _first_line(prefix / path)
         elif path.endswith(".pth"):
             for line in _lines(prefix / path):
                 if line.startswith("/") and not Path(line).is_relative_to(prefix):
-                    found.setdefault(Path(path).name, line)
-    if not found:
+                    places.setdefault(Path(path).name, line)
+    if not places:
         return []
-    listed = ", ".join(f"{package} ({where})" for package, where in sorted(found.items()))
+    listed = ", ".join(f"{package} ({where})" for package, where in sorted(places.items()))
     return [
-        f"editable installs are not packed, their code is read from where it is: {listed}; on a node that is slow, "
-        "and fails where the node does not see it; install them without -e to have them packed"
+        "editable installs are not packed; the nodes read their code from where it is, which is slow, and fails if a "
+        f"node does not see that folder: {listed}. To pack them, install them without -e"
     ]
 
 

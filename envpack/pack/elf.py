@@ -1,7 +1,8 @@
-"""Where a library that was compiled inside an environment looks for others: its run path (elf(5), ld.so(8)).
+"""Make the run paths of libraries relative: where a library looks for others (elf(5), ld.so(8)).
 
-Compilers from conda put the prefix's own `lib` there, as an absolute path. Such a library would load its fellows from
-the source prefix, from wherever it is staged; a run path relative to the library itself does not.
+conda's compilers put the prefix's `lib` there, as an absolute path. A staged library would then load others from the
+source prefix; with a run path relative to itself, it loads them from the staged one. Only `envpack.pack.scan` imports
+this module.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ _DT_NULL, _DT_STRTAB, _DT_RPATH, _DT_RUNPATH = 0, 5, 15, 29
 def relative_run_paths(
     data: Data, path: bytes, prefixes: list[bytes]
 ) -> tuple[list[tuple[int, bytes, bytes]], bool]:
-    """Return how to make a library's run paths relative where they name the prefix.
+    """Return the changes that make those run paths of a library relative that name the prefix.
 
     Parameters
     ----------
     data : bytes or mmap
-        The library.
+        The library's content.
     path : bytes
         Its path, relative to the prefix.
     prefixes : list[bytes]
@@ -33,9 +34,9 @@ def relative_run_paths(
     Returns
     -------
     list of (int, bytes, bytes)
-        Offset, what is there, and what is to be there, of the same length.
+        Offset, old bytes, and new bytes of the same length.
     bool
-        False where a run path names the prefix but has no room for a relative one.
+        False if a run path names the prefix but has no room for a relative one.
     """
     edits = []
     fits = True
@@ -49,7 +50,7 @@ def relative_run_paths(
         if room < 0:
             fits = False
             continue
-        # Filled up with slashes in the middle: linkers let other names share a string's tail, so it must stay.
+        # Slashes in the middle fill the rest: the end must stay, as linkers let other strings share it.
         at = new.rindex(up) + len(up)
         edits.append((offset, value, new[:at] + b"/" * room + new[at:]))
     return edits, fits
@@ -63,7 +64,7 @@ def _relative(entry: bytes, up: bytes, prefixes: list[bytes]) -> tuple[bytes, bo
 
 
 def _run_paths(data: Data) -> list[tuple[int, bytes]]:
-    """Return the run paths of an ELF file, with their offsets; none where it is something else, or damaged."""
+    """Return the offsets and values of an ELF file's run paths; none if it is something else, or damaged."""
     if data[:4] != b"\x7fELF" or data[5:6] != b"\1":
         return []
     try:

@@ -1,4 +1,4 @@
-"""Has an environment changed since it was packed? Answered from `lstat`s alone."""
+"""Tell from `lstat` results alone whether an environment has changed. Only `envpack.pack.store` imports this."""
 
 from __future__ import annotations
 
@@ -17,31 +17,32 @@ if TYPE_CHECKING:
 _SKIPPED = (b"__pycache__", OWN_FOLDER)
 
 
-def fingerprints(prefix: Path, left_out: Collection[str] = ()) -> dict[str, str]:
-    """Return digests that change when anything that would be packed does.
+def fingerprints(prefix: Path, omitted: Collection[str] = ()) -> dict[str, str]:
+    """Return digests that change with every change of what would be packed.
 
-    Through another file system (a home that a node mounts by sshfs, say) inode numbers, status times and fractions of
-    a second are others, whatever has changed: `fingerprint_s` goes without them, and is for that case alone.
+    `fingerprint` covers path, mode, size, modification time, inode number and status change time, so an edit that
+    restores size and modification time changes it too. The status change time of a file with several names is ignored,
+    as it changes with every new hard link that conda makes. `fingerprint_s` lacks inode numbers, status change times and
+    fractions of a second: it serves to compare an environment that is seen through another file system, such as sshfs.
 
-    `__pycache__` folders do not count: imports fill them, and packing makes what is missing. The time of the last
-    change of a file's status counts too, where nothing but that file can have caused it: an edit that puts the old
-    time and size back is seen. (A file with several names changes it whenever conda makes another.)
+    `__pycache__` folders do not count: imports fill them, and packing compiles what is missing.
 
     Parameters
     ----------
     prefix : Path
-    left_out : collection of str
-        What is not packed of the prefix's own folder.
+        The environment's root folder.
+    omitted : collection of str
+        Names in the root folder that are not packed.
 
     Returns
     -------
-    dict
-        `fingerprint`, `fingerprint_s`.
+    dict[str, str]
+        `fingerprint` and `fingerprint_s`.
     """
     lines = []
     coarse = []
     top = os.fsencode(prefix)
-    skipped_here = {*_SKIPPED, *map(os.fsencode, left_out)}
+    skipped_here = {*_SKIPPED, *map(os.fsencode, omitted)}
     stack = [b""]
     while stack:
         folder = stack.pop()
@@ -60,8 +61,8 @@ def fingerprints(prefix: Path, left_out: Collection[str] = ()) -> dict[str, str]
                 seen = b"%s %o %d" % (path, info.st_mode, info.st_size)
                 lines.append(b"%s %d %d %d" % (seen, info.st_mtime_ns, info.st_ino, ctime_ns))
                 coarse.append(b"%s %d" % (seen, info.st_mtime_ns // 1_000_000_000))
-    return {"fingerprint": _digest(lines), "fingerprint_s": _digest(coarse)}
+    return {"fingerprint": _hash_lines(lines), "fingerprint_s": _hash_lines(coarse)}
 
 
-def _digest(lines: list[bytes]) -> str:
+def _hash_lines(lines: list[bytes]) -> str:
     return hashlib.sha256(b"envpack %d\n" % VERSION + b"\n".join(sorted(lines))).hexdigest()

@@ -1,4 +1,7 @@
-"""Cut members into frames, read, compress: several threads, in the order of the archive, in bounded memory."""
+"""Cut members into frames, read and compress them: in several threads, in the archive's order, in bounded memory.
+
+Only `envpack.pack.archive_writer` imports this module.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +26,13 @@ if TYPE_CHECKING:
     from envpack.pack.members import Data
     from envpack.pack.scan import Scanner
 
-# Two NUL blocks end a tar archive.
+# A tar archive ends with two blocks of NULs.
 _END_BYTES = 1024
 
 
 @dataclass(slots=True)
 class Piece:
-    """Part of a member, or all of it: `length` bytes of its content from `start`, with its header if it is the first."""
+    """A part of a member, or all of it: its header if `start` is 0, and `length` bytes of its content from `start`."""
 
     member: Member
     start: int
@@ -38,14 +41,14 @@ class Piece:
 
 @dataclass(slots=True)
 class Frame:
-    """What one frame holds, compressed."""
+    """A compressed frame, and its uncompressed size in bytes."""
 
     packed: bytes
     raw_size: int
 
 
 def cut(members: Iterable[Member]) -> Iterator[list[Piece]]:
-    """Sort members into frames, and note where each one's content starts in the tar stream."""
+    """Yield the pieces of each frame, and set each member's offset in the tar stream."""
     pieces: list[Piece] = []
     filled = 0
     at = 0
@@ -72,13 +75,20 @@ class FrameWriter:
     Parameters
     ----------
     file : BinaryIO
+        The archive.
     level : int
-        Of zstd.
+        zstd's compression level.
     jobs : int
-        Threads.
+        Number of threads.
     scanner : Scanner
+        Makes the relocation records.
     progress : callable, optional
-        Called with the bytes read since the last call.
+        Called with the uncompressed bytes written since the last call.
+
+    Attributes
+    ----------
+    sizes, raw_sizes, checks : list[int]
+        Of each frame: bytes compressed, bytes uncompressed, `frame_check`.
     """
 
     def __init__(
@@ -100,7 +110,7 @@ class FrameWriter:
         self._hole: tuple[Frame, bytes] | None = None
 
     def write(self, members: Iterable[Member]) -> None:
-        """Write all members, in order, and the tar stream's end."""
+        """Write all members in order, and the end of the tar stream."""
         pending: deque[Future[Frame]] = deque()
         with ThreadPoolExecutor(self._jobs) as pool:
             try:
@@ -150,7 +160,7 @@ class FrameWriter:
         return Frame(compressor.compress(raw), len(raw))
 
     def _is_hole(self, pieces: list[Piece], is_last: bool) -> bool:
-        """Tell whether a frame holds nothing but a full part of a sparse file's hole: gigabytes of it cost nothing."""
+        """Tell whether a frame holds only a part of a sparse file's hole, which need not be read and compressed."""
         piece = pieces[0]
         if is_last or piece.length < FRAME_BYTES or piece.start == 0 or piece.member.data is not None:
             return False
@@ -160,7 +170,7 @@ class FrameWriter:
         try:
             return os.lseek(fd, piece.start, os.SEEK_DATA) >= piece.start + piece.length
         except OSError as exc:
-            # After the last data there is only a hole; some file systems know of none.
+            # ENXIO: there is only a hole up to the end of the file. Some file systems report no holes (lseek(2)).
             return exc.errno == errno.ENXIO
         finally:
             os.close(fd)
@@ -169,19 +179,19 @@ class FrameWriter:
         if self._hole is None:
             zeros = bytes(FRAME_BYTES)
             self._hole = self._compressed(zeros), digest(zeros)
-        frame, found = self._hole
-        piece.member.parts[piece.start] = found
+        frame, zeros_digest = self._hole
+        piece.member.parts[piece.start] = zeros_digest
         return frame
 
     def _content(self, piece: Piece) -> bytes:
-        """Return a piece's bytes; note their digest, and what is to be relocated in them."""
+        """Return a piece's bytes; set their digest and relocation record in the member."""
         member = piece.member
         if member.data is not None:
             data = member.data[piece.start : piece.start + piece.length]
         else:
             fd = _open(member)
             try:
-                data = _pread(fd, piece)
+                data = _read_piece(fd, piece)
             finally:
                 os.close(fd)
         if piece.length == member.size:
@@ -204,28 +214,29 @@ class FrameWriter:
         return record or []
 
     def _hints(self, piece: Piece, data: bytes) -> bool:
-        """Tell whether a part of a large file, or its border with the next, holds what would be relocated."""
+        """Tell whether a part of a large file, or its border with the part before, holds a text to be relocated."""
         member = piece.member
         if member.relocation == "none":
             return False
-        wanted = self._scanner.placeholders if member.relocation == "unknown" else [member.placeholder]
+        texts = self._scanner.placeholders if member.relocation == "unknown" else [member.placeholder]
         if member.data is None and piece.start:
-            before = max(map(len, wanted))
+            before = max(map(len, texts))
             fd = _open(member)
             try:
                 data = (
-                    _pread(fd, Piece(member, max(0, piece.start - before), min(before, piece.start))) + data
+                    _read_piece(fd, Piece(member, max(0, piece.start - before), min(before, piece.start)))
+                    + data
                 )
             finally:
                 os.close(fd)
-        return member.data is not None or any(value in data for value in wanted)
+        return member.data is not None or any(text in data for text in texts)
 
     def finish(self, members: list[Member]) -> None:
-        """Note digests and records of files that span frames, after all frames have been written."""
+        """Set digests and records of the members that span frames; call it after `write`."""
         for member in members:
             if not member.parts:
                 continue
-            member.digest = digest(b"".join(found for _, found in sorted(member.parts.items())))
+            member.digest = digest(b"".join(part for _, part in sorted(member.parts.items())))
             if not member.suspect:
                 continue
             if member.data is not None:
@@ -240,12 +251,19 @@ class FrameWriter:
 
 
 def _open(member: Member) -> int:
-    """Open a member's source, if it still is what was found there."""
+    """Open a member's source, if its size and time are still those of the member.
+
+    Raises
+    ------
+    BrokenEnvironmentError
+        It cannot be read, or has changed.
+    """
     try:
         fd = os.open(member.source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as exc:
         raise BrokenEnvironmentError(
-            f"cannot read {show(member.source)}: {exc.strerror}; make it readable, or take it out of the environment"
+            f"cannot read {show(member.source)}: {exc.strerror}",
+            "Make it readable, or remove it from the environment",
         ) from exc
     info = os.fstat(fd)
     if info.st_size != member.size or info.st_mtime_ns != member.mtime_ns:
@@ -254,7 +272,7 @@ def _open(member: Member) -> int:
     return fd
 
 
-def _pread(fd: int, piece: Piece) -> bytes:
+def _read_piece(fd: int, piece: Piece) -> bytes:
     data = os.pread(fd, piece.length, piece.start)
     while len(data) < piece.length:
         more = os.pread(fd, piece.length - len(data), piece.start + len(data))
@@ -266,6 +284,6 @@ def _pread(fd: int, piece: Piece) -> bytes:
 
 def _changed(member: Member) -> BrokenEnvironmentError:
     return BrokenEnvironmentError(
-        f"{show(member.source)} changed while it was packed: pack again when nothing installs into, or writes to, "
-        "the environment"
+        f"{show(member.source)} changed while it was packed",
+        "Pack again when nothing installs into the environment, or writes to it",
     )

@@ -1,4 +1,4 @@
-"""What is to be packed, and how it stands in a tar stream."""
+"""A member on its way into an archive, the order of members, and their tar headers. Only `envpack.pack` imports this."""
 
 from __future__ import annotations
 
@@ -29,17 +29,37 @@ class Member:
     Attributes
     ----------
     path : bytes
-        Relative to the prefix.
+        Its path, relative to the prefix.
     kind : int
         `FILE`, `DIRECTORY`, `SYMLINK` or `HARDLINK`.
+    mode : int
+        Permission bits.
+    mtime_ns : int
+        Modification time, in nanoseconds since 1970.
+    size : int
+        Bytes of a file's content.
     source : bytes
-        Where its content is; empty where `data` is it.
+        The path of the file with its content, unless `data` has it.
+    data : bytes or None
+        Its content, if that is in no file.
+    link : bytes
+        The target of a symlink, or the path of the member that a hard link shares.
     relocation : str
-        "none"; "text" or "binary", which hold `placeholder`; "unknown", which may hold the source prefix.
+        "none"; "text" or "binary" if it holds `placeholder`; "unknown" if it may hold the source prefix.
+    placeholder : bytes
+        The text that conda replaces by the prefix.
+    inode : tuple[int, int]
+        Device and inode number of a file that has several names, else zeros.
+    digest : bytes
+        Set when it is packed: the digest of its content.
+    offset : int
+        Set when it is packed: where its content starts in the tar stream, in bytes.
+    record : Record
+        Set when it is packed: its relocation record; empty if it needs none.
     parts : dict[int, bytes]
-        Of a file that spans frames: where a part starts -> its digest.
+        Set when it is packed, if it spans frames: the offset of each part -> the part's digest.
     suspect : bool
-        Of such a file: it may have to be relocated.
+        Set when it is packed, if it spans frames: a part holds a text that may have to be relocated.
     """
 
     path: bytes
@@ -63,7 +83,19 @@ class Member:
 def from_stat(
     path: bytes, source: bytes, info: os.stat_result, relocation: str = "none", placeholder: bytes = b""
 ) -> Member | None:
-    """Return a member for what `lstat` says of a source, None where it is no file, folder or link."""
+    """Return the member for a source and its `lstat` result; None if it is neither file, folder nor link.
+
+    Parameters
+    ----------
+    path : bytes
+        The member's path, relative to the prefix.
+    source : bytes
+        The path of the source.
+    info : os.stat_result
+        The source's `lstat` result.
+    relocation, placeholder : str, bytes
+        As for `Member`.
+    """
     mode = stat.S_IMODE(info.st_mode) & 0o777
     if stat.S_ISREG(info.st_mode):
         inode = (info.st_dev, info.st_ino) if info.st_nlink > 1 else (0, 0)
@@ -79,11 +111,23 @@ def from_stat(
     return None
 
 
+def omitted(paths: list[str]) -> str:
+    """Return the warning about paths for which `from_stat` returned None."""
+    return f"not packed, as neither file, folder nor link: {', '.join(sorted(paths)[:5])}"
+
+
 def arrange(members: Iterable[Member], folder_modes: dict[bytes, int]) -> list[Member]:
     """Return members in the order of the archive: folders, files, hard links, symlinks.
 
-    Of two with the same path the later one counts, as it would for tar. Folders that are only named by what is in them
-    are added, and all may be written to, or the staged copy could not be removed again.
+    Of two members with the same path, the later one counts, as for tar. Missing parent folders are added. All folders
+    are made writable, as the staged copy could not be removed otherwise.
+
+    Parameters
+    ----------
+    members : iterable of Member
+        Members in any order.
+    folder_modes : dict[bytes, int]
+        Permission bits for the folders to add, by path.
     """
     unique = {member.path: member for member in members}
     for path in list(unique):
@@ -92,7 +136,7 @@ def arrange(members: Iterable[Member], folder_modes: dict[bytes, int]) -> list[M
             above = unique.get(parent)
             if above is not None and above.kind == DIRECTORY:
                 break
-            # A symlink to a folder and files through it: the folder that they need takes its place.
+            # Members may lie behind a symlink to a folder: a real folder takes the symlink's place.
             unique[parent] = Member(parent, DIRECTORY, folder_modes.get(parent, 0o755))
             parent = parent.rpartition(b"/")[0]
     first: dict[tuple[object, ...], Member] = {}
@@ -110,7 +154,6 @@ def arrange(members: Iterable[Member], folder_modes: dict[bytes, int]) -> list[M
 def tar_header(member: Member) -> bytes:
     """Return a member's header blocks, in GNU tar's format (tar manual, "Basic Tar Format")."""
     path = member.path + b"/" if member.kind == DIRECTORY else member.path
-    # A bare name could be taken for an option or a volume label; tar itself writes none such either.
     blocks = b""
     if len(path) > 100:
         blocks += _long(b"L", path)
@@ -122,11 +165,12 @@ def tar_header(member: Member) -> bytes:
 
 
 def padding(size: int) -> bytes:
+    """Return the NUL bytes that fill the last tar block of a file of this size."""
     return bytes(-size % BLOCK)
 
 
 def header_bytes(member: Member) -> int:
-    """Return the size of `tar_header(member)`, without making it."""
+    """Return the size of `tar_header(member)` in bytes, without making it."""
     path = len(member.path) + (member.kind == DIRECTORY)
     size = BLOCK
     for length in (path, len(member.link)):

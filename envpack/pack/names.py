@@ -1,4 +1,4 @@
-"""By which names an environment is known, and what in it points elsewhere."""
+"""Find all paths by which the files of an environment may name it. Only `envpack.pack.archive_writer` imports this."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ _VIRTUAL_ENV = re.compile(rb"""^\s*(?:export\s+)?VIRTUAL_ENV=(['"]?)(/[^'"\n]+)\
 
 
 def names_of(prefix: Path, members: list[Member]) -> list[bytes]:
-    """Return all paths by which files of a prefix may name it: as given, resolved, and as its own scripts have it.
+    """Return all paths by which files of a prefix may name it: as given, with symlinks followed, and as its scripts say.
 
     Parameters
     ----------
     prefix : Path
-        Absolute.
+        The environment's root folder, an absolute path.
     members : list[Member]
+        The environment's members.
 
     Returns
     -------
     list[bytes]
-        `prefix` first, each once.
+        Each name once, `prefix` first.
     """
     names = [os.fsencode(prefix), os.fsencode(prefix.resolve())]
     candidates: set[bytes] = set()

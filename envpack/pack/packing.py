@@ -1,4 +1,7 @@
-"""Pack an environment into one archive, once: what has not changed is not packed again."""
+"""Pack an environment into one archive; an environment that has not changed is not packed again.
+
+`envpack pack` and mpiboot call this. Packing runs on login nodes, and may import anything that envpack requires.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from envpack.common.prefix import kind_of
@@ -21,11 +25,36 @@ if TYPE_CHECKING:
     from envpack.common.places import StrPath
 
 DEFAULT_LEVEL = 5
+NAME_IT = "Name the root folder of an environment with --prefix"
 
 
 @dataclass(frozen=True)
 class PackResult:
-    """How a packing went."""
+    """What a packing did.
+
+    Attributes
+    ----------
+    path : Path
+        The archive.
+    pack_id : str
+        64 hexadecimal digits that name its content.
+    name : str
+        The environment's name.
+    size_bytes : int
+        Bytes of the archive.
+    raw_bytes : int
+        Bytes of all files in it.
+    files : int
+        Number of files and links.
+    seconds : float
+        Duration, in seconds.
+    reused : bool
+        The environment had not changed since this archive was made.
+    kind : str
+        "conda" or "venv".
+    warnings : tuple[str, ...]
+        What the user should know about the archive.
+    """
 
     path: Path
     pack_id: str
@@ -39,9 +68,11 @@ class PackResult:
     warnings: tuple[str, ...] = field(default=())
 
     def asdict(self) -> dict[str, Any]:
+        """Return all attributes, as JSON can hold them."""
         return {**asdict(self), "path": os.fspath(self.path)}
 
     def to_json(self) -> str:
+        """Return all attributes as one line of JSON."""
         return json.dumps(self.asdict())
 
 
@@ -61,24 +92,24 @@ def pack(
     prefix : str or os.PathLike
         The environment's root folder. It is only read.
     output : str or os.PathLike, optional
-        The archive (default: a file of ours below `home`).
+        The archive (default: a file below `home`, see `envpack.pack.store`).
     level : int, optional
-        Of zstd, 1 to 19 (default 5).
+        zstd's compression level, 1 to 19 (default: 5).
     jobs : int, optional
-        Threads (default: the CPUs this process may use).
+        Number of threads (default: the CPUs that this process may use).
     progress : callable, optional
-        Called as `progress(done_bytes, total_bytes)`.
+        Called as `progress(done_bytes, total_bytes)`, of uncompressed bytes.
     home : str or os.PathLike, optional
-        Default MPIBOOT_HOME, then ~/.mpiboot.
+        mpiboot's folder on the shared file system (default: MPIBOOT_HOME, then ~/.mpiboot).
 
     Returns
     -------
     PackResult
-        Its `reused` is true where the environment had not changed.
+        Its `reused` is true if the environment had not changed.
 
     Raises
     ------
-    NotAnEnvironmentError, BrokenEnvironmentError
+    NotAnEnvironmentError, BrokenEnvironmentError, EnvpackError
         Nothing is then left of the archive.
     """
     began = time.perf_counter()
@@ -89,10 +120,10 @@ def pack(
         raise ValueError(f"jobs must be at least 1, not {jobs}")
     kind = _kind(prefix)
     name = store.safe_name(prefix.name)
-    wanted = store.expected_meta(prefix, kind)
+    state = store.state_of(prefix, kind)
     if output is None:
         folder = store.folder_for(prefix, home)
-        # One by one, as mkdir gives parents the umask's mode.
+        # One by one, as mkdir gives only the last folder this mode.
         for path in (folder.parent.parent, folder.parent, folder):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         candidates = store.newest_first(folder)
@@ -102,15 +133,17 @@ def pack(
         candidates = [output] if output.exists() else []
         if not folder.is_dir():
             raise BrokenEnvironmentError(
-                f"cannot write {output}: the folder {folder} does not exist; make it"
+                f"cannot write {output}: the folder {folder} does not exist",
+                f"Make it: mkdir -p {quote(str(folder))}",
             )
         if folder.resolve().is_relative_to(prefix.resolve()):
             raise BrokenEnvironmentError(
-                f"cannot write {output}: it lies in the environment that is to be packed; choose another --output"
+                f"cannot write {output}: it lies in the environment that is to be packed",
+                "Choose another --output",
             )
     with store.Locked(folder / ".lock" if output is None else None):
         for path in candidates:
-            index = store.reusable(path, wanted, level)
+            index = store.reusable(path, state, level)
             if index is not None:
                 os.utime(path)
                 return _result(path, index, began, reused=True)
@@ -118,42 +151,47 @@ def pack(
         writer = ArchiveWriter(
             prefix, kind, name, level or DEFAULT_LEVEL, jobs or len(os.sched_getaffinity(0)), progress
         )
-        path, index = writer.write(folder, output, wanted)
+        path, index = writer.write(folder, output, state)
         if output is None:
             store.remove_old(folder, path)
     return _result(path, index, began, reused=False)
 
 
-def packed(prefix: StrPath, *, home: StrPath | None = None) -> Path | None:
-    """Find the archive that `pack` would use again; nothing is written.
+def find_archive(prefix: StrPath, *, home: StrPath | None = None) -> Path | None:
+    """Find the archive that `pack` would reuse; nothing is written.
 
     Parameters
     ----------
     prefix : str or os.PathLike
         The environment's root folder.
     home : str or os.PathLike, optional
-        Default MPIBOOT_HOME, then ~/.mpiboot.
+        mpiboot's folder on the shared file system (default: MPIBOOT_HOME, then ~/.mpiboot).
 
     Returns
     -------
     Path or None
-        None where the environment has not been packed, or has changed since.
+        None if the environment has not been packed, or has changed since.
+
+    Raises
+    ------
+    NotAnEnvironmentError
+        The prefix is neither a conda environment nor a venv.
     """
     prefix = Path(os.path.abspath(prefix))  # noqa: PTH100
     kind = _kind(prefix)
-    wanted = store.expected_meta(prefix, kind)
+    state = store.state_of(prefix, kind)
     candidates = store.newest_first(store.folder_for(prefix, home))
-    return next((path for path in candidates if store.reusable(path, wanted, None) is not None), None)
+    return next((path for path in candidates if store.reusable(path, state, None) is not None), None)
 
 
 def _kind(prefix: Path) -> str:
     if not prefix.is_dir():
-        raise NotAnEnvironmentError(f"no environment {prefix}: there is no such folder; check --prefix")
+        raise NotAnEnvironmentError(f"no environment {prefix}: there is no such folder", NAME_IT)
     if kind := kind_of(prefix):
         return kind
     raise NotAnEnvironmentError(
-        f"{prefix} is no environment: it has neither conda-meta/ (a conda environment) nor pyvenv.cfg (a venv); "
-        "name the environment's root folder with --prefix"
+        f"{prefix} is not an environment: it has neither conda-meta/ (a conda environment) nor pyvenv.cfg (a venv)",
+        NAME_IT,
     )
 
 

@@ -1,4 +1,7 @@
-"""Find out which `.pyc` files an environment lacks, or has stale, and compile them while the rest is packed."""
+"""Compile the `.pyc` files that an environment lacks or has stale, while the other files are packed.
+
+Only `envpack.pack.archive_writer` imports this module.
+"""
 
 from __future__ import annotations
 
@@ -25,22 +28,26 @@ print(json.dumps([list(sys.version_info[:2]), sys.implementation.cache_tag, boot
 
 
 class Compiler:
-    """The members of an archive, with `.pyc` files that will be valid where they are staged.
+    """A context manager that adds `.pyc` files to the members of an archive, valid where they will be staged.
 
     Parameters
     ----------
     prefix : Path
+        The environment's root folder.
     members : list[Member]
-        From `arrange`.
+        The environment's members, from `arrange`.
     jobs : int
-        Processes that compile.
+        Number of processes that compile.
 
     Attributes
     ----------
     python : dict or None
-        `magic`, `cache_tag` and `version` of the environment's interpreter; None where there is none that runs.
-    wanted : list of (bytes, bytes)
-        Sources and `.pyc` paths; those of them that turn out to be relocated are compiled on the node.
+        `magic`, `cache_tag` and `version` of the environment's interpreter; None if it does not run.
+    warnings : list[str]
+        Messages for the user.
+    pyc_paths : list[tuple[bytes, bytes]]
+        Path of each source in the standard library and in site-packages, and of its `.pyc`. Relocated ones are
+        compiled on the node.
     """
 
     def __init__(self, prefix: Path, members: list[Member], jobs: int) -> None:
@@ -50,11 +57,11 @@ class Compiler:
         self._children: list[subprocess.Popen[bytes]] = []
         self._requests: list[IO[bytes]] = []
         self.warnings: list[str] = []
-        self.wanted: list[tuple[bytes, bytes]] = []
+        self.pyc_paths: list[tuple[bytes, bytes]] = []
         self.python = _ask_interpreter(prefix)
         if self.python is None and any(member.path.startswith(b"lib/python") for member in members):
             self.warnings.append(
-                f"{prefix / 'bin' / 'python'} does not run on this host: .pyc files are packed as they are"
+                f"{prefix / 'bin' / 'python'} does not run on this host, so missing and stale .pyc files are not compiled"
             )
 
     def __enter__(self) -> Compiler:
@@ -71,7 +78,7 @@ class Compiler:
             request.close()
 
     def members(self) -> Iterator[Member]:
-        """Yield folders, files, compiled files, links: in the archive's order."""
+        """Yield folders, files, compiled files, links, in the archive's order."""
         missing = self._missing()
         kept = [member for member in self._members if member.kind == FILE and member.path not in missing]
         self._start(list(missing.values()))
@@ -88,7 +95,7 @@ class Compiler:
                 yield member
 
     def _missing(self) -> dict[bytes, Member]:
-        """Return the `.pyc` files to be made: path -> source."""
+        """Return the `.pyc` files to be compiled: path -> source."""
         if self.python is None:
             return {}
         tag = self.python["cache_tag"].encode()
@@ -101,14 +108,14 @@ class Compiler:
                 continue
             folder, _, name = path.rpartition(b"/")
             pyc = folder + b"/__pycache__/" + name[:-2] + tag + b".pyc"
-            self.wanted.append((path, pyc))
+            self.pyc_paths.append((path, pyc))
             there = by_path.get(pyc)
             if there is None or not _is_valid(there, source, magic):
                 missing[pyc] = source
         return missing
 
     def _start(self, sources: list[Member]) -> None:
-        """Set child interpreters to work: each compiles every n-th source, and waits while nobody reads."""
+        """Start interpreters that compile every n-th source each; each waits until its output is read."""
         count = min(self._jobs, len(sources))
         for n in range(count):
             request = tempfile.TemporaryFile()  # noqa: SIM115
@@ -144,17 +151,17 @@ def _is_valid(pyc: Member, source: Member, magic: bytes) -> bool:
         return True
     try:
         with open(pyc.source, "rb") as file:  # noqa: PTH123
-            found = file.read(HEADER_BYTES)
+            start = file.read(HEADER_BYTES)
     except OSError:
         return False
-    if len(found) == HEADER_BYTES and found[:4] == magic and found[4:8] in (b"\1\0\0\0", b"\3\0\0\0"):
-        # Checked against a hash of its source, or not at all.
+    if len(start) == HEADER_BYTES and start[:4] == magic and start[4:8] in (b"\1\0\0\0", b"\3\0\0\0"):
+        # Python compares it with a hash of its source, or not at all (PEP 552).
         return True
-    return found == header(magic, source.mtime_ns, source.size)
+    return start == header(magic, source.mtime_ns, source.size)
 
 
 def _ask_interpreter(prefix: Path) -> dict[str, Any] | None:
-    """Return version, cache tag and magic number of an environment's interpreter; None where it does not run."""
+    """Return version, cache tag and magic number of an environment's interpreter; None if it does not run."""
     if Path(sys.prefix) == prefix:
         version, tag, magic = list(sys.version_info[:2]), sys.implementation.cache_tag, own_magic().hex()
     else:

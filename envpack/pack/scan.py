@@ -1,19 +1,21 @@
-"""Find where a file names the prefix it is packed from: at pack time, so that staging need not search.
+"""Find where a file names the prefix that it is packed from, so that staging need not search.
 
-The rules are those of conda-pack and its conda-unpack: a conda package's own records for its files; in all else, text
-that names the source prefix. The staged tree differs from conda-unpack's in this only:
+The rules are those of conda-pack and its conda-unpack: conda's records for the files of conda packages, and in all other
+files, text that names the source prefix. The staged tree differs from conda-unpack's only in these points:
 
 - First lines of scripts name the staged interpreter. conda-unpack leaves `#!/usr/bin/env python`, which would find the
   source prefix's interpreter in a job that was submitted from the activated environment.
-- The source prefix is known by its other names too (a symlinked home, the name that its scripts have for it), and is left
-  alone where it is only the beginning of another name (`/home/u/env` in `/home/u/env-project`).
+- Other names of the source prefix (through a symlinked home, or as its scripts have it) are replaced too. A name that is
+  only the beginning of a longer one stays (`/home/u/env` in `/home/u/env-project`).
 - Symlinks that name the source prefix point into the staged one.
 - Text in another encoding than UTF-8, and the first lines of zip applications, are relocated.
-- `bin/python*-config` and the like are relocated; conda-unpack leaves out all that is called `bin/python*`.
-- Binaries of packages that are in the package cache no more are relocated too, by conda's own records.
-- Libraries whose run path names the source prefix, as conda's compilers make them, get one relative to themselves.
-- bin/conda-unpack and its helper are not there; `.envpack/`, the stager's own folder, is.
-- `.pyc` files: added where there are none, or stale ones, and made anew where their source was relocated.
+- `bin/python*-config` and the like are relocated; conda-unpack skips all files called `bin/python*`.
+- Binaries of packages that the package cache no longer has are relocated too, by conda's records.
+- Libraries whose run path names the source prefix, as conda's compilers make them, get a run path relative to themselves.
+- `bin/conda-unpack` and its helper are missing; `.envpack/`, envpack's own folder, is added.
+- Missing and stale `.pyc` files are compiled, as are those of relocated sources.
+
+Only `envpack.pack` imports this module.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from envpack.archive.relocations import Record
     from envpack.pack.members import Data
 
-# What may follow a path that ends here: anything that cannot continue a file's name.
+# A path ends where no character follows that could continue a file's name.
 _BOUNDARY = rb"(?![A-Za-z0-9_+~@%\x80-\xff-]|\.[A-Za-z0-9_])"
 _FIRST_LINE_BYTES = 4096
 
@@ -39,26 +41,26 @@ class Scanner:
     Parameters
     ----------
     prefixes : list[bytes]
-        All names of the source prefix.
+        All names of the source prefix, from `names_of`.
 
     Attributes
     ----------
     placeholders : list[bytes]
-        What the records number.
+        The texts to be replaced; records name them by their position here.
     rigid : list[bytes]
-        Libraries whose run path names the source prefix, and has no room for another.
+        Libraries with a run path that names the source prefix and has no room for a relative one.
     """
 
     def __init__(self, prefixes: list[bytes]) -> None:
         self.placeholders: list[bytes] = list(prefixes)
         self.rigid: list[bytes] = []
         self._prefixes = list(prefixes)
-        # The longest first: one name may begin with another.
+        # The longest first, as one name may begin with another.
         names = sorted(prefixes, key=len, reverse=True)
         self._pattern = re.compile(b"(?:" + b"|".join(map(re.escape, names)) + b")" + _BOUNDARY)
 
     def placeholder(self, value: bytes) -> int:
-        """Return the number of a placeholder, a new one if need be."""
+        """Return the number of a placeholder; give it one if it has none."""
         if value not in self.placeholders:
             self.placeholders.append(value)
         return self.placeholders.index(value)
@@ -79,33 +81,33 @@ class Scanner:
         spans = []
         for match in re.finditer(re.escape(placeholder) + rb"[^\0]*?\0", data):
             end = match.end() - 1
-            spans.append([end, *_all(data, placeholder, match.start(), end)])
+            spans.append([end, *_find_all(data, placeholder, match.start(), end)])
         return binary_record(self.placeholder(placeholder), spans) if spans else None
 
     def unknown(self, data: Data, path: bytes) -> Record | None:
-        """Return the record of any other file: a text that names the source prefix, a script's first line, a run path."""
+        """Return the record of any other file: its text, its first line or its run path may name the source prefix."""
         if not any(data.find(prefix) >= 0 for prefix in self._prefixes):
             return None
-        found = [(m.start(), m.group()) for m in self._pattern.finditer(data)]
-        if found and is_text(data):
-            return self._text(data, found)
+        matches = [(m.start(), m.group()) for m in self._pattern.finditer(data)]
+        if matches and is_text(data):
+            return self._text(data, matches)
         if data[:4] == b"\x7fELF":
             edits, fits = relative_run_paths(data, path, self._prefixes)
             if not fits:
                 self.rigid.append(path)
             return bytes_record(sorted(edits)) if edits else None
-        first_line = _first_line(data, [prefix for _, prefix in found])
+        first_line = _relocated_first_line(data, [prefix for _, prefix in matches])
         return text_record([], first_line) if first_line else None
 
-    def _text(self, data: Data, found: list[tuple[int, bytes]]) -> Record | None:
-        if not found:
+    def _text(self, data: Data, matches: list[tuple[int, bytes]]) -> Record | None:
+        if not matches:
             return None
-        places = [(offset, self.placeholder(value)) for offset, value in found]
-        return text_record(places, _first_line(data, [value for _, value in found]))
+        places = [(offset, self.placeholder(value)) for offset, value in matches]
+        return text_record(places, _relocated_first_line(data, [value for _, value in matches]))
 
 
 def is_text(data: Data) -> bool:
-    """Tell text from binary: by conda-pack's rule, and what has no NUL is text in some other encoding."""
+    """Tell text from binary by conda-pack's rule (it is UTF-8), but without NUL bytes it is text in any encoding."""
     if data.find(b"\0") < 0:
         return True
     try:
@@ -115,7 +117,8 @@ def is_text(data: Data) -> bool:
     return True
 
 
-def _first_line(data: Data, prefixes: list[bytes]) -> str | None:
+def _relocated_first_line(data: Data, prefixes: list[bytes]) -> str | None:
+    """Return a script's first line if it starts a program of one of these prefixes; else None."""
     if data[:2] != b"#!":
         return None
     line = data[:_FIRST_LINE_BYTES].partition(b"\n")[0].rstrip(b"\r")
@@ -125,7 +128,7 @@ def _first_line(data: Data, prefixes: list[bytes]) -> str | None:
     return None
 
 
-def _all(data: Data, value: bytes, start: int, end: int) -> list[int]:
+def _find_all(data: Data, value: bytes, start: int, end: int) -> list[int]:
     places = []
     at = data.find(value, start, end)
     while at >= 0:

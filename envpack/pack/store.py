@@ -1,8 +1,8 @@
-"""Where archives lie, which of them fits an environment as it is now, and which may be removed.
+"""Where archives lie, which of them is the archive of an environment as it is now, and which may be removed.
 
-Without `output`, archives lie in `$MPIBOOT_HOME/packs/<name>-<hash of the prefix>/`, named by their pack id. A newer one
-never replaces an older one there, as a waiting or running job may have been given its path: the newest three stay, and
-of the others those that were made or asked for within two weeks.
+Without `--output`, archives lie in `$MPIBOOT_HOME/packs/<name>-<hash of the prefix>/`, and their pack ids name them. A
+newer one never replaces an older one there, as a waiting or running job may have the older one's path: the newest three
+stay, and of the others those that were made or reused within two weeks. Only `envpack.pack.packing` imports this module.
 """
 
 from __future__ import annotations
@@ -32,44 +32,57 @@ KEPT_S = 14 * 86400.0
 
 
 def folder_for(prefix: Path, home: StrPath | None) -> Path:
+    """Return the folder of an environment's archives below a home (default: MPIBOOT_HOME, then ~/.mpiboot)."""
     hashed = hashlib.sha256(os.fsencode(prefix)).hexdigest()[:12]
     return Path(home or places.home()) / "packs" / f"{safe_name(prefix.name)}-{hashed}"
 
 
 def newest_first(folder: Path) -> list[Path]:
+    """Return the archives in a folder, those made or reused last first."""
     return sorted(folder.glob("*.tar.zst"), key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 def safe_name(name: str) -> str:
-    """Return an environment's name as it can stand in a file name, a first line, or an unquoted shell word."""
+    """Return an environment's name without characters that would need quotes in a file name, first line or shell."""
     return re.sub(r"[^A-Za-z0-9._+-]", "_", name)[:40].lstrip(".-") or "env"
 
 
-def expected_meta(prefix: Path, kind: str) -> dict[str, str]:
-    """Return what an archive's index says of an environment that has not changed since."""
-    left_out = condaenv.LEFT_OUT if kind == "conda" else ()
+def state_of(prefix: Path, kind: str) -> dict[str, str]:
+    """Return an environment's state: the part of an archive's index that must be equal for the archive to be reused."""
+    omitted = condaenv.OMITTED if kind == "conda" else ()
     return {
         "prefix": os.fspath(prefix),
         "kind": kind,
         "file_system": file_system(prefix)[0],
-        **fingerprints(prefix, left_out),
+        **fingerprints(prefix, omitted),
     }
 
 
-def reusable(path: Path, wanted: dict[str, str], level: int | None) -> Index | None:
+def reusable(path: Path, state: dict[str, str], level: int | None) -> Index | None:
+    """Return the index of an archive if it is the archive of an environment in this state; None if it is not.
+
+    Parameters
+    ----------
+    path : Path
+        The archive.
+    state : dict[str, str]
+        The environment's state, from `state_of`.
+    level : int or None
+        The compression level that it must have (None: any).
+    """
     try:
         index = read_index(path)
     except ArchiveError:
         return None
-    seen_alike = index.meta.get("file_system") == wanted["file_system"]
-    for key in ("prefix", "kind", "fingerprint" if seen_alike else "fingerprint_s"):
-        if index.meta.get(key) != wanted[key]:
+    same_file_system = index.meta.get("file_system") == state["file_system"]
+    for key in ("prefix", "kind", "fingerprint" if same_file_system else "fingerprint_s"):
+        if index.meta.get(key) != state[key]:
             return None
     return index if level in (None, index.meta.get("level")) else None
 
 
 class Locked:
-    """Hold a lock file while packing into a folder of ours: a second pack then finds the first one's archive."""
+    """A context manager that holds a lock file (None: no lock): a second pack waits, then reuses the archive."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -79,7 +92,7 @@ class Locked:
         if self._path is None:
             return
         self._fd = open_lock_file(self._path)
-        # On a file system without locks both pack, and each publishes a whole archive.
+        # On a file system without locks, both pack, and each publishes a complete archive.
         with contextlib.suppress(OSError):
             wait_for_lock(self._fd)
 
@@ -89,7 +102,7 @@ class Locked:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed packs left: temporary files that nobody holds."""
+    """Remove the temporary files of killed packs: those that no process has locked."""
     for path in folder.glob(".envpack-*.tmp"):
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -105,7 +118,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def remove_old(folder: Path, newest: Path) -> None:
-    archives = sorted(folder.glob("*.tar.zst"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in archives[KEPT_ARCHIVES:]:
+    """Remove archives that are neither the newest nor among those that the module's docstring keeps."""
+    for path in newest_first(folder)[KEPT_ARCHIVES:]:
         if path != newest and time.time() - path.stat().st_mtime > KEPT_S:
             path.unlink(missing_ok=True)

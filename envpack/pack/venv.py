@@ -1,4 +1,4 @@
-"""A venv's files: a walk of our own, as conda-pack refuses what conda did not make."""
+"""Collect a venv's files by a walk, as conda-pack refuses them. Only `envpack.pack` imports this module."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 from envpack.archive.index import OWN_FOLDER
 from envpack.common.mounts import file_system, is_shared
-from envpack.pack.members import Member, from_stat
+from envpack.pack.members import Member, from_stat, omitted
 
 
 def collect(prefix: Path) -> tuple[list[Member], list[str]]:
-    """Return a venv's members, and warnings."""
+    """Return a venv's members, and warnings for the user."""
     top = os.fsencode(prefix)
     members: list[Member] = []
     skipped: list[str] = []
@@ -30,54 +30,51 @@ def collect(prefix: Path) -> tuple[list[Member], list[str]]:
                 members.append(member)
                 if entry.is_dir(follow_symlinks=False):
                     stack.append(path)
-    found = []
-    if skipped:
-        found.append(f"left out, as neither file, folder nor link: {', '.join(sorted(skipped)[:5])}")
-    found += _base_warnings(prefix)
-    return members, found
+    messages = [omitted(skipped)] if skipped else []
+    return members, messages + _base_warnings(prefix)
 
 
 def _base_warnings(prefix: Path) -> list[str]:
-    found = []
+    messages = []
     settings = read_settings(prefix)
     base = base_interpreter(prefix)
     if base is None:
-        found.append(f"{prefix / 'bin' / 'python'} does not exist: is the base interpreter gone?")
+        messages.append(f"{prefix / 'bin' / 'python'} does not exist; was its base interpreter removed?")
     elif os.path.commonpath([base, prefix.resolve()]) != os.fspath(prefix.resolve()):
         kind, mount = file_system(base)
         if is_shared(kind):
-            found.append(
-                f"the base interpreter {base} is not packed and lies on a shared file system ({kind} at {mount}): "
-                "each start on a node reads it from there; a conda environment, or a base that is on the nodes, "
-                "avoids it"
+            messages.append(
+                f"the base interpreter {base} is not packed and lies on a shared file system ({kind} at {mount}), so "
+                "each start on a node reads it from there; use a conda environment, or a venv whose base interpreter "
+                "is on the nodes"
             )
     if settings.get("include-system-site-packages", "").lower() == "true":
-        found.append(
-            "the venv was made with --system-site-packages: the base interpreter's packages are not packed, and "
-            "are read from where they are"
+        messages.append(
+            "the venv was made with --system-site-packages: the base interpreter's packages are not packed; the nodes "
+            "read them from where they are installed"
         )
-    return found
+    return messages
 
 
 def read_settings(prefix: Path) -> dict[str, str]:
-    """Return a pyvenv.cfg's settings, by lower-case name."""
+    """Return the settings in a `pyvenv.cfg`, by lower-case name."""
     settings = {}
     text = (prefix / "pyvenv.cfg").read_text(encoding="utf-8", errors="surrogateescape")
     for line in text.splitlines():
-        key, found, value = line.partition("=")
-        if found:
+        key, equals, value = line.partition("=")
+        if equals:
             settings[key.strip().lower()] = value.strip()
     return settings
 
 
 def base_interpreter(prefix: Path) -> Path | None:
-    """Return the real file that a venv's `bin/python` runs, None where it is gone."""
+    """Return the file that a venv's `bin/python` runs, with all symlinks followed; None if there is none."""
     try:
         python = (prefix / "bin" / "python").resolve(strict=True)
     except (OSError, RuntimeError):
         return None
     if prefix.resolve() in python.parents:
-        # A copy (`venv --copies`): it still needs its base's standard library.
+        # A copy (`venv --copies`) still needs the standard library of its base.
         home = read_settings(prefix).get("home")
         return Path(home, "python3").resolve() if home else python
     return python

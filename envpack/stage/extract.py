@@ -1,7 +1,7 @@
-"""Write an archive's members below a folder: several processes, or threads, decode frames and write what is in them.
+"""Write an archive's members into a folder: several processes, or threads, decode frames and write the files in them.
 
-Folders come first, then regular files, created exclusively, then hard links and symlinks: no file is ever written
-through a link, whatever the archive says.
+Folders come first, then regular files, created exclusively, then hard links and symlinks, so that no archive can make
+this write through a link. The stager and `verify` import this module.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import zstandard
 
-from envpack.archive.index import Index, digest, frame_check, show
+from envpack.archive.index import Index, digest, frame_check, remove_and_pack_again, show
 from envpack.common.locks import open_folder
-from envpack.errors import CorruptArchiveError, EnvpackError
+from envpack.common.places import host_name
+from envpack.errors import CorruptArchiveError, StageFailedError
 from envpack.stage import relocate, root, writers
 
 if TYPE_CHECKING:
@@ -31,18 +32,20 @@ _MAYBE_HOLE_BYTES = 2048
 
 
 class Extractor:
-    """One archive on its way into one folder.
+    """Writes one archive's members into one folder.
 
     Parameters
     ----------
     index : Index
+        The archive's index.
     relocation : Relocation
+        The edits for the staged prefix.
     target : Path
-        An empty folder of ours.
+        An empty folder of this user.
     jobs : int
-        Processes, or threads.
+        Number of processes, or threads.
     progress : callable, optional
-        Called with the bytes done since the last call, from any thread.
+        Called with the bytes written since the last call, from any thread.
     """
 
     def __init__(
@@ -94,7 +97,7 @@ class Extractor:
                 self._parts[part].append(i)
 
     def prepare(self) -> None:
-        """Make the folders, and the files that several frames will fill."""
+        """Make the folders, and the files that span several frames."""
         index = self.index
         self._root_fd = open_folder(self.target)
         try:
@@ -105,16 +108,16 @@ class Extractor:
                 os.truncate(fd, self.relocation.size(index, i))
                 os.close(fd)
         except OSError as exc:
-            raise root.write_failed(self.target, exc) from exc
+            raise root.write_error(self.target, exc) from exc
 
     def run(self, frames: FrameFile) -> None:
-        """Write all frames of a file, in several processes."""
+        """Write all frames of an open archive, in several processes."""
         try:
             writers.run(
                 len(self.index.frame_sizes), self.jobs, lambda: self._one_by_one(frames), self.progress
             )
         except OSError as exc:
-            raise root.write_failed(self.target, exc) from exc
+            raise root.write_error(self.target, exc) from exc
 
     def _one_by_one(self, frames: FrameFile) -> Callable[[int], int]:
         packed = self._buffer()
@@ -127,11 +130,11 @@ class Extractor:
         return work
 
     def _buffer(self) -> memoryview:
-        """Return room for any frame, used for one after another: new memory costs more than what is done with it."""
+        """Return room for the largest frame, used again for each one: new memory costs more than decoding into it."""
         return memoryview(bytearray(max(self.index.frame_sizes, default=0)))
 
     def start(self, frames: FrameSource) -> None:
-        """Set threads to work on frames that arrive."""
+        """Start threads that write frames as the source returns them."""
         self._frames = frames
         self._threads = [threading.Thread(target=self._work, args=(frames,)) for _ in range(self.jobs)]
         for thread in self._threads:
@@ -149,7 +152,7 @@ class Extractor:
                 if self.progress is not None:
                     self.progress(self.index.frame_raw_sizes[item[0]])
         except OSError as exc:
-            self._error = root.write_failed(self.target, exc)
+            self._error = root.write_error(self.target, exc)
             self._error.__cause__ = exc
             frames.stop()
         except BaseException as exc:
@@ -164,7 +167,7 @@ class Extractor:
         self._write_files(self._whole[frame], start, data)
         parts = self._parts[frame]
         if parts:
-            # A file that was made with its final size has holes wherever nothing is written.
+            # `prepare` made the file with its final size: where nothing is written, it keeps a hole.
             hole = len(packed) < _MAYBE_HOLE_BYTES and bytes(data).count(0) == len(data)
             if hole and not self._whole[frame]:
                 self._holes.add(bytes(packed))
@@ -178,7 +181,10 @@ class Extractor:
         return not any(i in self.relocation.edits for i in self._parts[frame])
 
     def _write_files(self, members: list[int], start: int, data: memoryview) -> None:
-        """Write whole files. Run once per file: what can be looked up before, is."""
+        """Write files that lie in one frame.
+
+        Hot loop: look attributes up once, outside it.
+        """
         index = self.index
         paths, modes, times, sizes, offsets = (
             index.paths,
@@ -198,7 +204,7 @@ class Extractor:
             fd = open_(paths[i], _CREATE, mode, dir_fd=root_fd)
             try:
                 if content and write(fd, content) != len(content):
-                    # A short write, as before a full disk: once more, to get the error.
+                    # A short write, as on a full disk. Write again, to get the error.
                     _pwrite_all(fd, content, 0)
                 if mode & umask:
                     os.fchmod(fd, mode)
@@ -221,18 +227,18 @@ class Extractor:
             os.close(fd)
 
     def join(self) -> None:
-        """Wait for the threads; raise what went wrong in one of them."""
+        """Wait for the threads; raise the first error of any of them."""
         for thread in self._threads:
             thread.join()
         if self._error is not None:
             raise self._error
 
     def finish(self) -> None:
-        """After the last frame: modes and times of the large files, hard links, symlinks."""
+        """Set modes and times of the files that span frames, and make links; call it after the last frame."""
         try:
             self._finish()
         except OSError as exc:
-            raise root.write_failed(self.target, exc) from exc
+            raise root.write_error(self.target, exc) from exc
 
     def _finish(self) -> None:
         index = self.index
@@ -251,9 +257,9 @@ class Extractor:
             os.symlink(target, index.paths[i], dir_fd=self._root_fd)
 
     def abort(self) -> None:
-        """Stop the threads; what they wrote is the caller's to remove."""
+        """Stop the threads; the caller removes the files that they wrote."""
         if self._error is None:
-            self._error = EnvpackError("aborted")
+            self._error = StageFailedError("staging was aborted", "Stage the archive again")
         if self._frames is not None:
             self._frames.stop()
         for thread in self._threads:
@@ -268,7 +274,7 @@ class Extractor:
 
 
 class Decoder:
-    """Decodes and checks one frame after another, into memory that it uses again."""
+    """Decodes and checks one frame after another, always into the same memory."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
@@ -276,27 +282,33 @@ class Decoder:
         self._zstd = zstandard.ZstdDecompressor()
 
     def decoded(self, frame: int, packed: bytes | bytearray | memoryview) -> memoryview:
-        """Return a frame's content: valid until the next call."""
+        """Return a frame's content, valid until the next call.
+
+        Raises
+        ------
+        CorruptArchiveError
+            The frame differs from its checksum.
+        """
         index = self._index
         data = self._buffer[: index.frame_raw_sizes[frame]]
         try:
             whole = zstandard.frame_content_size(packed) == len(data)
             if not whole or frame_check(packed) != index.frame_checks[frame]:
-                raise corrupt(index, frame, packed)
+                raise _corrupt(index, frame, packed)
             # Into a buffer that has room for all of it, zstd decodes in one go, and checks its checksum.
             done = self._zstd.stream_reader(packed).readinto(data) if data else 0
         except zstandard.ZstdError as exc:
-            raise corrupt(index, frame, packed) from exc
+            raise _corrupt(index, frame, packed) from exc
         if done != len(data):
-            raise corrupt(index, frame, packed)
+            raise _corrupt(index, frame, packed)
         return data
 
 
-def corrupt(index: Index, frame: int, packed: bytes | bytearray | memoryview) -> CorruptArchiveError:
-    """Return the error for a damaged frame; it names the first member whose content is not what was packed."""
+def _corrupt(index: Index, frame: int, packed: bytes | bytearray | memoryview) -> CorruptArchiveError:
+    """Return the error for a damaged frame; it names the first member whose content differs from its checksum."""
     start = sum(index.frame_raw_sizes[:frame])
     end = start + index.frame_raw_sizes[frame]
-    data = _decode_what_can_be(packed, end - start)
+    data = _decode_start(packed, end - start)
     members = []
     for i in index.files:
         offset = index.offsets[i]
@@ -311,19 +323,21 @@ def corrupt(index: Index, frame: int, packed: bytes | bytearray | memoryview) ->
         where = "headers"
     return CorruptArchiveError(
         f"{index.path} is damaged: {where} (frame {frame} of {len(index.frame_sizes)}, byte "
-        f"{sum(index.frame_sizes[:frame])}) is not what was packed; pack the environment again"
+        f"{sum(index.frame_sizes[:frame])}) differs from its checksum, as read on {host_name()}",
+        remove_and_pack_again(index),
     )
 
 
 def _is_good(index: Index, i: int, start: int, data: bytes, size: int) -> bool:
     offset = index.offsets[i] - start
     if offset < 0 or offset + index.sizes[i] > size:
-        # It spans frames, so there is nothing else in this one.
+        # A part of a file that spans frames: it fills this one.
         return False
     return digest(data[offset : offset + index.sizes[i]]) == index.digest_of(i)
 
 
-def _decode_what_can_be(packed: bytes | bytearray | memoryview, size: int) -> bytes:
+def _decode_start(packed: bytes | bytearray | memoryview, size: int) -> bytes:
+    """Decode a damaged frame up to the damage."""
     decoder = zstandard.ZstdDecompressor().decompressobj()
     decoded = bytearray()
     view = memoryview(packed)
@@ -346,7 +360,7 @@ def _pwrite_all(fd: int, content: memoryview | bytes, offset: int) -> None:
 
 
 def _umask() -> int:
-    """Return the umask without changing it, which another thread could notice."""
+    """Return the umask without changing it, as umask(2) would for a moment, in all threads."""
     with Path("/proc/self/status").open(encoding="latin-1") as status:
         for line in status:
             if line.startswith("Umask:"):

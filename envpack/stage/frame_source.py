@@ -1,4 +1,4 @@
-"""Where a stager's frames come from: a file, or a stream."""
+"""Where the frames of an archive come from: an open file, or a stream. Only the stager and the extractor import this."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import queue
 import threading
 from typing import TYPE_CHECKING, Protocol
 
+from envpack.archive.index import remove_and_pack_again
+from envpack.common.places import host_name
 from envpack.errors import CorruptArchiveError, StageFailedError
 
 if TYPE_CHECKING:
@@ -16,17 +18,17 @@ _AHEAD = 4
 
 
 class FrameSource(Protocol):
-    """Where frames come from; called by several threads at once."""
+    """What threads that write frames ask for the next one; several ask at once."""
 
     def next(self, buffer: memoryview) -> tuple[int, bytearray | memoryview] | None:
-        """Return a frame's number and its compressed bytes, perhaps in `buffer`; None after the last one."""
+        """Return a frame's number and its compressed bytes, which may lie in `buffer`; None after the last frame."""
 
     def stop(self) -> None:
         """Make `next` return None from now on."""
 
 
 class FrameFile:
-    """Frames of an open archive: read by the threads, or processes, that need them."""
+    """Frames of an open archive, read by the thread or process that writes them."""
 
     def __init__(self, fd: int, index: Index) -> None:
         self._fd = fd
@@ -44,8 +46,16 @@ class FrameFile:
         return frame, self.read(frame, buffer)
 
     def read(self, frame: int, buffer: memoryview) -> memoryview:
-        """Return one frame, in `buffer`."""
-        # A slow file system fetches what comes next while this one is decoded and written.
+        """Read one frame into `buffer`.
+
+        Raises
+        ------
+        CorruptArchiveError
+            The file ends before the frame does.
+        StageFailedError
+            The file cannot be read.
+        """
+        # A slow file system then fetches the next frames while this one is decoded and written.
         ahead = min(frame + _AHEAD, len(self._index.frame_sizes))
         os.posix_fadvise(
             self._fd, self._starts[frame], self._starts[ahead] - self._starts[frame], os.POSIX_FADV_WILLNEED
@@ -58,11 +68,14 @@ class FrameFile:
                 more = os.preadv(self._fd, [data[done:]], self._starts[frame] + done)
                 if not more:
                     raise CorruptArchiveError(
-                        f"{self._index.path} was cut short while it was read, in frame {frame}"
+                        f"{self._index.path} was cut short while {host_name()} read it, in frame {frame}",
+                        remove_and_pack_again(self._index),
                     )
                 done += more
         except OSError as exc:
-            raise StageFailedError(f"cannot read {self._index.path}: {exc.strerror}") from exc
+            raise StageFailedError(
+                f"cannot read {self._index.path} on {host_name()}: {exc.strerror}", "Submit the job again"
+            ) from exc
         return data
 
     def stop(self) -> None:
@@ -70,7 +83,7 @@ class FrameFile:
 
 
 class FrameQueue:
-    """Frames that arrive: a few wait, then the feeder does."""
+    """Frames of a stream. A few are kept until a thread asks for them; then `put` blocks."""
 
     def __init__(self, jobs: int) -> None:
         self._jobs = jobs
@@ -78,6 +91,7 @@ class FrameQueue:
         self._stopped = False
 
     def put(self, frame: int, data: bytearray) -> None:
+        """Hand a frame to the threads; block while they are behind."""
         while not self._stopped:
             try:
                 self._queue.put((frame, data), timeout=0.1)
@@ -86,6 +100,7 @@ class FrameQueue:
                 continue
 
     def end(self) -> None:
+        """Tell every thread that no frame follows."""
         for _ in range(self._jobs):
             while not self._stopped:
                 try:

@@ -1,4 +1,4 @@
-"""Remove staged prefixes that nobody uses: by the time since they were last staged, or to a size."""
+"""`envpack gc`: remove staged prefixes that no process uses, by the time since their last use, or down to a size."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from envpack.stage import marker, root, temporaries
 if TYPE_CHECKING:
     from envpack.common.places import StrPath
 
-# What else lies in our folder is not ours to judge.
+# Anything else in the user's folder is not envpack's to remove.
 _STAGE_NAME = re.compile(r"[^.].*-[0-9a-f]{16}")
-# A stage this fresh may be on its way to its first worker, which will hold it.
+# A stage this fresh may belong to a job whose first worker, which will lock it, is still starting.
 FRESH_S = 60.0
 
 
@@ -27,32 +27,34 @@ def gc(
     older_than_s: float | None = None,
     max_size_bytes: int | None = None,
 ) -> list[Path]:
-    """Remove staged prefixes, never one that is in use, and what dead stagers left.
+    """Remove staged prefixes that no process uses, and temporary folders of dead stagers.
+
+    With neither `older_than_s` nor `max_size_bytes`, all staged prefixes go that no process uses.
 
     Parameters
     ----------
     root_folder : str or os.PathLike, optional
-        The staging root (default MPIBOOT_STAGE_ROOT, then /tmp).
+        The staging root (default: MPIBOOT_STAGE_ROOT, then /tmp).
     older_than_s : float, optional
-        Remove those that were last staged, or found there, longer ago: seconds.
+        Remove those that no stager has made or reused for longer than this, in seconds.
     max_size_bytes : int, optional
-        Remove the longest unused until the rest is no larger. With neither, all that are not in use are removed.
+        Remove the longest unused ones until the rest takes no more than this, in bytes.
 
     Returns
     -------
     list[Path]
-        What was removed.
+        The folders that were removed.
 
     Raises
     ------
     StageRootError
-        Our folder in the staging root is not ours alone.
+        The user's folder in the staging root does not belong to this user alone.
     """
     folder = user_folder(root_folder or stage_root())
     if not folder.exists() and not folder.is_symlink():
         return []
-    root.check_own_folder(folder)
-    removed = temporaries.sweep(folder)
+    root.check_user_folder(folder)
+    removed = temporaries.sweep_temporaries(folder)
     stages = _stages(folder)
     now = time.time()
     total = sum(size for _, _, size in stages)
@@ -61,16 +63,16 @@ def gc(
         by_size = max_size_bytes is not None and total > max_size_bytes
         by_default = older_than_s is None and max_size_bytes is None
         if by_size or by_default:
-            # What was staged a moment ago belongs to a job that is starting.
             by_size = by_default = now - used_at > FRESH_S
-        if (by_age or by_size or by_default) and _remove(folder, prefix):
+        if (by_age or by_size or by_default) and _remove(prefix):
             removed.append(prefix)
             total -= size
     return removed
 
 
 def _stages(folder: Path) -> list[tuple[float, Path, int]]:
-    found = []
+    """Return the staged prefixes in a folder: the time of the last use, the path, the size in bytes."""
+    stages = []
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if _STAGE_NAME.fullmatch(entry.name)]
     for name in names:
@@ -79,8 +81,8 @@ def _stages(folder: Path) -> list[tuple[float, Path, int]]:
             used_at = marker.marker_path(prefix).stat().st_mtime
         except OSError:
             used_at = prefix.lstat().st_mtime
-        found.append((used_at, prefix, _disk_bytes(prefix)))
-    return found
+        stages.append((used_at, prefix, _disk_bytes(prefix)))
+    return stages
 
 
 def _disk_bytes(path: Path) -> int:
@@ -99,11 +101,12 @@ def _disk_bytes(path: Path) -> int:
     return total
 
 
-def _remove(folder: Path, prefix: Path) -> bool:
-    lock = folder / f".lock-{prefix.name}"
+def _remove(prefix: Path) -> bool:
+    """Remove a staged prefix unless a stager or a user holds it; tell whether it is gone."""
+    lock = temporaries.stager_lock(prefix)
     lock_fd = open_lock_file(lock)
     try:
-        # A stager at work on it, or checking it, has the first lock; its users have the second.
+        # A stager holds the first lock while it works on the prefix or checks it; users hold the second one.
         if not try_lock(lock_fd, lock):
             return False
         try:

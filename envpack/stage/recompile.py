@@ -1,4 +1,4 @@
-"""Compile the sources that relocation changed: their packed `.pyc` files would be stale on the node."""
+"""Compile the sources that relocation changed: their packed `.pyc` files would be stale. Only the stager imports this."""
 
 from __future__ import annotations
 
@@ -17,12 +17,21 @@ if TYPE_CHECKING:
 
 
 def compile_relocated(index: Index, folder: Path, prefix: Path) -> int:
-    """Write the `.pyc` files of relocated sources, before the folder becomes the staged prefix.
+    """Write the `.pyc` files of relocated sources.
+
+    Parameters
+    ----------
+    index : Index
+        The archive's index.
+    folder : Path
+        The copy, under its temporary name.
+    prefix : Path
+        The name that it will get.
 
     Returns
     -------
     int
-        How many were written: all, unless the staged interpreter cannot be run on this node.
+        The number of files written: all, unless the staged interpreter cannot run on this node.
     """
     wanted = index.meta.get("compile") or []
     if not wanted:
@@ -31,7 +40,7 @@ def compile_relocated(index: Index, folder: Path, prefix: Path) -> int:
     sources = [(os.fsdecode(index.paths[member]), pyc) for member, pyc in wanted]
     names = [(folder / path, prefix / path) for path, _ in sources]
     for _, pyc in sources:
-        # What was packed belongs to the source before its relocation.
+        # The packed `.pyc` belongs to the source as it was before relocation.
         (folder / pyc).unlink(missing_ok=True)
     codes = _compile_here(names) if magic == own_magic() else _compile_there(folder, names)
     done = 0
@@ -58,7 +67,7 @@ def _compile_here(names: Iterable[tuple[Path, Path]]) -> Iterator[bytes]:
 
 
 def _compile_there(folder: Path, names: Iterable[tuple[Path, Path]]) -> list[bytes]:
-    """Compile with the staged interpreter, whose bytecode differs from this one's."""
+    """Compile in the staged interpreter, as this one's bytecode is of another version."""
     import subprocess
 
     request = b"".join(os.fsencode(path) + b"\0" + os.fsencode(name) + b"\0" for path, name in names)
@@ -68,7 +77,7 @@ def _compile_there(folder: Path, names: Iterable[tuple[Path, Path]]) -> list[byt
             input=request, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=120, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
-        # Without its .pyc a source is compiled when it is imported: slower, never wrong.
+        # Without its `.pyc`, a source is compiled when it is imported, which is slower but not wrong.
         return []
     codes = []
     at = 0

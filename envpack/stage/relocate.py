@@ -1,4 +1,4 @@
-"""Make packed bytes name the staged prefix: from records made at pack time, while the bytes are in memory.
+"""Make packed bytes name the staged prefix, while they are in memory. The stager, the extractor and `verify` import this.
 
 The result equals what `conda-unpack` leaves, except for the list in `envpack.pack.scan`. A record (`envpack.archive.
 relocations`) says where the old prefix stands in a file, so staging searches for nothing, and a file that spans several
@@ -10,27 +10,37 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from envpack.archive.index import PACK_AGAIN
 from envpack.archive.relocations import BINARY, LINK, TEXT
+from envpack.common.places import STAGE_ROOT_VARIABLE
 from envpack.errors import CorruptArchiveError, PrefixTooLongError
 
 if TYPE_CHECKING:
     from envpack.archive.index import Index
 
-    # [start, end) of the packed bytes, what replaces them, and what they are.
+    # Start and end of the packed bytes that change, their replacement, and the packed bytes themselves.
     Edit = tuple[int, int, bytes, bytes]
 
-# The shortest limit in use: Linux before 5.1 cuts a first line after 127 bytes, silently.
+# The shortest limit in use: Linux before 5.1 silently cuts a first line after 127 bytes.
 SHEBANG_BYTES = 127
 
 
 class Relocation:
-    """All edits that a staged prefix needs: member number -> edits, and symlink targets.
+    """All edits that a staged prefix needs.
 
     Parameters
     ----------
     index : Index
+        The archive's index, with the relocation records.
     prefix : str or os.PathLike
         The staged prefix.
+
+    Attributes
+    ----------
+    edits : dict[int, list[Edit]]
+        Member number -> the edits of a file, in the order of their offsets.
+    links : dict[int, bytes]
+        Member number -> the new target of a symlink.
 
     Raises
     ------
@@ -59,7 +69,9 @@ class Relocation:
                 _check(edits, index.sizes[member])
                 self.edits[member] = edits
         except (IndexError, KeyError, TypeError, ValueError) as exc:
-            raise CorruptArchiveError(f"{index.path}: its relocation records make no sense: {exc!r}") from exc
+            raise CorruptArchiveError(
+                f"{index.path}: the relocation records contradict the index: {exc!r}", PACK_AGAIN
+            ) from exc
 
     def size(self, index: Index, member: int) -> int:
         """Return a file's size in bytes once it is staged."""
@@ -80,9 +92,18 @@ def apply(data: memoryview | bytes, edits: list[Edit]) -> bytes:
 
 
 def apply_part(part_start: int, data: memoryview, edits: list[Edit]) -> tuple[int, bytes | memoryview]:
-    """Return what one part of a file becomes, and its offset in the staged file.
+    """Return the offset in the staged file of one part of a file, and the part's bytes with its edits made.
 
-    An edit belongs to the part that holds its first byte; the others leave its bytes out.
+    An edit belongs to the part that holds its first byte; other parts omit the bytes that it replaces.
+
+    Parameters
+    ----------
+    part_start : int
+        The part's offset in the packed file.
+    data : memoryview
+        The part's packed bytes.
+    edits : list[Edit]
+        All edits of the file.
     """
     part_end = part_start + len(data)
     pieces: list[memoryview | bytes] = []
@@ -124,8 +145,9 @@ def _binary(old: bytes, new: bytes, spans: list[Any]) -> list[Edit]:
     room = len(old) - len(new)
     if room < 0:
         raise PrefixTooLongError(
-            f"the staged prefix {os.fsdecode(new)} has {len(new)} bytes, but a binary of this environment holds "
-            f"room for {len(old)}: choose a shorter --root (or MPIBOOT_STAGE_ROOT)"
+            f"the staged prefix {os.fsdecode(new)} has {len(new)} bytes, but a binary of this environment has "
+            f"room for {len(old)}",
+            f"Choose a staging root with a shorter path: --root or {STAGE_ROOT_VARIABLE}",
         )
     edits: list[Edit] = []
     for end, *offsets in spans:
@@ -150,12 +172,12 @@ def _check(edits: list[Edit], size: int) -> None:
 
 
 def shebang(line: bytes, old: list[bytes], new: bytes) -> bytes:
-    """Return a first line that starts the staged interpreter, however long or odd its path is.
+    """Return a script's first line, or first lines, that start the staged interpreter, however long its path is.
 
     Parameters
     ----------
     line : bytes
-        `#!`, perhaps blanks, one of `old`, the rest of the interpreter's path, perhaps options. No newline.
+        The packed first line: `#!`, blanks if any, one of `old`, the rest of the interpreter's path, options if any.
     old : list[bytes]
         The placeholders.
     new : bytes
@@ -166,7 +188,7 @@ def shebang(line: bytes, old: list[bytes], new: bytes) -> bytes:
     tail, _, options = command[len(placeholder) :].partition(b" ")
     options = options.strip()
     plain = line[: len(line) - len(command)] + new + command[len(placeholder) :]
-    # The line feed counts.
+    # The kernel counts the line feed.
     if len(plain) < SHEBANG_BYTES and not any(byte in b" \t\n" for byte in new):
         return plain
     program = tail.rpartition(b"/")[2]
@@ -175,5 +197,5 @@ def shebang(line: bytes, old: list[bytes], new: bytes) -> bytes:
     quoted = new + tail
     for special in (b"\\", b'"', b"$", b"`"):
         quoted = quoted.replace(special, b"\\" + special)
-    # To sh a command, to Python a string: the form that pip gives such scripts too.
+    # For sh a command, for Python a string. pip writes such scripts in the same form.
     return b"#!/bin/sh\n'''exec' \"" + quoted + b'" ' + (options and options + b" ") + b"\"$0\" \"$@\"\n' '''"

@@ -1,7 +1,7 @@
-"""Put an archive's environment on this node: checked, whole or not at all, ready to run.
+"""Put an archive's environment on this node: checked, and complete or not at all.
 
-Nodes load this from a slow file system, so it imports the standard library's light parts and zstandard only: no
-dataclasses (which import inspect), no click, no rich.
+`envpack.stage.staging` has the functions to call. Nodes load this module from a slow file system: no dataclasses here
+(which import inspect), nor anything heavier.
 """
 
 from __future__ import annotations
@@ -30,12 +30,36 @@ if TYPE_CHECKING:
     from envpack.common.places import StrPath
 
 LOCK_TIMEOUT_S = 900.0
-# Each has two frames in memory; more of them would wait for one another.
+# Each process has two frames in memory; more of them would only wait for one another.
 MAX_JOBS = 32
 
 
 class StageResult(NamedTuple):
-    """How a staging went, on one node."""
+    """What a staging did on one node.
+
+    Attributes
+    ----------
+    prefix : Path
+        The staged prefix.
+    pack_id : str
+        The pack id of the archive.
+    reused : bool
+        The node had the staged prefix already.
+    seconds : float
+        Duration, in seconds.
+    size_bytes : int
+        Bytes of all files, as packed.
+    files : int
+        Number of files and links.
+    bytes_read : int
+        Bytes of the archive that were read or received.
+    transport : str
+        How the archive came to the node.
+    jobs : int
+        Number of processes, or threads, that decoded and wrote.
+    host : str
+        Name of the node.
+    """
 
     prefix: Path
     pack_id: str
@@ -50,53 +74,55 @@ class StageResult(NamedTuple):
 
     @property
     def mb_per_s(self) -> float:
-        """Staged megabytes per second; 0 where nothing had to be staged."""
+        """Staged megabytes (10^6 bytes) per second; 0 if nothing had to be staged."""
         return 0.0 if self.reused or not self.seconds else self.size_bytes / 1e6 / self.seconds
 
     def asdict(self) -> dict[str, Any]:
+        """Return all attributes, as JSON can hold them."""
         return {**self._asdict(), "prefix": os.fspath(self.prefix), "mb_per_s": round(self.mb_per_s, 1)}
 
     def to_json(self) -> str:
+        """Return all attributes as one line of JSON."""
         return json.dumps(self.asdict())
 
 
 def default_jobs() -> int:
-    """Return the number of CPUs that this process may use, as far as more of them help."""
+    """Return the number of CPUs that this process may use, 32 at most."""
     return min(MAX_JOBS, len(os.sched_getaffinity(0)))
 
 
 class Stager:
-    """Stages one archive from its bytes, in whatever way they arrive.
+    """Stages one archive from its bytes, however they arrive.
 
-    Use as a context manager: `feed` the archive's frames, from its first byte on, then `finish`. Decoding and writing
-    go on in threads meanwhile. What is not finished leaves nothing under the staged prefix's name.
+    A context manager: call `read` with the open archive, or `feed` with its bytes from the first one on; then `finish`.
+    Without `finish`, nothing is left under the staged prefix's name.
 
     Parameters
     ----------
     index : Index
-        From `read_index`, or `decode_index` of the archive's last bytes.
+        The archive's index, from `read_index` or `decode_index`.
     root_folder : str or os.PathLike, optional
-        The staging root (default MPIBOOT_STAGE_ROOT, then /tmp).
+        The staging root (default: MPIBOOT_STAGE_ROOT, then /tmp).
     jobs : int, optional
-        Processes that decode and write, 32 at most (default: the CPUs this process may use).
+        Number of processes, or threads, that decode and write, 32 at most (default: the CPUs that this process may use).
     expected_pack_id : str, optional
-        Refuse any other archive.
+        Refuse an archive with another pack id.
     progress : callable, optional
         Called as `progress(done_bytes, total_bytes)`, of uncompressed bytes, from any thread.
-    transport : str
-        For the result.
+    transport : str, default "stream"
+        How the archive came to the node; passed on to the result.
 
     Attributes
     ----------
     prefix : Path
         The staged prefix.
     reused : bool
-        The node has it already: nothing need be fed.
+        The node has the staged prefix already; `feed` and `read` need not be called.
 
     Raises
     ------
-    StageRootError, NoSpaceError, PrefixTooLongError, WrongArchiveError
-        Before anything is written.
+    StageRootError, NoSpaceError, PrefixTooLongError, WrongArchiveError, StageFailedError
+        Nothing has been written then.
     """
 
     def __init__(
@@ -112,8 +138,9 @@ class Stager:
         self._began = time.perf_counter()
         if expected_pack_id is not None and index.pack_id != expected_pack_id:
             raise WrongArchiveError(
-                f"{index.path} is not the archive that was asked for: its pack id is {index.pack_id[:16]}…, "
-                f"wanted {expected_pack_id[:16]}…: it was replaced meanwhile; submit again"
+                f"{index.path} is not the expected archive: its pack id is {index.pack_id[:16]}…, expected was "
+                f"{expected_pack_id[:16]}…; somebody has replaced it",
+                "Submit the job again",
             )
         if jobs is not None and jobs < 1:
             raise ValueError(f"jobs must be at least 1, not {jobs}")
@@ -133,18 +160,17 @@ class Stager:
         self._temporary: Path | None = None
         self._temporary_fd = -1
         folder = root.open_root(self.prefix.parent.parent)
-        self._lock_fd = temporaries.lock_stager(folder, self.prefix.name, LOCK_TIMEOUT_S)
+        self._lock_fd = temporaries.lock_stager(self.prefix, LOCK_TIMEOUT_S)
         try:
-            temporaries.sweep(folder)
+            temporaries.sweep_temporaries(folder)
             if self.prefix.is_symlink() or self.prefix.exists():
-                wrong = warm_check.what_is_wrong(self.prefix, index, self._relocation)
-                self.reused = wrong is None
+                self.reused = warm_check.fault_of(self.prefix, index, self._relocation) is None
             if not self.reused:
                 root.check_space(folder, index)
                 self._temporary, self._temporary_fd = temporaries.make_temporary(folder, self.prefix.name)
         except OSError as exc:
             self.abort()
-            raise root.write_failed(folder, exc) from exc
+            raise root.write_error(folder, exc) from exc
         except BaseException:
             self.abort()
             raise
@@ -165,7 +191,7 @@ class Stager:
         return self._extractor
 
     def read(self, fd: int) -> None:
-        """Take all of the archive from an open file: in processes where that may be, else in threads."""
+        """Stage the frames of an open archive: in several processes if this one may fork, else in threads."""
         self.bytes_read += len(self.index.raw)
         if self.reused:
             return
@@ -177,9 +203,14 @@ class Stager:
         self.bytes_read += self.index.archive_bytes
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
-        """Take the next bytes of the archive; blocks while the writers are behind. The buffer may be reused at once.
+        """Take the next bytes of the archive; block while the writers are behind.
 
-        Bytes after the last frame (the index) are ignored, and all where `reused` is true.
+        The bytes after the last frame (the index) are ignored; if `reused` is true, all are.
+
+        Parameters
+        ----------
+        data : bytes-like
+            The bytes; the caller may reuse the buffer at once.
         """
         self.bytes_read += len(data)
         if self.reused:
@@ -203,9 +234,11 @@ class Stager:
         Raises
         ------
         CorruptArchiveError
-            With the archive and the member that is damaged.
+            A frame is damaged; the message names the archive and the member.
         NotAnArchiveError
             The bytes ended before the last frame.
+        NoSpaceError, StageFailedError
+            Writing failed.
         """
         if not self.reused:
             if self._extractor is None:
@@ -216,7 +249,9 @@ class Stager:
             self._extractor.join()
             if self._queue is not None and self._frame_number < len(self.index.frame_sizes):
                 raise NotAnArchiveError(
-                    f"{self.index.path} ended after {self.bytes_read} of {self.index.archive_bytes} bytes"
+                    f"{self.index.path} ended after {self.bytes_read} of {self.index.archive_bytes} bytes on its way to "
+                    f"{host_name()}",
+                    "Submit the job again",
                 )
             self._extractor.finish()
             compile_relocated(self.index, self._temporary, self.prefix)
@@ -247,15 +282,15 @@ class Stager:
                 self._temporary.rename(self.prefix)
                 self._temporary = None
         except OSError as exc:
-            raise root.write_failed(self.prefix, exc) from exc
+            raise root.write_error(self.prefix, exc) from exc
 
     def _replace(self) -> None:
-        """Take an incomplete stage's place; where a job still runs from it, put the missing files back instead."""
+        """Replace a stage that failed its check; if a job still uses that one, put back its missing files instead."""
         assert self._temporary is not None
         try:
             fd = open_folder(self.prefix)
         except OSError:
-            # Not a folder: whatever it is, it is below our own folder, and nobody can be using it as a prefix.
+            # Not a folder, so no process uses it as a prefix, and it lies in this user's own folder.
             self.prefix.unlink()
             self._temporary.rename(self.prefix)
             self._temporary = None
@@ -272,7 +307,7 @@ class Stager:
             os.close(fd)
 
     def abort(self) -> None:
-        """Stop, remove what is unfinished, give the lock back. Does nothing after `finish`."""
+        """Stop, remove the unfinished copy, release the lock. After `finish` this does nothing."""
         if self._extractor is not None:
             self._extractor.abort()
             self._extractor = None

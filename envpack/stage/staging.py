@@ -6,9 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from envpack.archive.encoding import decode_index, read_index_fd
-from envpack.common.places import host_name
-from envpack.errors import NotAnArchiveError
+from envpack.archive.encoding import cannot_open, decode_index, read_index_fd
 from envpack.stage.stager import Stager
 
 if TYPE_CHECKING:
@@ -27,38 +25,38 @@ def stage(
     progress: Callable[[int, int], None] | None = None,
     transport: str = "direct",
 ) -> StageResult:
-    """Stage an archive on this node, reading it from where it is.
+    """Stage an archive on this node, from a file that the node can read.
 
     Parameters
     ----------
     archive : str or os.PathLike
-        From `envpack.pack.pack`.
+        The archive, from `envpack.pack.packing.pack`.
     root_folder : str or os.PathLike, optional
-        The staging root (default MPIBOOT_STAGE_ROOT, then /tmp).
+        The staging root (default: MPIBOOT_STAGE_ROOT, then /tmp).
     jobs : int, optional
-        Processes that decode and write, 32 at most (default: the CPUs this process may use).
+        Number of processes that decode and write, 32 at most (default: the CPUs that this process may use).
     expected_pack_id : str, optional
-        Refuse any other archive.
+        Refuse an archive with another pack id.
     progress : callable, optional
         Called as `progress(done_bytes, total_bytes)`, of uncompressed bytes, from any thread.
-    transport : str
-        For the result: the name of the transport that brought the archive to the node.
+        transport : str, default "direct"
+        How the archive came to the node; passed on to the result.
 
     Returns
     -------
     StageResult
-        Its `reused` is true where the node had it, every file present and of its size.
+        Its `reused` is true if the node had the staged prefix already, with every file present and of its size.
 
     Raises
     ------
     EnvpackError
-        A named one (`envpack.errors`); nothing is then left under the staged prefix's name.
+        One of `envpack.errors`. Nothing is then left under the staged prefix's name.
     """
     path = Path(archive)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as exc:
-        raise NotAnArchiveError(f"cannot open the archive {path} on {host_name()}: {exc.strerror}") from exc
+        raise cannot_open(path, exc) from exc
     try:
         index = read_index_fd(fd, path)
         with Stager(
@@ -78,17 +76,22 @@ def stage(
 def stage_stream(
     index_bytes: bytes, name: StrPath, root_folder: StrPath | None = None, **options: Any
 ) -> Stager:
-    """Return a `Stager` for an archive that arrives as a stream, its index first.
+    """Return a `Stager` for an archive that arrives as a stream; its index must arrive before.
 
     Parameters
     ----------
     index_bytes : bytes
-        The archive's skippable frame: `read_index(path).raw`.
+        The archive's skippable frame, `read_index(path).raw`.
     name : str or os.PathLike
         The archive's path, for messages.
     root_folder : str or os.PathLike, optional
-        The staging root.
+        The staging root (default: MPIBOOT_STAGE_ROOT, then /tmp).
     **options
-        As for `Stager`.
+        The keyword parameters of `Stager`.
+
+    Raises
+    ------
+    EnvpackError
+        Those of `decode_index` and of `Stager`.
     """
     return Stager(decode_index(index_bytes, Path(name)), root_folder, **options)

@@ -1,4 +1,8 @@
-"""Stages that are being written or removed: one stager at a time, in a folder of its own that others may only sweep."""
+"""Stages that are being written or removed: one stager at a time, in a folder of its own that others may only sweep.
+
+Only the stager and `gc` import this. A temporary folder that is not locked belongs to a dead process
+(`envpack.common.locks`).
+"""
 
 from __future__ import annotations
 
@@ -18,15 +22,32 @@ if TYPE_CHECKING:
     from envpack.common.places import StrPath
 
 
-def lock_stager(folder: Path, stage_name: str, timeout_s: float) -> int:
-    """Become the one stager of a staged prefix; wait while another is at work.
+def stager_lock(prefix: Path) -> Path:
+    """Return the lock file of whoever stages or removes a staged prefix."""
+    return prefix.parent / f".lock-{prefix.name}"
+
+
+def lock_stager(prefix: Path, timeout_s: float) -> int:
+    """Become the one stager of a staged prefix; wait while another one works on it.
+
+    Parameters
+    ----------
+    prefix : Path
+        The staged prefix; it need not exist yet.
+    timeout_s : float
+        How long to wait, in seconds.
 
     Returns
     -------
     int
-        The lock's file descriptor; closing it gives the lock back.
+        The lock's file descriptor; closing it releases the lock.
+
+    Raises
+    ------
+    StageFailedError
+        The other stager did not finish in that time.
     """
-    path = folder / f".lock-{stage_name}"
+    path = stager_lock(prefix)
     deadline = time.monotonic() + timeout_s
     while True:
         fd = open_lock_file(path)
@@ -35,14 +56,28 @@ def lock_stager(folder: Path, stage_name: str, timeout_s: float) -> int:
         os.close(fd)
         if time.monotonic() > deadline:
             raise StageFailedError(
-                f"another stager on {host_name()} has held {path} for {timeout_s:.0f} s: it is alive but does not "
-                f"finish; find it with: fuser {path}"
+                f"another process on {host_name()} has held {path} for {timeout_s:.0f} s: it is alive but does not "
+                "finish",
+                f"Find it: fuser -v {path}",
             )
         time.sleep(0.02)
 
 
 def make_temporary(folder: Path, stage_name: str) -> tuple[Path, int]:
-    """Make a folder to write to, locked for as long as this process lives."""
+    """Make a folder to write a stage in, locked for as long as this process lives.
+
+    Parameters
+    ----------
+    folder : Path
+        The user's folder in the staging root.
+    stage_name : str
+        The name that the stage will have there.
+
+    Returns
+    -------
+    tuple[Path, int]
+        The new folder, and its descriptor, which holds the lock.
+    """
     while True:
         path = folder / f".tmp-{stage_name}-{os.getpid()}-{os.urandom(4).hex()}"
         path.mkdir(mode=0o700)
@@ -52,28 +87,34 @@ def make_temporary(folder: Path, stage_name: str) -> tuple[Path, int]:
             continue
         if try_lock(fd, path):
             return path, fd
-        # A sweeper came between mkdir and lock; it removes the folder.
+        # A sweep came between mkdir and lock; it removes the folder.
         os.close(fd)
 
 
 def put_aside(path: Path) -> Path:
-    """Rename a folder so that only sweepers see it."""
+    """Give a folder a temporary name, under which a sweep removes it if this process dies."""
     aside = path.parent / f".tmp-old-{os.getpid()}-{os.urandom(4).hex()}"
     path.rename(aside)
     return aside
 
 
-def temporaries(folder: Path) -> Iterator[Path]:
+def _temporaries(folder: Path) -> Iterator[Path]:
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if entry.name.startswith(".tmp-")]
     for name in names:
         yield folder / name
 
 
-def sweep(folder: Path) -> list[Path]:
-    """Remove what dead stagers left; what a live one holds is locked and stays."""
+def sweep_temporaries(folder: Path) -> list[Path]:
+    """Remove the temporary folders of dead stagers; the folder of a living one is locked, and stays.
+
+    Returns
+    -------
+    list[Path]
+        The folders that were removed.
+    """
     removed = []
-    for path in temporaries(folder):
+    for path in _temporaries(folder):
         try:
             fd = open_folder(path)
         except OSError:
@@ -88,7 +129,7 @@ def sweep(folder: Path) -> list[Path]:
 
 
 def remove_tree(path: StrPath) -> None:
-    """Remove a folder of ours and all in it, read-only folders too; follows no symlink."""
+    """Remove a folder of this user with everything in it, read-only folders too; never through a symlink."""
     _remove_tree(os.fsencode(path))
 
 
@@ -105,10 +146,10 @@ def _remove_tree(path: bytes) -> None:
 def _empty(folder: bytes) -> None:
     try:
         with os.scandir(folder) as entries:
-            found = [(entry.path, entry.is_dir(follow_symlinks=False)) for entry in entries]
+            children = [(entry.path, entry.is_dir(follow_symlinks=False)) for entry in entries]
     except FileNotFoundError:
         return
-    for path, is_folder in found:
+    for path, is_folder in children:
         if is_folder:
             _remove_tree(path)
         else:

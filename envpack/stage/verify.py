@@ -1,4 +1,4 @@
-"""Check an archive, or a staged prefix, byte by byte against its index."""
+"""`envpack verify`: read all of an archive, or of a staged prefix, and compare it with its index."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from envpack.archive.encoding import decode_index, read_index
-from envpack.archive.index import DIGEST_BYTES, Index, digest, show
+from envpack.archive.index import DIGEST_BYTES, Index, digest, remove_and_pack_again, show
+from envpack.common.places import host_name
 from envpack.errors import CorruptArchiveError, StageFailedError
 from envpack.stage import extract, marker
 from envpack.stage.relocate import Relocation
@@ -19,7 +20,19 @@ if TYPE_CHECKING:
 
 
 class VerifyResult(NamedTuple):
-    """What was found whole."""
+    """What was verified.
+
+    Attributes
+    ----------
+    path : Path
+        The archive or staged prefix.
+    pack_id : str
+        Its pack id.
+    files : int
+        Number of files and links.
+    size_bytes : int
+        Bytes of all files, as packed.
+    """
 
     path: Path
     pack_id: str
@@ -30,12 +43,17 @@ class VerifyResult(NamedTuple):
 def verify(path: StrPath) -> VerifyResult:
     """Read all of an archive, or of a staged prefix, and compare it with its index.
 
+    Parameters
+    ----------
+    path : str or os.PathLike
+        The archive, or the staged prefix's folder.
+
     Raises
     ------
     ArchiveError
-        The archive, and the first member that is damaged.
+        The archive is damaged; the message names the first such member.
     StageFailedError
-        The staged prefix, and the first file that is missing or differs.
+        The staged prefix is damaged; the message names the first file that is missing or differs.
     """
     path = Path(path)
     if path.is_dir():
@@ -48,33 +66,33 @@ def verify(path: StrPath) -> VerifyResult:
 
 
 class _Content:
-    """A member's digest, from its bytes as they come: of a large file it is that of its parts' digests."""
+    """Computes a member's digest from its bytes as they come; of a large file, it is the digest of its parts' digests."""
 
     def __init__(self, index: Index, member: int) -> None:
         self._part_bytes = int(index.meta["part_bytes"])
         self._is_large = index.sizes[member] > self._part_bytes
-        self._wanted = index.digest_of(member)
+        self._expected = index.digest_of(member)
         self._parts = b""
-        self._left = self._part_bytes
+        self._missing = self._part_bytes
         self._state = hashlib.sha256()
 
     def update(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
-        while self._is_large and len(view) >= self._left:
-            self._state.update(view[: self._left])
-            view = view[self._left :]
+        while self._is_large and len(view) >= self._missing:
+            self._state.update(view[: self._missing])
+            view = view[self._missing :]
             self._parts += self._state.digest()[:DIGEST_BYTES]
             self._state = hashlib.sha256()
-            self._left = self._part_bytes
+            self._missing = self._part_bytes
         self._state.update(view)
-        self._left -= len(view)
+        self._missing -= len(view)
 
     def is_good(self) -> bool:
         if not self._is_large:
-            return self._state.digest()[:DIGEST_BYTES] == self._wanted
-        if self._left < self._part_bytes:
+            return self._state.digest()[:DIGEST_BYTES] == self._expected
+        if self._missing < self._part_bytes:
             self._parts += self._state.digest()[:DIGEST_BYTES]
-        return digest(self._parts) == self._wanted
+        return digest(self._parts) == self._expected
 
 
 def _verify_archive(path: Path, index: Index) -> None:
@@ -95,24 +113,31 @@ def _verify_archive(path: Path, index: Index) -> None:
                     break
                 if not content.is_good():
                     raise CorruptArchiveError(
-                        f"{path}: member {show(index.paths[current])} differs from its checksum; pack the "
-                        "environment again"
+                        f"{path}: member {show(index.paths[current])} differs from its checksum",
+                        remove_and_pack_again(index),
                     )
                 current = next(files, None)
                 content = _Content(index, current) if current is not None else None
             at = end
     if current is not None:
-        raise CorruptArchiveError(f"{path}: member {show(index.paths[current])} is not in the frames")
+        raise CorruptArchiveError(
+            f"{path}: member {show(index.paths[current])} is not in the frames", remove_and_pack_again(index)
+        )
 
 
 def _staged_index(prefix: Path) -> Index:
     if not marker.is_staged_prefix(prefix):
-        raise StageFailedError(f"{prefix} is no staged prefix: it has no marker; stage the archive again")
+        raise StageFailedError(
+            f"{prefix} on {host_name()} is not a staged prefix: it has no marker",
+            "Check the path, or stage the archive",
+        )
     path = marker.index_path(prefix)
     try:
         return decode_index(path.read_bytes(), path)
     except OSError as exc:
-        raise StageFailedError(f"{path} cannot be read: {exc.strerror}; stage the archive again") from exc
+        raise StageFailedError(
+            f"{path} on {host_name()} cannot be read: {exc.strerror}", _stage_again(prefix)
+        ) from exc
 
 
 def _verify_staged(prefix: Path, index: Index) -> None:
@@ -131,38 +156,45 @@ def _verify_staged(prefix: Path, index: Index) -> None:
                 raise _differs(prefix, path, "points elsewhere")
         elif i in index.folders:
             if not stat.S_ISDIR(info.st_mode):
-                raise _differs(prefix, path, "is no folder")
+                raise _differs(prefix, path, "is not a folder")
         elif not stat.S_ISREG(info.st_mode):
-            raise _differs(prefix, path, "is no file")
+            raise _differs(prefix, path, "is not a file")
         elif i in index.files and path not in compiled:
             _verify_file(prefix, target, index, i, relocation)
 
 
 def _verify_file(prefix: Path, target: Path, index: Index, i: int, relocation: Relocation) -> None:
-    """Compare a file with its packed bytes: where it was relocated, with what stood there before."""
+    """Compare a file with its packed bytes; where it was relocated, with the bytes that stood there before."""
     path = index.paths[i]
-    state = _Content(index, i)
+    content = _Content(index, i)
     at = 0
     with target.open("rb") as file:
         for start, end, put, was in relocation.edits.get(i, []):
-            _update(state, file, start - at)
+            _update(content, file, start - at)
             if file.read(len(put)) != put:
                 raise _differs(prefix, path, "does not name this prefix")
-            state.update(was)
+            content.update(was)
             at = end
-        _update(state, file, None)
-    if not state.is_good():
+        _update(content, file, None)
+    if not content.is_good():
         raise _differs(prefix, path, "has another content")
 
 
-def _update(state: _Content, file: BinaryIO, size: int | None) -> None:
+def _update(content: _Content, file: BinaryIO, size: int | None) -> None:
     while size is None or size > 0:
         chunk = file.read(1 << 20 if size is None else min(size, 1 << 20))
         if not chunk:
             return
-        state.update(chunk)
+        content.update(chunk)
         size = None if size is None else size - len(chunk)
 
 
 def _differs(prefix: Path, path: bytes, how: str) -> StageFailedError:
-    return StageFailedError(f"{prefix}: {show(path)} {how}; stage the archive again")
+    return StageFailedError(f"{prefix} on {host_name()}: {show(path)} {how}", _stage_again(prefix))
+
+
+def _stage_again(prefix: Path) -> str:
+    from shlex import quote
+
+    # While it is there, staging could use it again: the warm check compares sizes, not content.
+    return f"When no job uses it, remove it and stage the archive again: rm -rf {quote(str(prefix))}"

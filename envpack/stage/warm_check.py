@@ -1,4 +1,7 @@
-"""Check whether a stage that is there already can be used as it is, and put back what one in use has lost."""
+"""Check whether a stage from an earlier job can be used as it is, and put back the files that it has lost.
+
+Only the stager imports this.
+"""
 
 from __future__ import annotations
 
@@ -13,66 +16,91 @@ from envpack.stage import marker
 if TYPE_CHECKING:
     from envpack.stage.relocate import Relocation
 
+# In tables of sizes: a symlink.
 _LINK = -1
 
 
-def what_is_wrong(prefix: Path, index: Index, relocation: Relocation) -> str | None:
-    """Return why a staged prefix cannot be used as it is, None if it can.
+def fault_of(prefix: Path, index: Index, relocation: Relocation) -> str | None:
+    """Say why a staged prefix cannot be used as it is.
 
-    Every file must be there, of its kind and size: cleaners of /tmp remove single old files. What was staged before the
+    Every file must be there with its kind and size, as cleaners of /tmp remove single old files. A stage from before the
     node's last boot is not trusted, as a crash can leave files of the right size without their content.
+
+    Parameters
+    ----------
+    prefix : Path
+        The staged prefix.
+    index : Index
+        The index of the archive that is to be staged.
+    relocation : Relocation
+        That archive's edits for this prefix.
+
+    Returns
+    -------
+    str or None
+        The reason; None if nothing is wrong.
     """
     if not stat.S_ISDIR(prefix.lstat().st_mode):
-        return "it is no folder"
-    found = marker.read(prefix)
-    if not found:
+        return "it is not a directory"
+    content = marker.read(prefix)
+    if not content:
         return "it has no marker"
-    if found["pack_id"] != index.pack_id or found["prefix"] != os.fspath(prefix):
-        return "its marker is that of another one"
-    if found["boot_id"] != marker.boot_id():
+    if content["pack_id"] != index.pack_id or content["prefix"] != os.fspath(prefix):
+        return "its marker belongs to another staged prefix"
+    if content["boot_id"] != marker.boot_id():
         return "it was staged before the node's last boot"
     return _first_missing(prefix, index, relocation)
 
 
 def _first_missing(prefix: Path, index: Index, relocation: Relocation) -> str | None:
     top = os.fsencode(prefix)
-    found: dict[bytes, int] = {}
+    sizes: dict[bytes, int] = {}
     for folder in (b"", *index.paths[: index.folders.stop]):
         try:
             with os.scandir(top + b"/" + folder if folder else top) as entries:
                 lead = folder + b"/" if folder else b""
                 for entry in entries:
                     if entry.is_symlink():
-                        found[lead + entry.name] = _LINK
+                        sizes[lead + entry.name] = _LINK
                     elif not entry.is_dir():
-                        found[lead + entry.name] = entry.stat(follow_symlinks=False).st_size
+                        sizes[lead + entry.name] = entry.stat(follow_symlinks=False).st_size
         except OSError:
             return f"{show(folder)} is missing"
-    wanted = _expected_sizes(index, relocation)
-    # One comparison of two tables, not tens of thousands.
-    if wanted.items() <= found.items():
+    expected = _expected_sizes(index, relocation)
+    # One comparison of two tables is faster than tens of thousands of single ones.
+    if expected.items() <= sizes.items():
         return None
-    path, size = next(item for item in wanted.items() if found.get(item[0]) != item[1])
-    return f"{show(path)} is missing, or has not its {size} bytes"
+    path, size = next(item for item in expected.items() if sizes.get(item[0]) != item[1])
+    return f"{show(path)} is missing, or does not have its {size} bytes"
 
 
 def _expected_sizes(index: Index, relocation: Relocation) -> dict[bytes, int]:
-    """Return the size of every file, and `_LINK` for every symlink."""
+    """Return the size of every file, and `_LINK` for every symlink, by path."""
     first, end = index.files.start, index.files.stop
-    wanted = dict(zip(index.paths[first:end], index.sizes[first:end], strict=True))
+    expected = dict(zip(index.paths[first:end], index.sizes[first:end], strict=True))
     for i in relocation.edits:
-        wanted[index.paths[i]] = relocation.size(index, i)
+        expected[index.paths[i]] = relocation.size(index, i)
     for i in index.hardlinks:
-        wanted[index.paths[i]] = wanted[index.links[i]]
-    wanted.update((index.paths[i], _LINK) for i in index.symlinks)
-    # Made on the node, if at all: Python does without them.
+        expected[index.paths[i]] = expected[index.links[i]]
+    expected.update((index.paths[i], _LINK) for i in index.symlinks)
+    # The node compiled these, or could not: Python does without them.
     for _, pyc in index.meta.get("compile") or []:
-        wanted.pop(os.fsencode(pyc), None)
-    return wanted
+        expected.pop(os.fsencode(pyc), None)
+    return expected
 
 
 def repair(prefix: Path, fresh: Path, index: Index) -> None:
-    """Put back what a stage in use has lost, from a fresh copy: what is there already stays as it is."""
+    """Put back the files that a staged prefix in use has lost; files of the right size stay as they are.
+
+    Parameters
+    ----------
+    prefix : Path
+        The staged prefix.
+    fresh : Path
+        A complete copy, from which files are moved.
+    index : Index
+        The index of both.
+    """
     for i, path in enumerate(index.paths):
         target = Path(os.fsdecode(os.path.join(os.fsencode(prefix), path)))  # noqa: PTH118
         source = Path(os.fsdecode(os.path.join(os.fsencode(fresh), path)))  # noqa: PTH118

@@ -1,8 +1,8 @@
-"""Several processes that decode and write frames of one file: Python's threads would wait for one another.
+"""Several processes that write the frames of one archive: threads would wait for Python's global lock.
 
-The parent forks children that share its plan, and works as they do. Each takes the number of the next frame from a pipe
-that was filled before, so none waits for another; what a child has to say goes to the parent through a pipe of its own.
-Whoever fails empties the pipe of numbers: that ends the others.
+The parent forks children, and works as they do. Each process takes the number of the next frame from one pipe, filled
+before the first fork, so no process waits for another. A child reports progress and its error through a pipe of its
+own. A process that fails empties the pipe of numbers, which ends the others. The extractor and the stager import this.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from envpack.common.places import host_name
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    # Does one frame, by its number, and returns its size in bytes.
+    # Writes one frame, by its number, and returns its size in bytes.
     Work = Callable[[int], int]
 
 _NUMBER = struct.Struct("<I")
-# A pipe takes a page before its writer has to wait; 16 of them, but for a user who has a thousand others (pipe(7)).
+# A pipe holds at least a page before its writer has to wait (pipe(7): for a user of many pipes; else 16 pages).
 _MOST_NUMBERS = 4096 // _NUMBER.size
-# What ends a parent, which may have handlers of its own.
+# Signals that end a parent, which may have handlers of its own for them.
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def may_fork() -> bool:
     """Tell whether this process may fork.
 
-    It has no other thread, which could hold a lock, has not loaded MPI, and is told how its children end: not so where
-    who started it ignores SIGCHLD (wait(2)).
+    It may not if it has another thread, which could hold a lock; if it has loaded MPI; or if SIGCHLD is ignored, for then
+    wait(2) cannot report how a child ended.
     """
     alone = threading.active_count() == 1 and "mpi4py.MPI" not in sys.modules
     return alone and signal.getsignal(signal.SIGCHLD) is not signal.SIG_IGN
@@ -45,23 +45,24 @@ def may_fork() -> bool:
 def run(
     frames: int, jobs: int, begin: Callable[[], Work], progress: Callable[[int], None] | None = None
 ) -> None:
-    """Do all frames, in `jobs` processes at once.
+    """Write all frames, in several processes at once.
 
     Parameters
     ----------
     frames : int
-        How many there are.
+        Number of frames.
     jobs : int
-        Processes, this one included.
+        Number of processes, this one included.
     begin : callable
-        Called once in each process; what it returns does one frame, by its number, and returns its size in bytes.
+        Called once in each process. It returns a function that writes one frame, by its number, and returns the frame's
+        size in bytes.
     progress : callable, optional
-        Called in this process with the bytes done since the last call.
+        Called in this process with the bytes written since the last call.
 
     Raises
     ------
     EnvpackError, OSError
-        What went wrong in any of them; all have ended then.
+        The first error in any of the processes; all have ended then.
     """
     step = max(1, -(-frames // _MOST_NUMBERS))
     numbers, fill = os.pipe()
@@ -96,17 +97,18 @@ def _drain(numbers: int) -> None:
 
 
 class _Children:
-    """The other processes, and what they say: a line per frame with its bytes, or one with what went wrong."""
+    """The other processes, and their reports: one line for each frame with its bytes, or one with an error."""
 
     def __init__(self, progress: Callable[[int], None] | None) -> None:
         self._progress = progress
         self._pids: list[int] = []
-        self._heard: dict[int, bytes] = {}
+        # The reading end of each child's pipe -> the beginning of a line whose end has not come yet.
+        self._reports: dict[int, bytes] = {}
         self._error: Exception | None = None
 
     def fork(self, numbers: int, frames: int, step: int, begin: Callable[[], Work]) -> None:
         parent = os.getpid()
-        # A handler that raises must find the child in the list; and in the child, none of the parent's may run.
+        # A signal handler that raises must find the child in the list, and none of the parent's may run in the child.
         unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
             signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
@@ -114,14 +116,14 @@ class _Children:
             try:
                 pid = os.fork()
             except OSError:
-                # No more processes allowed: those that there are do it.
+                # No more processes are allowed: the others write all frames.
                 os.close(reader)
                 os.close(writer)
                 return
             if pid == 0:
                 self._be_child(parent, unblocked, numbers, writer, frames, step, begin)
             self._pids.append(pid)
-            self._heard[reader] = b""
+            self._reports[reader] = b""
             os.close(writer)
             os.set_blocking(reader, False)
         finally:
@@ -137,10 +139,10 @@ class _Children:
         step: int,
         begin: Callable[[], Work],
     ) -> NoReturn:
-        """Work, and end without any of the parent's clean-up."""
+        """Write frames, then end without the parent's clean-up."""
         status = 1
         try:
-            # The parent's handlers are for the parent's work; what it ignores (nohup), its children do too.
+            # The parent's handlers are for its own work. A signal that it ignores (nohup), its children ignore too.
             for number in _ENDING:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     signal.signal(number, signal.SIG_DFL)
@@ -154,65 +156,70 @@ class _Children:
                 status = 0
         except BaseException as exc:
             _drain(numbers)
-            os.write(writer, _told(exc))
+            os.write(writer, _encode(exc))
         finally:
             os._exit(status)
 
     def count(self, done: int) -> None:
-        """Count what this process has done, and what the others have said of theirs so far."""
+        """Report the bytes that this process has written, and those that the others have reported so far."""
         if self._progress is not None:
             self._progress(done)
-            self._hear(0)
+            self._read_reports(0)
 
     def join(self) -> None:
-        """Wait for all; raise what went wrong in one of them."""
-        while self._heard:
-            self._hear(None)
+        """Wait for all children; raise the first error of any of them."""
+        while self._reports:
+            self._read_reports(None)
         while self._pids:
             pid = self._pids.pop()
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             if status and self._error is None:
-                how = f"signal {-status}, for want of memory perhaps" if status < 0 else f"status {status}"
-                self._error = errors.StageFailedError(f"a writer on {host_name()} ended by itself ({how})")
+                how = f"signal {-status}, perhaps out of memory" if status < 0 else f"status {status}"
+                self._error = errors.StageFailedError(
+                    f"a process that wrote the copy on {host_name()} ended without an error ({how})",
+                    "Ask for more memory per node, or stage with fewer --jobs",
+                )
         if self._error is not None:
             raise self._error
 
-    def _hear(self, timeout_s: float | None) -> None:
-        for reader in select.select(list(self._heard), [], [], timeout_s)[0]:
+    def _read_reports(self, timeout_s: float | None) -> None:
+        for reader in select.select(list(self._reports), [], [], timeout_s)[0]:
             data = os.read(reader, 1 << 16)
-            *lines, self._heard[reader] = (self._heard[reader] + data).split(b"\n")
+            *lines, self._reports[reader] = (self._reports[reader] + data).split(b"\n")
             for line in lines:
                 if line.isdigit():
                     assert self._progress is not None
                     self._progress(int(line))
                 else:
-                    self._error = self._error or _error(line)
+                    self._error = self._error or _decode(line)
             if not data:
                 os.close(reader)
-                del self._heard[reader]
+                del self._reports[reader]
 
     def end(self) -> None:
-        """End those that are left, if any: after an error, or an interrupt."""
+        """End the children that still run, after an error or an interrupt."""
         for pid in self._pids:
             os.kill(pid, signal.SIGKILL)
         for pid in self._pids:
             os.waitpid(pid, 0)
-        for reader in self._heard:
+        for reader in self._reports:
             os.close(reader)
         self._pids.clear()
-        self._heard.clear()
+        self._reports.clear()
 
 
-def _told(exc: BaseException) -> bytes:
+def _encode(exc: BaseException) -> bytes:
+    """Return an error as a line that `_decode` reads."""
     if isinstance(exc, OSError):
-        told: list[object] = ["OSError", exc.errno, exc.strerror]
+        fields: list[object] = ["OSError", exc.errno, exc.strerror]
     elif isinstance(exc, errors.EnvpackError):
-        told = [type(exc).__name__, str(exc)]
+        fields = [type(exc).__name__, *exc.args]
     else:
-        told = ["StageFailedError", f"a writer on {host_name()} failed: {exc!r}"]
-    return json.dumps(told).encode() + b"\n"
+        problem = f"a process that wrote the copy on {host_name()} failed: {exc!r}"
+        fields = ["StageFailedError", problem, "Report this as a bug of envpack"]
+    return json.dumps(fields).encode() + b"\n"
 
 
-def _error(line: bytes) -> Exception:
+def _decode(line: bytes) -> Exception:
     name, *arguments = json.loads(line)
     return OSError(*arguments) if name == "OSError" else getattr(errors, name)(*arguments)

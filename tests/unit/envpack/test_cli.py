@@ -1,4 +1,4 @@
-"""The command: results on stdout, all else on stderr, exit statuses; and what a node has to read to start it."""
+"""The command: results on stdout, all else on stderr, exit statuses."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ def test_the_active_environment_is_the_default(prefix: Path, tmp_path: Path) -> 
     [
         (["pack", "--prefix", "/nonexistent"], "no environment /nonexistent: there is no such folder"),
         (["stage", "/nonexistent"], "cannot open the archive /nonexistent on "),
-        (["verify", "/nonexistent"], "cannot open the archive /nonexistent: No such file"),
-        (["verify", "/"], "/ is no staged prefix"),
+        (["verify", "/nonexistent"], "cannot open the archive /nonexistent on "),
+        (["verify", "/"], "/ on "),
     ],
 )
 def test_a_named_failure_is_one_line_and_status_1(
@@ -111,7 +111,7 @@ def test_a_named_failure_is_one_line_and_status_1(
 ) -> None:
     assert main(arguments) == 1
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith(f"envpack: error: {message}") and err.count("\n") == 1
+    assert out == "" and err.startswith(f"envpack: {message}") and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_warnings_go_to_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert main(["pack", "--prefix", str(prefix), "--output", str(tmp_path / "a.tar.zst")]) == 0
         out, err = capsys.readouterr()
         assert out == f"{tmp_path}/a.tar.zst\n"
-        assert err == "envpack: warning: left out, as neither file, folder nor link: pipe\n"
+        assert err == "envpack: warning: not packed, as neither file, folder nor link: pipe\n"
 
 
 def test_another_archive_than_expected(archive: Path, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_another_archive_than_expected(archive: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (
         1,
         "",
-    ) and "is not the archive that was asked for" in done.stderr
+    ) and "is not the expected archive" in done.stderr
     assert stages(tmp_path) == []
 
 
@@ -175,49 +175,3 @@ def test_progress_on_a_terminal_only(archive: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0 and "staging" in done.stdout
     assert re.fullmatch(r"/.*/env-[0-9a-f]{16}\n", (tmp_path / "out").read_text())
-
-
-# ---- what a node reads
-
-
-def test_a_node_imports_the_standard_library_and_zstandard(archive: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys; before = set(sys.modules); from envpack.cli import main;"
-        f"main(['stage', {str(archive)!r}, '--root', {str(tmp_path)!r}]); main(['gc', '--root', {str(tmp_path)!r}]);"
-        "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before}))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=CHECKOUT, check=True
-    )
-    imported = set(done.stdout.splitlines()[-1].split())
-    assert {name for name in imported if name not in sys.stdlib_module_names} == {"envpack", "zstandard"}
-    # Each is found by dozens of questions to a slow file system, and brings others.
-    assert not imported & {
-        "asyncio",
-        "concurrent",
-        "dataclasses",
-        "inspect",
-        "logging",
-        "shutil",
-        "subprocess",
-        "tempfile",
-    }
-
-
-def test_a_node_opens_few_files(archive: Path, tmp_path: Path) -> None:
-    """Counted by the interpreter's own audit events, from its first import on; the stage's own files left out."""
-    opened = tmp_path / "opened"
-    code = (
-        "import sys; names = []\n"
-        "def note(event, args):\n"
-        "    if event in ('open', 'import'): names.append((event, args[0]))\n"
-        "sys.addaudithook(note)\n"
-        "from envpack.cli import main\n"
-        f"main(['stage', {str(archive)!r}, '--root', {str(tmp_path)!r}])\n"
-        f"open({str(opened)!r}, 'w').write('\\n'.join(f'{{e}} {{n}}' for e, n in names))\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=CHECKOUT, stdout=subprocess.DEVNULL)
-    lines = opened.read_text().splitlines()
-    files = [line for line in lines if line.startswith("open /") and os.fspath(tmp_path) not in line]
-    assert len(files) < 100
-    assert sum(line.endswith(archive.name) for line in files) == 1

@@ -21,7 +21,7 @@ import envpack.pack.venv
 from envpack.archive.encoding import read_index
 from envpack.errors import BrokenEnvironmentError, EnvpackError, NotAnEnvironmentError
 from envpack.pack.members import DIRECTORY, FILE, SYMLINK, Member, header_bytes, tar_header
-from envpack.pack.packing import pack, packed
+from envpack.pack.packing import find_archive, pack
 from envpack.pack.store import safe_name
 from envpack.stage.staging import stage
 from envpack.stage.verify import verify
@@ -53,11 +53,11 @@ def test_what_has_not_changed_is_not_packed_again(prefix: Path, home: Path) -> N
 
 
 def test_what_would_be_used_again(prefix: Path, home: Path) -> None:
-    assert packed(prefix) is None and not home.exists()
+    assert find_archive(prefix) is None and not home.exists()
     result = pack(prefix)
-    assert packed(prefix) == result.path
+    assert find_archive(prefix) == result.path
     (prefix / "share" / "new").touch()
-    assert packed(prefix) is None
+    assert find_archive(prefix) is None
 
 
 def test_imports_from_the_environment_are_no_change(prefix: Path) -> None:
@@ -285,7 +285,7 @@ def test_read_only_prefixes(prefix: Path, tmp_path: Path) -> None:
 def test_what_is_no_file_is_left_out(prefix: Path, tmp_path: Path) -> None:
     os.mkfifo(prefix / "share" / "pipe")
     result = pack(prefix)
-    assert result.warnings == ("left out, as neither file, folder nor link: share/pipe",)
+    assert result.warnings == ("not packed, as neither file, folder nor link: share/pipe",)
     assert not (stage(result.path, tmp_path).prefix / "share" / "pipe").exists()
 
 
@@ -360,10 +360,10 @@ def test_an_interpreter_that_does_not_run(prefix: Path, tmp_path: Path) -> None:
     (prefix / "bin" / "python").unlink()
     (prefix / "bin" / "python").symlink_to("/nonexistent/python3")
     result = pack(prefix)
-    assert [warning.split(":")[0] for warning in result.warnings] == [
-        f"{prefix}/bin/python does not exist",
-        f"{prefix}/bin/python does not run on this host",
-    ]
+    assert result.warnings == (
+        f"{prefix}/bin/python does not exist; was its base interpreter removed?",
+        f"{prefix}/bin/python does not run on this host, so missing and stale .pyc files are not compiled",
+    )
     staged = stage(result.path, tmp_path).prefix
     assert (staged / "bin" / "python").readlink() == Path("/nonexistent/python3")
 
@@ -375,14 +375,16 @@ def test_what_is_no_environment(tmp_path: Path) -> None:
     with pytest.raises(NotAnEnvironmentError, match=r"no environment .*/none: there is no such folder"):
         pack(tmp_path / "none")
     with pytest.raises(
-        NotAnEnvironmentError, match=r"is no environment: it has neither conda-meta/ .* nor pyvenv.cfg"
+        NotAnEnvironmentError, match=r"is not an environment: it has neither conda-meta/ .* nor pyvenv.cfg"
     ):
         pack(tmp_path)
     assert not (tmp_path / "home").exists()
 
 
 def test_no_folder_for_the_output(prefix: Path, tmp_path: Path) -> None:
-    with pytest.raises(BrokenEnvironmentError, match=r"the folder .*/none does not exist; make it"):
+    with pytest.raises(
+        BrokenEnvironmentError, match=r"the folder .*/none does not exist\. Make it: mkdir -p /"
+    ):
         pack(prefix, tmp_path / "none" / "a.tar.zst")
 
 
@@ -412,9 +414,10 @@ def test_editable_installs_stay_where_they_are(prefix: Path, tmp_path: Path) -> 
     (prefix / SITE / "old.egg-link").write_text(f"{tmp_path}/old\n.")
     result = pack(prefix)
     (warning,) = result.warnings
-    assert warning.startswith(
-        f"editable installs are not packed, their code is read from where it is: __editable__.mine-1.0.pth ({project}), "
-        f"mine ({project}), old ({tmp_path}/old); "
+    assert warning == (
+        "editable installs are not packed; the nodes read their code from where it is, which is slow, and fails if a "
+        f"node does not see that folder: __editable__.mine-1.0.pth ({project}), mine ({project}), old ({tmp_path}/old). "
+        "To pack them, install them without -e"
     )
     staged = stage(result.path, tmp_path).prefix
     code = "import mine; print(mine.WHERE)"
@@ -436,12 +439,12 @@ def test_the_same_environment_seen_through_another_file_system(
     os.utime(source, ns=(times.st_mtime_ns // 10**9 * 10**9,) * 2)
     with monkeypatch.context() as patch:
         patch.setattr(envpack.pack.store, "file_system", lambda path: ("fuse.sshfs", "/home"))
-        assert packed(prefix) == first.path and pack(prefix).reused
+        assert find_archive(prefix) == first.path and pack(prefix).reused
         source.write_bytes(content + b"#")
-        assert packed(prefix) is None
+        assert find_archive(prefix) is None
         source.write_bytes(content)
         os.utime(source, ns=(times.st_mtime_ns // 10**9 * 10**9,) * 2)
-    assert packed(prefix) is None  # where everything can be seen, everything counts
+    assert find_archive(prefix) is None  # where everything can be seen, everything counts
 
 
 def test_a_base_interpreter_on_a_shared_file_system(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,7 +127,7 @@ def test_one_that_changes_while_it_is_read(good: bytes, tmp_path: Path) -> None:
 
     with path.open("rb") as file, Stager(index, tmp_path) as stager:
         os.truncate(path, index.archive_bytes // 2)
-        with pytest.raises(CorruptArchiveError, match="was cut short while it was read"):
+        with pytest.raises(CorruptArchiveError, match=r"was cut short while .* read it"):
             stager.read(file.fileno())
             stager.finish()
     assert stages(tmp_path) == []

@@ -51,7 +51,7 @@ def test_all_that_is_not_in_use(staged: list[Path], tmp_path: Path) -> None:
 
 
 def test_never_one_that_is_being_staged(archives: list[Path], staged: list[Path], tmp_path: Path) -> None:
-    lock = envpack.stage.temporaries.lock_stager(staged[0].parent, staged[0].name, 1.0)
+    lock = envpack.stage.temporaries.lock_stager(staged[0], 1.0)
     assert gc(tmp_path) == staged[1:]
     os.close(lock)
 

@@ -32,17 +32,17 @@ def test_what_is_whole(archives: list[Path], staged: list[Path]) -> None:
         (lambda p: (p / "bin" / "python").unlink() or (p / "bin" / "python").touch(), "points elsewhere"),
         (
             lambda p: (p / SITE / "demo/data/hollow").rmdir() or (p / SITE / "demo/data/hollow").touch(),
-            "is no folder",
+            "is not a folder",
         ),
-        (lambda p: (p / "pyvenv.cfg").unlink() or (p / "pyvenv.cfg").mkdir(), "pyvenv.cfg is no file"),
+        (lambda p: (p / "pyvenv.cfg").unlink() or (p / "pyvenv.cfg").mkdir(), "pyvenv.cfg is not a file"),
         (lambda p: envpack.stage.marker.index_path(p).unlink(), "cannot be read"),
-        (lambda p: envpack.stage.marker.marker_path(p).unlink(), "is no staged prefix"),
+        (lambda p: envpack.stage.marker.marker_path(p).unlink(), "is not a staged prefix"),
     ],
     ids=range(10),
 )
 def test_a_damaged_prefix(damage, message: str, staged: list[Path]) -> None:  # type: ignore[no-untyped-def]
     damage(staged[0])
-    with pytest.raises(StageFailedError, match=f"{message}.*; stage the archive again"):
+    with pytest.raises(StageFailedError, match=f"{message}.* stage the archive"):
         verify(staged[0])
 
 

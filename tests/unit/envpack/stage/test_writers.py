@@ -58,8 +58,8 @@ def test_nothing_to_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (CorruptArchiveError("member a is damaged"), CorruptArchiveError),
-        (NoSpaceError("full"), NoSpaceError),
+        (CorruptArchiveError("member a is damaged", "Pack again"), CorruptArchiveError),
+        (NoSpaceError("full", "Make room"), NoSpaceError),
         (OSError(28, "No space left on device"), OSError),
         (RuntimeError("of our own"), StageFailedError),
     ],
@@ -102,7 +102,7 @@ def test_a_killed_child_is_not_taken_for_a_done_one(tmp_path: Path) -> None:
     def end(frame: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(StageFailedError, match=r"ended by itself \(signal 9, for want of memory"):
+    with pytest.raises(StageFailedError, match=r"ended without an error \(signal 9, perhaps out of memory"):
         writers.run(FRAMES, 2, hold_for_a_child(marks(tmp_path, end)))
 
 
