@@ -116,6 +116,7 @@ def test_boot_reads_exactly_what_submit_was_given(typed, command):
     with dask.config.set({"mpiboot": file}):
         layers = settings.site_layer(), {name: typed[name] for name in typed.keys() - in_file}
     asked = config.merge(*layers, command=command)
+    assert asked == config.merge(typed, command=command)
     got = config.parse_boot_arguments(config.boot_arguments(asked), {})
     expected = {option.name: getattr(asked, option.name) for option in config.options_in(config.BOOT)}
     expected["env_var"] = tuple(item.partition("=")[0] for item in asked.env_var)
