@@ -210,7 +210,7 @@ class Config:
         COUNT,
         "workers on each node",
         metavar="N",
-        default_words="one per 4 CPUs",
+        default_words="one per 4 CPUs, or per cpus-per-worker",
         same_as="sbatch --ntasks-per-node",
     )
     cpus_per_worker: int | None = _option(

@@ -79,7 +79,7 @@ def test_every_option_is_in_the_signature_and_in_the_help(target):
         assert f"\n{name} : " in documentation
     assert "\nidle_timeout : str or float, default '30 min'\n    End the job after " in documentation
     assert (
-        "\nworkers_per_node : int, optional\n    Workers on each node. Default: one per 4 CPUs. "
+        "\nworkers_per_node : int, optional\n    Workers on each node. Default: one per 4 CPUs, or per "
         in documentation
     )
     assert "\n\nRaises\n------\n" in documentation and "**options" not in documentation

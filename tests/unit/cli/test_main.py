@@ -33,7 +33,7 @@ def test_without_a_command_there_is_help(run):
     ("error", "status", "message"),
     [
         (JobEndedError("job 1 has ended"), 1, "mpiboot: job 1 has ended\n"),
-        (EnvpackError("/e cannot be packed"), 1, "mpiboot: /e cannot be packed\n"),
+        (EnvpackError("/e cannot be packed", "Repair it"), 1, "mpiboot: /e cannot be packed. Repair it\n"),
         (DeadlineError("too late"), 124, "mpiboot: too late\n"),
         (PermissionError(13, "Permission denied", "/x"), 1, "mpiboot: [Errno 13] Permission denied: '/x'\n"),
         (KeyboardInterrupt("job 1 goes on"), 130, "\nmpiboot: job 1 goes on\n"),
