@@ -116,6 +116,7 @@ def test_a_notebook_completes_options(target):
 
 
 def test_a_type_checker_knows_the_options(tmp_path):
+    pytest.importorskip("mypy", reason="pip install --group lint")
     (tmp_path / "right.py").write_text(PROGRAM)
     (tmp_path / "unknown.py").write_text(PROGRAM.replace("nodes=2", "nodez=2"))
     (tmp_path / "wrong.py").write_text(PROGRAM.replace("nodes=2", "nodes='two'"))
