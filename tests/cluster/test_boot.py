@@ -170,6 +170,24 @@ def test_sbatch_by_hand(alice, export):
         alice.stops(job_id)
 
 
+def test_nodes_with_unequal_tasks_are_each_filled(alice):
+    """Slurm places 3 tasks as 2 and 1 on two nodes, each with the memory that `--mem` gives a node."""
+    job_id = alice.types(
+        *("sbatch", "--parsable", "--nodes=2", "--ntasks=3", "--cpus-per-task=2", "--mem=1G"),
+        *(f"{script_of(alice)}/slurm.sh", "--interface", "ib0", "--env", alice.cluster.env),
+    ).stdout.strip()
+    try:
+        workers = probe_workers(alice, job_id)["workers"].values()
+    finally:
+        alice.stops(job_id)
+    for_workers_bytes = 1024**3 - 1024**3 // 10
+    assert sorted((worker["host"], worker["threads"], worker["memory"]) for worker in workers) == [
+        ("node1", 2, for_workers_bytes // 2),
+        ("node1", 2, for_workers_bytes // 2),
+        ("node2", 2, for_workers_bytes),
+    ]
+
+
 def test_make_submit(alice):
     makefile = alice.home / "Makefile"
     makefile.write_text((Path(__file__).parents[2] / "Makefile").read_text())

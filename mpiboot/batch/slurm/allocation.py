@@ -94,7 +94,6 @@ class SlurmAllocation(AllocationSystem):
         ]
 
     def cancel_command(self, job_id: str) -> list[str]:
-        """scancel(1): SIGTERM, and SIGKILL after KillWait, by which the agents must have cleaned (slurm.conf(5))."""
         return ["scancel", job_id]
 
     def carry_command(self, source: Path, target: Path) -> list[str]:
