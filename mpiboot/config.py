@@ -419,7 +419,7 @@ def environment_layer(environ: Mapping[str, str]) -> dict[str, str]:
 
 def home(environ: Mapping[str, str], override: str | None = None) -> Path:
     """mpiboot's folder on the shared file system: `--home`, `MPIBOOT_HOME`, `~/.mpiboot`."""
-    chosen = override or places.home(environ)
+    chosen = override or places.default_home(environ)
     return Path(os.path.abspath(chosen))  # noqa: PTH100 - not resolve(): a link is the user's choice of name
 
 

@@ -10,7 +10,7 @@ import os
 from operator import add, gt
 from typing import TYPE_CHECKING, Any
 
-from envpack.archive.index import OWN_FOLDER, PACK_AGAIN, Index, show
+from envpack.archive.index import OWN_FOLDER, PACK_AGAIN, Index, show_path
 from envpack.errors import CorruptArchiveError, HostileArchiveError
 
 if TYPE_CHECKING:
@@ -72,13 +72,13 @@ def _check_paths(index: Index, path: Path, directories: set[bytes]) -> None:
     ]
     if wrong or OWN_FOLDER in directories or OWN_FOLDER in index.paths:
         raise _hostile(
-            f"{path}: member {show(wrong[0] if wrong else OWN_FOLDER)} is absolute, climbs with '..', or lies in "
+            f"{path}: member {show_path(wrong[0] if wrong else OWN_FOLDER)} is absolute, climbs with '..', or lies in "
             "something that is not a folder of the archive"
         )
     if len(set(index.paths)) < len(index.paths):
         seen: set[bytes] = set()
         twice = next(member for member in index.paths if member in seen or seen.add(member))  # type: ignore[func-returns-value]
-        raise _hostile(f"{path}: member {show(twice)} occurs twice")
+        raise _hostile(f"{path}: member {show_path(twice)} occurs twice")
 
 
 def _check_places(index: Index, path: Path) -> None:
@@ -90,7 +90,7 @@ def _check_places(index: Index, path: Path) -> None:
     if any(map(gt, ends, starts[1:])):
         at = next(i for i, stop, start in zip(index.files, ends, starts[1:], strict=True) if stop > start)
         raise CorruptArchiveError(
-            f"{path}: member {show(index.paths[at])} lies outside of the frames", PACK_AGAIN
+            f"{path}: member {show_path(index.paths[at])} lies outside of the frames", PACK_AGAIN
         )
 
 
@@ -98,11 +98,11 @@ def _check_links(index: Index, path: Path) -> None:
     """Check that every link has a target, and that a hard link's is a file of the archive."""
     if not all(index.links.values()):
         member = next(index.paths[i] for i, target in index.links.items() if not target)
-        raise _hostile(f"{path}: the link {show(member)} names nothing")
+        raise _hostile(f"{path}: the link {show_path(member)} names nothing")
     files = set(index.paths[index.files.start : index.files.stop]) if index.hardlinks else set()
     for i in index.hardlinks:
         if index.links[i] not in files:
-            raise _hostile(f"{path}: the hard link {show(index.paths[i])} names no file of the archive")
+            raise _hostile(f"{path}: the hard link {show_path(index.paths[i])} names no file of the archive")
 
 
 def _check_compiled(index: Index, path: Path, directories: set[bytes]) -> None:
@@ -123,4 +123,4 @@ def _check_compiled(index: Index, path: Path, directories: set[bytes]) -> None:
             or not name.endswith(b".pyc")
             or b"\0" in name
         ):
-            raise _hostile(f"{path}: {show(pyc)} would be compiled outside of the archive's folders")
+            raise _hostile(f"{path}: {show_path(pyc)} would be compiled outside of the archive's folders")

@@ -156,7 +156,7 @@ def remove_and_pack_again(index: Index) -> str:
     return f"Pack the environment again: rm -f {quote(str(index.path))}; envpack pack --prefix {quote(index.prefix)}"
 
 
-def show(path: bytes) -> str:
+def show_path(path: bytes) -> str:
     """Return a member's path for a message: readable, on one line, whatever its bytes."""
     text = os.fsdecode(path)
     return text if text.isprintable() else ascii(text)

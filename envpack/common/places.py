@@ -19,12 +19,12 @@ STAGE_ROOT_VARIABLE = "MPIBOOT_STAGE_ROOT"
 DEFAULT_STAGE_ROOT = "/tmp"
 
 
-def home(environ: Mapping[str, str] = os.environ) -> Path:
+def default_home(environ: Mapping[str, str] = os.environ) -> Path:
     """Return the folder of archives and job directories: `$MPIBOOT_HOME`, or `~/.mpiboot`."""
     return Path(environ.get(HOME_VARIABLE) or Path.home() / ".mpiboot")
 
 
-def stage_root(environ: Mapping[str, str] = os.environ) -> Path:
+def default_stage_root(environ: Mapping[str, str] = os.environ) -> Path:
     """Return the staging root: `$MPIBOOT_STAGE_ROOT`, or `/tmp`."""
     return Path(environ.get(STAGE_ROOT_VARIABLE) or DEFAULT_STAGE_ROOT)
 
@@ -51,7 +51,7 @@ def staged_prefix(root_folder: StrPath | None, pack_id: str, name: str) -> Path:
     Path
         `<root>/mpiboot-<uid>/<name>-<16 digits of pack_id>`
     """
-    return user_folder(root_folder or stage_root()) / f"{name}-{pack_id[:16]}"
+    return user_folder(root_folder or default_stage_root()) / f"{name}-{pack_id[:16]}"
 
 
 def host_name() -> str:

@@ -72,7 +72,7 @@ class ArchiveWriter:
         output : Path or None
             The archive's path (None: `<name>-<pack id>.tar.zst` in the folder).
         state : dict[str, str]
-            The environment's state, from `store.state_of`, to be kept in the index.
+            The environment's state, from `store.environment_state`, to be kept in the index.
 
         Raises
         ------

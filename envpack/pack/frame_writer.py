@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import zstandard
 
-from envpack.archive.index import FRAME_BYTES, digest, frame_check, show
+from envpack.archive.index import FRAME_BYTES, digest, frame_check, show_path
 from envpack.errors import BrokenEnvironmentError
 from envpack.pack.members import FILE, SYMLINK, Member, header_bytes, padding, tar_header
 
@@ -262,7 +262,7 @@ def _open(member: Member) -> int:
         fd = os.open(member.source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as exc:
         raise BrokenEnvironmentError(
-            f"cannot read {show(member.source)}: {exc.strerror}",
+            f"cannot read {show_path(member.source)}: {exc.strerror}",
             "Make it readable, or remove it from the environment",
         ) from exc
     info = os.fstat(fd)
@@ -284,6 +284,6 @@ def _read_piece(fd: int, piece: Piece) -> bytes:
 
 def _changed(member: Member) -> BrokenEnvironmentError:
     return BrokenEnvironmentError(
-        f"{show(member.source)} changed while it was packed",
+        f"{show_path(member.source)} changed while it was packed",
         "Pack again when nothing installs into the environment, or writes to it",
     )

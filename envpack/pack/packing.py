@@ -120,7 +120,7 @@ def pack(
         raise ValueError(f"jobs must be at least 1, not {jobs}")
     kind = _kind(prefix)
     name = store.safe_name(prefix.name)
-    state = store.state_of(prefix, kind)
+    state = store.environment_state(prefix, kind)
     if output is None:
         folder = store.folder_for(prefix, home)
         # One by one, as mkdir gives only the last folder this mode.
@@ -157,7 +157,7 @@ def pack(
     return _result(path, index, began, reused=False)
 
 
-def find_archive(prefix: StrPath, *, home: StrPath | None = None) -> Path | None:
+def unchanged_archive(prefix: StrPath, *, home: StrPath | None = None) -> Path | None:
     """Find the archive that `pack` would reuse; nothing is written.
 
     Parameters
@@ -179,7 +179,7 @@ def find_archive(prefix: StrPath, *, home: StrPath | None = None) -> Path | None
     """
     prefix = Path(os.path.abspath(prefix))  # noqa: PTH100
     kind = _kind(prefix)
-    state = store.state_of(prefix, kind)
+    state = store.environment_state(prefix, kind)
     candidates = store.newest_first(store.folder_for(prefix, home))
     return next((path for path in candidates if store.reusable(path, state, None) is not None), None)
 

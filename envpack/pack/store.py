@@ -34,7 +34,7 @@ KEPT_S = 14 * 86400.0
 def folder_for(prefix: Path, home: StrPath | None) -> Path:
     """Return the folder of an environment's archives below a home (default: MPIBOOT_HOME, then ~/.mpiboot)."""
     hashed = hashlib.sha256(os.fsencode(prefix)).hexdigest()[:12]
-    return Path(home or places.home()) / "packs" / f"{safe_name(prefix.name)}-{hashed}"
+    return Path(home or places.default_home()) / "packs" / f"{safe_name(prefix.name)}-{hashed}"
 
 
 def newest_first(folder: Path) -> list[Path]:
@@ -47,7 +47,7 @@ def safe_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]", "_", name)[:40].lstrip(".-") or "env"
 
 
-def state_of(prefix: Path, kind: str) -> dict[str, str]:
+def environment_state(prefix: Path, kind: str) -> dict[str, str]:
     """Return an environment's state: the part of an archive's index that must be equal for the archive to be reused."""
     omitted = condaenv.OMITTED if kind == "conda" else ()
     return {
@@ -66,7 +66,7 @@ def reusable(path: Path, state: dict[str, str], level: int | None) -> Index | No
     path : Path
         The archive.
     state : dict[str, str]
-        The environment's state, from `state_of`.
+        The environment's state, from `environment_state`.
     level : int or None
         The compression level that it must have (None: any).
     """

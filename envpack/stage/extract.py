@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import zstandard
 
-from envpack.archive.index import Index, digest, frame_check, remove_and_pack_again, show
+from envpack.archive.index import Index, digest, frame_check, remove_and_pack_again, show_path
 from envpack.common.locks import open_folder
 from envpack.common.places import host_name
 from envpack.errors import CorruptArchiveError, StageFailedError
@@ -316,9 +316,9 @@ def _corrupt(index: Index, frame: int, packed: bytes | bytearray | memoryview) -
             members.append(i)
     bad = next((i for i in members if not _is_good(index, i, start, data, end - start)), None)
     if bad is not None:
-        where = f"member {show(index.paths[bad])}"
+        where = f"member {show_path(index.paths[bad])}"
     elif members:
-        where = f"a header near member {show(index.paths[members[0]])}"
+        where = f"a header near member {show_path(index.paths[members[0]])}"
     else:
         where = "headers"
     return CorruptArchiveError(

@@ -38,6 +38,7 @@ class FrameFile:
         self._lock = threading.Lock()
 
     def next(self, buffer: memoryview) -> tuple[int, memoryview] | None:
+        """Read the next frame, as `FrameSource.next`."""
         with self._lock:
             frame = self._next
             self._next += 1
@@ -79,6 +80,7 @@ class FrameFile:
         return data
 
     def stop(self) -> None:
+        """Make `next` return None from now on."""
         self._next = 1 << 62
 
 
@@ -110,6 +112,7 @@ class FrameQueue:
                     continue
 
     def next(self, buffer: memoryview) -> tuple[int, bytearray] | None:
+        """Wait for the next frame, as `FrameSource.next`."""
         while not self._stopped:
             try:
                 return self._queue.get(timeout=0.1)
@@ -118,4 +121,5 @@ class FrameQueue:
         return None
 
     def stop(self) -> None:
+        """Make `next` return None, and `put` return at once, from now on."""
         self._stopped = True

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envpack.common.locks import open_folder, open_lock_file, try_lock
-from envpack.common.places import stage_root, user_folder
+from envpack.common.places import default_stage_root, user_folder
 from envpack.stage import marker, root, temporaries
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def gc(
     StageRootError
         The user's folder in the staging root does not belong to this user alone.
     """
-    folder = user_folder(root_folder or stage_root())
+    folder = user_folder(root_folder or default_stage_root())
     if not folder.exists() and not folder.is_symlink():
         return []
     root.check_user_folder(folder)

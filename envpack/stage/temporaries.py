@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def stager_lock(prefix: Path) -> Path:
-    """Return the lock file of whoever stages or removes a staged prefix."""
+    """Return the lock file that a process holds while it stages, checks or removes a staged prefix."""
     return prefix.parent / f".lock-{prefix.name}"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from envpack.archive.encoding import decode_index, read_index
-from envpack.archive.index import DIGEST_BYTES, Index, digest, remove_and_pack_again, show
+from envpack.archive.index import DIGEST_BYTES, Index, digest, remove_and_pack_again, show_path
 from envpack.common.places import host_name
 from envpack.errors import CorruptArchiveError, StageFailedError
 from envpack.stage import extract, marker
@@ -77,6 +77,7 @@ class _Content:
         self._state = hashlib.sha256()
 
     def update(self, data: bytes | memoryview) -> None:
+        """Take the next bytes."""
         view = memoryview(data)
         while self._is_large and len(view) >= self._missing:
             self._state.update(view[: self._missing])
@@ -88,6 +89,7 @@ class _Content:
         self._missing -= len(view)
 
     def is_good(self) -> bool:
+        """Tell, after the last byte, whether the digest is the index's."""
         if not self._is_large:
             return self._state.digest()[:DIGEST_BYTES] == self._expected
         if self._missing < self._part_bytes:
@@ -113,7 +115,7 @@ def _verify_archive(path: Path, index: Index) -> None:
                     break
                 if not content.is_good():
                     raise CorruptArchiveError(
-                        f"{path}: member {show(index.paths[current])} differs from its checksum",
+                        f"{path}: member {show_path(index.paths[current])} differs from its checksum",
                         remove_and_pack_again(index),
                     )
                 current = next(files, None)
@@ -121,7 +123,8 @@ def _verify_archive(path: Path, index: Index) -> None:
             at = end
     if current is not None:
         raise CorruptArchiveError(
-            f"{path}: member {show(index.paths[current])} is not in the frames", remove_and_pack_again(index)
+            f"{path}: member {show_path(index.paths[current])} is not in the frames",
+            remove_and_pack_again(index),
         )
 
 
@@ -190,7 +193,7 @@ def _update(content: _Content, file: BinaryIO, size: int | None) -> None:
 
 
 def _differs(prefix: Path, path: bytes, how: str) -> StageFailedError:
-    return StageFailedError(f"{prefix} on {host_name()}: {show(path)} {how}", _stage_again(prefix))
+    return StageFailedError(f"{prefix} on {host_name()}: {show_path(path)} {how}", _stage_again(prefix))
 
 
 def _stage_again(prefix: Path) -> str:

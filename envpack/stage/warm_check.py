@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envpack.archive.index import Index, show
+from envpack.archive.index import Index, show_path
 from envpack.stage import marker
 
 if TYPE_CHECKING:
@@ -65,13 +65,13 @@ def _first_missing(prefix: Path, index: Index, relocation: Relocation) -> str | 
                     elif not entry.is_dir():
                         sizes[lead + entry.name] = entry.stat(follow_symlinks=False).st_size
         except OSError:
-            return f"{show(folder)} is missing"
+            return f"{show_path(folder)} is missing"
     expected = _expected_sizes(index, relocation)
     # One comparison of two tables is faster than tens of thousands of single ones.
     if expected.items() <= sizes.items():
         return None
     path, size = next(item for item in expected.items() if sizes.get(item[0]) != item[1])
-    return f"{show(path)} is missing, or does not have its {size} bytes"
+    return f"{show_path(path)} is missing, or does not have its {size} bytes"
 
 
 def _expected_sizes(index: Index, relocation: Relocation) -> dict[bytes, int]:

@@ -107,6 +107,7 @@ class _Children:
         self._error: Exception | None = None
 
     def fork(self, numbers: int, frames: int, step: int, begin: Callable[[], Work]) -> None:
+        """Start one child; do without if no more processes are allowed."""
         parent = os.getpid()
         # A signal handler that raises must find the child in the list, and none of the parent's may run in the child.
         unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())

@@ -87,10 +87,10 @@ def submit_config(
     environ = submit_environment(os.environ, job_variables(config))
     with job_script(config, batch) as script:
         if not config.no_stage:
-            from envpack.pack.packing import find_archive
+            from envpack.pack.packing import unchanged_archive
 
             # Packing takes up to a minute: first see whether the request would be refused.
-            if find_archive(config.env) is None:
+            if unchanged_archive(config.env) is None:
                 batch.check(submit_command(config, batch, script, output_folder), environ)
             config = replace(config, archive=str(pack(Path(config.env), say)))
         job_id = batch.submit(submit_command(config, batch, script, output_folder), environ)
@@ -99,13 +99,13 @@ def submit_config(
 
 def show_submission(config: Config, *, say: Callable[[str], None] = lambda line: None) -> str:
     """Return the shell line that submits the same job; nothing is packed or submitted."""
-    from envpack.pack.packing import find_archive
+    from envpack.pack.packing import unchanged_archive
 
     batch = choose(config.batch_system)
     assert config.env
     prefix_checks.check_environment(Path(config.env))
     if not config.no_stage:
-        archive = find_archive(config.env)
+        archive = unchanged_archive(config.env)
         if archive is None:
             say(
                 f"{config.env} is not packed yet: the job would pack it first. "

@@ -1,6 +1,7 @@
-"""What may be trusted: who owns a path, and who else could have made, changed or swapped it.
+"""Tell whether a path may be trusted: who owns it, and who else could have made, changed or replaced it.
 
-Agents import this from the shared file system, all nodes at once: standard library only, and few modules of it.
+All rooms may import this; it imports `envpack.common.trust`, which envpack needs alike, and the errors. Agents import it
+from the shared file system, on all nodes at once, so it imports few modules.
 """
 
 from __future__ import annotations
@@ -24,21 +25,22 @@ _LINKS_MAX = 40  # Linux's own limit, path_resolution(7)
 
 
 def check_trusted(path: StrPath, kind: Literal["directory", "file"]) -> None:
-    """Refuse a path that anybody but its owner, who must be us, could have made, changed or swapped.
+    """Refuse a path that another user could have made, changed or replaced.
 
     Parameters
     ----------
-    path : path
-        What is about to be used.
+    path : str or os.PathLike
+        The path that is about to be used. It must belong to this user, with no permissions for others.
     kind : {"directory", "file"}
         What it must be.
 
     Raises
     ------
     SecurityError
-        The path, or a directory or link on the way to it, is not only ours (or root's); says which and why.
+        Another user than this one and root could change the path, or a directory or link on the way to it; the message
+        says which, and why.
     FileNotFoundError
-        There is no such path, which is no question of trust.
+        There is no such path.
     """
     path = Path(path).absolute()
     try:
@@ -58,34 +60,35 @@ def check_trusted(path: StrPath, kind: Literal["directory", "file"]) -> None:
 
 
 def open_trusted(path: StrPath, max_bytes: int, *, secret: bool = True) -> bytes:
-    """Read a file that must be ours. What is checked is what is read: the open file itself.
+    """Read a file that must belong to this user. The open file itself is checked, so no other can take its place.
 
-    The directories on the way are `check_trusted`'s part, once per job directory.
+    The directories on the way are not checked: call `check_trusted` once for the directory.
 
     Parameters
     ----------
-    path : path
+    path : str or os.PathLike
         The file.
-    max_bytes : int, bytes
-        The most it may hold.
+    max_bytes : int
+        Its largest allowed size, in bytes.
     secret : bool, default True
-        Others may not even read it. False: they may, as they may read Dask's own scheduler file.
+        Refuse a file that others can read. False: only one that others can write, as others may read Dask's own
+        scheduler file.
 
     Returns
     -------
     bytes
-        All of it.
+        The file's content.
 
     Raises
     ------
     SecurityError
-        It is a link, no regular file, not ours, open to others, unreadable or too big.
+        It is a link or no regular file, belongs to another user, is open to others, unreadable, or too large.
     FileNotFoundError
-        There is none (yet).
+        There is no such file.
     """
     path = Path(path)
     try:
-        # O_NONBLOCK: a planted FIFO must not make us wait for its writer.
+        # O_NONBLOCK: to open a FIFO that somebody put there would wait for its writer.
         file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise
@@ -108,16 +111,23 @@ def open_trusted(path: StrPath, max_bytes: int, *, secret: bool = True) -> bytes
 
 
 def remove_files(directory: StrPath) -> None:
-    """Remove a directory of plain files, if it is there, never through a link. Two may try at once.
+    """Remove a directory that holds plain files only, never through a link.
+
+    It need not exist, and two processes may remove it at once.
 
     Parameters
     ----------
-    directory : path
+    directory : str or os.PathLike
         The directory.
+
+    Raises
+    ------
+    OSError
+        It is a link, or holds a directory.
     """
     directory = Path(directory)
     with contextlib.suppress(FileNotFoundError):
-        # By descriptor: what is emptied here must be the directory itself.
+        # By descriptor, so that no other directory can take its place meanwhile.
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             with os.scandir(descriptor) as entries:
@@ -130,7 +140,7 @@ def remove_files(directory: StrPath) -> None:
 
 
 def _walk(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """Give every directory and link that the kernel passes on its way to `path`, and `path` itself."""
+    """Yield every directory and link that the kernel passes on its way to `path`, and `path` itself."""
     todo = list(reversed(path.parts))
     here = Path()
     links = 0
@@ -150,11 +160,11 @@ def _walk(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
 
 
 def _passable_fault(status: os.stat_result) -> str | None:
-    """Say why a directory or link on the way is not safe to pass, or None."""
+    """Say why a directory or link on the way is not safe; None if it is."""
     if status.st_uid not in (0, os.geteuid()):
         return f"belongs to {user_name(status.st_uid)}, who could swap what lies behind it"
     if stat.S_ISLNK(status.st_mode):
-        return None  # a link's own mode means nothing; who may replace it, its directory says
+        return None  # a link's own mode means nothing; its directory's mode says who may replace it
     if status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX:
         return f"can be written by others (mode {stat.S_IMODE(status.st_mode):04o})"
     return None

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envpack.common.places import home
+from envpack.common.places import default_home
 from mpiboot.batch.job_state import JobState
 from mpiboot.batch.local import FACTS
 from mpiboot.batch.submission import BatchSystem
@@ -51,7 +51,7 @@ class Local:
         return ["bash", str(script), *arguments]
 
     def submit(self, command: Sequence[str], environ: Mapping[str, str]) -> str:
-        logs = home(environ) / "logs"
+        logs = default_home(environ) / "logs"
         logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         output = logs / f"{PREFIX}{os.getpid()}-{time.time_ns()}.out"
         with output.open("xb") as log:
@@ -64,7 +64,7 @@ class Local:
                 start_new_session=True,
             )
         job_id = f"{socket.gethostname()}-{process.pid}-{process_start(process.pid)}"
-        output.rename(output_file(home(environ), job_id))
+        output.rename(output_file(default_home(environ), job_id))
         process.returncode = 0  # the job outlives this process: Python shall not warn of it
         return job_id
 
@@ -76,7 +76,7 @@ class Local:
 
     def jobs(self) -> list[JobState]:
         directories = sorted(
-            (home(os.environ) / "jobs").glob(f"{PREFIX}{socket.gethostname()}-*"),
+            (default_home(os.environ) / "jobs").glob(f"{PREFIX}{socket.gethostname()}-*"),
             key=lambda path: path.stat().st_mtime,
         )
         states = (state_of(path.name.removeprefix(PREFIX)) for path in directories)
@@ -109,7 +109,7 @@ class Local:
         return 0
 
     def output(self, job_id: str) -> Path | None:
-        return output_file(home(os.environ), job_id)
+        return output_file(default_home(os.environ), job_id)
 
     def describe(self) -> str:
         return f"{self.name}: jobs run on this machine"

@@ -5,10 +5,10 @@ from envpack.common import places
 
 
 def test_the_two_variables_and_their_defaults() -> None:
-    assert places.home({"MPIBOOT_HOME": "/w"}) == Path("/w")
-    assert places.home({"MPIBOOT_HOME": ""}) == Path.home() / ".mpiboot"
-    assert places.stage_root({"MPIBOOT_STAGE_ROOT": "/scratch"}) == Path("/scratch")
-    assert places.stage_root({}) == Path("/tmp")
+    assert places.default_home({"MPIBOOT_HOME": "/w"}) == Path("/w")
+    assert places.default_home({"MPIBOOT_HOME": ""}) == Path.home() / ".mpiboot"
+    assert places.default_stage_root({"MPIBOOT_STAGE_ROOT": "/scratch"}) == Path("/scratch")
+    assert places.default_stage_root({}) == Path("/tmp")
 
 
 def test_the_users_folder_on_a_node() -> None:

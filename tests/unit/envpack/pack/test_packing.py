@@ -21,7 +21,7 @@ import envpack.pack.venv
 from envpack.archive.encoding import read_index
 from envpack.errors import BrokenEnvironmentError, EnvpackError, NotAnEnvironmentError
 from envpack.pack.members import DIRECTORY, FILE, SYMLINK, Member, header_bytes, tar_header
-from envpack.pack.packing import find_archive, pack
+from envpack.pack.packing import pack, unchanged_archive
 from envpack.pack.store import safe_name
 from envpack.stage.staging import stage
 from envpack.stage.verify import verify
@@ -53,11 +53,11 @@ def test_what_has_not_changed_is_not_packed_again(prefix: Path, home: Path) -> N
 
 
 def test_what_would_be_used_again(prefix: Path, home: Path) -> None:
-    assert find_archive(prefix) is None and not home.exists()
+    assert unchanged_archive(prefix) is None and not home.exists()
     result = pack(prefix)
-    assert find_archive(prefix) == result.path
+    assert unchanged_archive(prefix) == result.path
     (prefix / "share" / "new").touch()
-    assert find_archive(prefix) is None
+    assert unchanged_archive(prefix) is None
 
 
 def test_imports_from_the_environment_are_no_change(prefix: Path) -> None:
@@ -439,12 +439,12 @@ def test_the_same_environment_seen_through_another_file_system(
     os.utime(source, ns=(times.st_mtime_ns // 10**9 * 10**9,) * 2)
     with monkeypatch.context() as patch:
         patch.setattr(envpack.pack.store, "file_system", lambda path: ("fuse.sshfs", "/home"))
-        assert find_archive(prefix) == first.path and pack(prefix).reused
+        assert unchanged_archive(prefix) == first.path and pack(prefix).reused
         source.write_bytes(content + b"#")
-        assert find_archive(prefix) is None
+        assert unchanged_archive(prefix) is None
         source.write_bytes(content)
         os.utime(source, ns=(times.st_mtime_ns // 10**9 * 10**9,) * 2)
-    assert find_archive(prefix) is None  # where everything can be seen, everything counts
+    assert unchanged_archive(prefix) is None  # where everything can be seen, everything counts
 
 
 def test_a_base_interpreter_on_a_shared_file_system(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
