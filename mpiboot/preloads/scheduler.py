@@ -154,4 +154,5 @@ async def dask_teardown(scheduler: Scheduler) -> None:
     reporter.idle_check.stop()
     reporter.tell("closed", reason=reporter.close_reason)
     if reporter.writer:
-        await reporter.writer.drain()
+        with contextlib.suppress(ConnectionError):  # boot has died
+            await reporter.writer.drain()

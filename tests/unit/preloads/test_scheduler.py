@@ -1,0 +1,110 @@
+"""The scheduler's preload, in a real scheduler, with boot's own end of the socket."""
+
+import asyncio
+import time
+from types import SimpleNamespace
+
+import pytest
+from distributed import Scheduler, Worker
+
+from mpiboot.boot.control import Control
+from mpiboot.preloads import scheduler as preload
+from mpiboot.preloads.nanny import WORKER_EXIT_TOPIC
+from mpiboot.protocol.variables import CONTROL_FOLDER_VARIABLE, IDLE_TIMEOUT_VARIABLE
+
+
+@pytest.fixture
+def control(tmp_path, monkeypatch):
+    monkeypatch.setenv(CONTROL_FOLDER_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(IDLE_TIMEOUT_VARIABLE, "")
+    control = Control(tmp_path)
+    yield control
+    control.close()
+
+
+def receive(control, event):
+    """The messages that boot receives, up to one of that kind."""
+    deadline = time.monotonic() + 20
+    messages = []
+    while not any(message["event"] == event for message in messages):
+        assert time.monotonic() < deadline, messages
+        messages += control.poll(0.1)
+    return messages
+
+
+def run(scenario):
+    async def start():
+        async with Scheduler(host="127.0.0.1", port=0, dashboard_address="127.0.0.1:0") as scheduler:
+            await preload.dask_setup(scheduler)
+            await preload.dask_setup(scheduler)  # preloads can run twice
+            try:
+                await asyncio.wait_for(scenario(scheduler), 30)
+            finally:
+                await preload.dask_teardown(scheduler)
+                scheduler.plugins[preload.PLUGIN_NAME].writer.close()  # as when the process ends
+
+    asyncio.run(start())
+
+
+def test_boot_hears_of_the_scheduler_its_workers_and_its_close(control):
+    async def scenario(scheduler):
+        async with Worker(scheduler.address, name="mpiboot-3", host="127.0.0.1", dashboard_address=":0"):
+            scheduler.log_event(WORKER_EXIT_TOPIC, {"exit_status": 7})
+        for message in await asyncio.to_thread(receive, control, "lost-worker"):
+            heard.append(
+                {key: message[key] for key in ("event", "name", "ip", "n", "exit_status") if key in message}
+            )
+        assert control.send("close", reason="stopped")
+        await scheduler.finished()
+
+    heard = []
+    run(scenario)
+    assert heard == [
+        {"event": "scheduler"},
+        {"event": "worker", "name": "mpiboot-3", "ip": "127.0.0.1", "n": 1},
+        {"event": "worker-exit", "exit_status": 7},
+        {"event": "lost-worker", "n": 0},
+    ]
+    assert [(message["event"], message.get("reason")) for message in receive(control, "disconnected")] == [
+        ("closed", "stopped"),
+        ("disconnected", None),
+    ]
+
+
+def test_a_scheduler_whose_boot_dies_closes(control):
+    async def scenario(scheduler):
+        await asyncio.to_thread(receive, control, "scheduler")
+        control._peer.shutdown(2)
+        await scheduler.finished()
+        assert scheduler.plugins[preload.PLUGIN_NAME].close_reason == "boot-died"
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("clients", "work", "idle_timeout_s", "closes"),
+    [
+        ([], None, 60.0, False),
+        (["Client-1"], 1.0, 60.0, False),
+        (["fire-and-forget"], 1.0, 60.0, True),
+        ([], 1.0, 60.0, True),
+        ([], 1.0, None, False),
+    ],
+    ids=["work", "client", "no client but Dask's own", "idle", "no timeout"],
+)
+def test_an_idle_cluster_closes(clients, work, idle_timeout_s, closes):
+    """`check_idle` of a scheduler that has work returns None, and otherwise the time since when it has none."""
+    closed = []
+
+    async def close(reason):
+        closed.append(reason)
+
+    async def check():
+        reporter = preload.Reporter(SimpleNamespace(clients=clients, check_idle=lambda: work), idle_timeout_s)
+        reporter.close_scheduler = close
+        reporter.last_use -= 100
+        reporter.check_idle()
+        await asyncio.sleep(0)
+
+    asyncio.run(check())
+    assert closed == (["idle-timeout"] if closes else [])
