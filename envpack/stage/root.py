@@ -85,8 +85,10 @@ def check_user_folder(folder: Path) -> None:
     except OSError as exc:
         raise _refused(folder, exc.strerror or str(exc)) from exc
     if fault := ownership_fault(info, "directory"):
+        from shlex import quote
+
         mine = stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid()
-        remedy = f"If you trust its content: chmod 700 {folder}" if mine else CHOOSE_ANOTHER
+        remedy = f"If you trust its content: chmod 700 {quote(str(folder))}" if mine else CHOOSE_ANOTHER
         raise _refused(folder, f"it {fault}", remedy)
 
 

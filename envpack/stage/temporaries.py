@@ -55,10 +55,12 @@ def lock_stager(prefix: Path, timeout_s: float) -> int:
             return fd
         os.close(fd)
         if time.monotonic() > deadline:
+            from shlex import quote
+
             raise StageFailedError(
                 f"another process on {host_name()} has held {path} for {timeout_s:.0f} s: it is alive but does not "
                 "finish",
-                f"Find it: fuser -v {path}",
+                f"Find it: fuser -v {quote(str(path))}",
             )
         time.sleep(0.02)
 
