@@ -52,7 +52,8 @@ def test_the_tour(chromium, jupyter, tmp_path):
             listen(tunnel(lambda: asyncio.open_unix_connection(jupyter))) as port,
             browse(chromium) as browser,
         ):
-            page = await browser.new_page()
+            # All cells in view: JupyterLab renders no others, and innerText has only what is rendered.
+            page = await browser.new_page(viewport={"width": 1200, "height": 5000})
             await page.goto(f"http://localhost:{port}/lab/tree/tour.ipynb?token=secret")
             await becomes_true(page, IDLE)
             await page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")

@@ -137,9 +137,7 @@ def test_site_settings_and_a_home_with_quotes(alice):
         alice.writes(config, "mpiboot:\n  partitoin: multiple\n")
         done = alice.types("mpiboot", "submit", check=False)
         assert done.returncode == 2
-        expected = (
-            f"/home/alice/{config}: the key 'partitoin' is unknown (did you mean partition?); valid keys: "
-        )
+        expected = f"/home/alice/{config}: unknown option 'partitoin' (did you mean partition?); valid: "
         assert expected + "batch_system, env, " in done.stderr
     finally:
         alice.types("rm", config)

@@ -118,7 +118,7 @@ def test_without_the_token_there_is_nothing_to_see(chromium, serve):
                 page = await browser.new_page()
                 answer = await page.goto(dashboard.url(address))
                 assert answer.status == 403
-                assert "asks for its token" in await page.inner_text("body")
+                assert "needs the job's token" in await page.inner_text("body")
 
     asyncio.run(main())
 

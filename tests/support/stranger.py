@@ -112,7 +112,7 @@ async def ask(host, port, path):
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         status = head.split()[1]
         body = await reader.read(100) if status == "403" else b""
-        return "refused" if b"asks for its" in body else status
+        return "refused" if b"needs the job's token" in body else status
     finally:
         writer.close()
 
