@@ -26,18 +26,18 @@ NAMES = (
 
 @functools.cache
 def facts(name: str) -> Facts:
-    """The facts about the batch system of that name."""
-    found: Facts = importlib.import_module(f"{__package__}.{name}").FACTS
-    return found
+    """Return the facts about the batch system of that name."""
+    result: Facts = importlib.import_module(f"{__package__}.{name}").FACTS
+    return result
 
 
 def all_facts() -> list[Facts]:
-    """The facts about every batch system that mpiboot knows."""
+    """Return the facts about every batch system that mpiboot knows."""
     return [facts(name) for name in NAMES]
 
 
 def variable_prefixes() -> tuple[str, ...]:
-    """How the names of batch systems' variables in a job start."""
+    """Return the prefixes of the variables that batch systems set in a job."""
     return tuple(prefix for each in all_facts() for prefix in each.variables)
 
 
@@ -49,12 +49,12 @@ def describes_a_job(variable: str) -> bool:
 
 
 def launchers() -> list[str]:
-    """The words for `--mpi` that belong to a batch system."""
+    """Return the words for `--mpi` that belong to a batch system."""
     return [each.launcher for each in all_facts() if each.launcher]
 
 
 def transports() -> list[str]:
-    """The words for `--transport` that belong to a batch system."""
+    """Return the words for `--transport` that belong to a batch system."""
     return [each.transport for each in all_facts() if each.transport]
 
 
