@@ -1,30 +1,32 @@
 """Every error that envpack raises on purpose. Every module may import this one; it imports nothing.
 
-EnvpackError
-├── NotAnEnvironmentError
-├── BrokenEnvironmentError
-├── ArchiveError
-│   ├── NotAnArchiveError
-│   ├── ArchiveVersionError
-│   ├── CorruptArchiveError
-│   ├── HostileArchiveError
-│   └── WrongArchiveError
-├── StageRootError
-├── NoSpaceError
-├── PrefixTooLongError
-└── StageFailedError
+ExplainedError                 mpiboot's errors derive from it, too
+└── EnvpackError
+    ├── NotAnEnvironmentError
+    ├── BrokenEnvironmentError
+    ├── ArchiveError
+    │   ├── NotAnArchiveError
+    │   ├── ArchiveVersionError
+    │   ├── CorruptArchiveError
+    │   ├── HostileArchiveError
+    │   └── WrongArchiveError
+    ├── StageRootError
+    ├── NoSpaceError
+    ├── PrefixTooLongError
+    └── StageFailedError
 """
 
 
-class EnvpackError(Exception):
-    """Something failed that envpack can explain.
+class ExplainedError(Exception):
+    """Something failed that can be explained: the base of envpack's and mpiboot's errors.
 
     Parameters
     ----------
     problem : str
         What failed, with its path and, on a node, the host; and why.
     remedy : str
-        What the user does next: a sentence without a full stop, or with a command at its end.
+        What the user does next: a sentence without a full stop, or with a command at its end. It ends the message, on a
+        line of its own if the problem has several lines.
 
     Attributes
     ----------
@@ -38,7 +40,12 @@ class EnvpackError(Exception):
         super().__init__(problem, remedy)
 
     def __str__(self) -> str:
-        return ". ".join(self.args)
+        problem, *remedy = self.args
+        return ("\n" if "\n" in problem else ". ").join([problem, *filter(None, remedy)])
+
+
+class EnvpackError(ExplainedError):
+    """Something failed that envpack can explain."""
 
 
 class NotAnEnvironmentError(EnvpackError):

@@ -17,20 +17,19 @@ MpibootError
 A message says what failed, where and why; its last line is the remedy. Every module may import this one.
 """
 
+from envpack.errors import ExplainedError
 
-class MpibootError(Exception):
-    """Something failed that mpiboot can explain.
+
+class MpibootError(ExplainedError):
+    """Something failed that mpiboot can explain: `MpibootError(problem, remedy)`.
 
     Raised itself where no class below fits: the results of the demo are wrong, a cluster without encryption was not
     asked for, a client runs another Python than the cluster.
-
-    Attributes
-    ----------
-    exit_status : int
-        The exit status of a command that ends with this error.
     """
 
-    exit_status = 1
+    # Until every message has a remedy.
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(problem, remedy)
 
 
 class UsageError(MpibootError):
