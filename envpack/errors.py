@@ -30,6 +30,8 @@ class ExplainedError(Exception):
 
     Attributes
     ----------
+    problem, remedy : str
+        The parameters, for an error that wraps this one.
     exit_status : int
         The exit status of a command that ends with this error.
     """
@@ -38,10 +40,11 @@ class ExplainedError(Exception):
 
     def __init__(self, problem: str, remedy: str) -> None:
         super().__init__(problem, remedy)
+        self.problem = problem
+        self.remedy = remedy
 
     def __str__(self) -> str:
-        problem, *remedy = self.args
-        return ("\n" if "\n" in problem else ". ").join([problem, *filter(None, remedy)])
+        return ("\n" if "\n" in self.problem else ". ").join(filter(None, [self.problem, self.remedy]))
 
 
 class EnvpackError(ExplainedError):
