@@ -102,6 +102,8 @@ def values_of(option):
     return st.lists(value) if option.repeatable else value
 
 
+# Threads that distributed has left in this process draw random numbers while Hypothesis watches for them.
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
 @given(
     typed=st.fixed_dictionaries(
         {}, optional={option.name: values_of(option) for option in config.OPTIONS.values()}
