@@ -1,6 +1,6 @@
 """What signals and the clock do to a boot.
 
-Only boot imports this module; it imports the standard library alone.
+Only boot imports this module; it imports no other of mpiboot.
 """
 
 import signal

@@ -1,6 +1,6 @@
 """Processes of this host: what /proc says of them, and how they are ended.
 
-Client, boot and agent may import this module; it imports the standard library alone.
+Client, boot and agent may import this module; it imports no other of mpiboot.
 """
 
 import contextlib

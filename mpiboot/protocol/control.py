@@ -18,7 +18,7 @@ the scheduler's death ends the job.
 | `close` | `reason`: close the scheduler |
 | `announce` | `message`: an event for the clients |
 
-Boot and preloads import this module; it imports the standard library alone.
+Boot and preloads import this module; it imports no other of mpiboot.
 """
 
 import json

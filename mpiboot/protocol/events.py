@@ -1,7 +1,7 @@
 """The job's events, `events.jsonl`: one JSON object per line for each phase and each fault.
 
 Boot alone writes the file while it lives; an agent adds the last line once boot is lost. Clients read it, through
-`JobDirectory`. This module imports the standard library alone.
+`JobDirectory`. This module imports no other of mpiboot.
 """
 
 import json

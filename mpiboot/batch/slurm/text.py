@@ -1,6 +1,6 @@
 """The environment for Slurm's commands, and the parsing of scontrol's output.
 
-`submission` and `allocation` import this module; it imports the standard library alone.
+`submission` and `allocation` import this module; it imports no other of mpiboot.
 """
 
 import re
