@@ -48,8 +48,8 @@ def make_job_folder(root: Path, job_key: str) -> Path:
         folder.mkdir(mode=0o700, exist_ok=True)
         if lock_folder(folder) is None:
             raise StageError(
-                f"another node of this job uses {folder} too: the staging root {root} is on a shared file system. "
-                "Set MPIBOOT_STAGE_ROOT to a folder that is local to each node"
+                f"another node of this job uses {folder} too: the staging root {root} is on a shared file system",
+                "Set MPIBOOT_STAGE_ROOT to a folder that is local to each node",
             )
     finally:
         os.close(one_at_a_time)

@@ -240,8 +240,8 @@ def _name_of_jobs_system(environ: Mapping[str, str], batch_system: str) -> str:
     variables = ", ".join(str(facts.job_variable) for facts in candidates)
     name, command = candidates[0].name, candidates[0].command
     raise AllocationError(
-        f"this is no batch job: {variables} is not set. Submit one: mpiboot submit; "
-        f"or by hand: mpiboot jobscript {name} > {name}.sh && {command} {name}.sh"
+        f"this is no batch job: {variables} is not set",
+        f"Submit one: mpiboot submit; or by hand: mpiboot jobscript {name} > {name}.sh && {command} {name}.sh",
     )
 
 

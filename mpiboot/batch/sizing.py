@@ -74,7 +74,8 @@ def check_min_workers(min_workers: int, n_workers: int) -> None:
     """
     if min_workers > n_workers:
         raise UsageError(
-            f"--min-workers {min_workers}: the job has {n_workers} workers at most. Ask for fewer, or for more nodes"
+            f"--min-workers {min_workers}: the job has {n_workers} workers at most",
+            "Ask for fewer, or for more nodes with --nodes",
         )
 
 
@@ -130,15 +131,15 @@ def _size_node(
     if n_workers * threads > node.cpus:
         raise UsageError(
             f"{n_workers} workers of {threads} CPUs each need {n_workers * threads} CPUs; "
-            f"the job has {node.cpus} on {node.name}. "
-            "Ask for fewer workers with --workers-per-node, or for fewer CPUs with --cpus-per-worker"
+            f"the job has {node.cpus} on {node.name}",
+            "Ask for fewer workers with --workers-per-node, or for fewer CPUs with --cpus-per-worker",
         )
     available = memory_bytes - stage_bytes
     limit = (available - min(2 * GIB, available // 10)) // n_workers
     if limit < LEAST_WORKER_BYTES:
         stage = f", less the {show_size(stage_bytes)} of the staged environment," if stage_bytes else ""
         raise UsageError(
-            f"{show_size(memory_bytes)} of memory on {node.name}{stage} is too little for {n_workers} workers. "
-            "Ask for more with --mem"
+            f"{show_size(memory_bytes)} of memory on {node.name}{stage} is too little for {n_workers} workers",
+            "Ask for more with --mem",
         )
     return NodeWorkers(n_workers, threads, limit)

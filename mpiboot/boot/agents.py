@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import selectors
+import shlex
 import subprocess
 import sys
 import threading
@@ -79,7 +80,8 @@ class Agents:
             self.process.stdin.flush()
         except BrokenPipeError as error:
             raise StageError(
-                f"the agents on the nodes have ended. Was the job cancelled? They write to {self._log}"
+                f"the agents on the nodes have ended; they wrote to {self._log}",
+                f"If nobody cancelled the job, see why they ended: cat {shlex.quote(str(self._log))}",
             ) from error
 
     def answers(self, timeout_s: float) -> AgentAnswers:
@@ -176,9 +178,12 @@ def _fail(nodes: Sequence[str], answers: AgentAnswers, failures: dict[str, str],
     # Where one node's failure has ended the others, their silence says nothing.
     silent = [node for node in nodes if node not in answers] if complaints or not failures else []
     if silent:
-        lines.append(f"  {', '.join(silent)}: no answer. {complaints}")
+        lines.append(f"  {', '.join(silent)}: no answer. {complaints}".rstrip())
     count = len(silent) + len(failures)
-    raise StageError(f"{count} of {len(nodes)} nodes could not be prepared:\n" + "\n".join(lines))
+    raise StageError(
+        f"{count} of {len(nodes)} nodes could not be prepared:\n" + "\n".join(lines),
+        "Correct what is said of these nodes, or leave them out, and submit the job again",
+    )
 
 
 def parse_answers(output: bytes) -> AgentAnswers:

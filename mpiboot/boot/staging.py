@@ -12,6 +12,7 @@ Only boot imports this module.
 import json
 import logging
 import os
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -63,8 +64,8 @@ def find_archive(context: Context) -> Path | None:
     )
     if done.returncode:
         raise EnvironmentUnfitError(
-            f"{source} could not be packed: {done.stderr.strip()[-2000:]}\n"
-            f"Try it by hand: {source}/bin/envpack pack --prefix {source}"
+            f"{source} could not be packed: {done.stderr.strip()[-2000:]}",
+            f"Try it by hand: {shlex.quote(f'{source}/bin/envpack')} pack --prefix {shlex.quote(str(source))}",
         )
     return Path(done.stdout.strip())
 
@@ -165,7 +166,9 @@ def choose_transport(wanted: str, batch_system: str, n_nodes: int, n_lacking: in
     """
     facts = registry.facts(batch_system)
     if wanted in registry.transports() and wanted != facts.transport:
-        raise UsageError(f"--transport {wanted}: a job of {facts.title} cannot use it. Use direct or mpi")
+        raise UsageError(
+            f"--transport {wanted}: a job of {facts.title} cannot use it", "Use --transport direct or mpi"
+        )
     if n_lacking == 0 or n_nodes == 1:
         return "direct"
     if wanted != "auto":
@@ -185,7 +188,7 @@ def _carry(context: Context, agents: Agents, archive: Path, transport: str) -> A
     try:
         run(context.system.carry_command(archive, copy), timeout_s=STAGE_TIMEOUT_S)
     except BatchError as error:
-        raise StageError(f"{error}. Use --transport direct") from error
+        raise StageError(error.problem, "Submit the job again with --transport direct") from error
     return _stage_from(agents, copy, transport, remove=True)
 
 
@@ -211,6 +214,9 @@ def _broadcast(context: Context, orders: AgentOrders, archive: Path, network: Ne
             timeout=STAGE_TIMEOUT_S,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise StageError(f"{launch.command[0]}: {error}. Use --transport direct") from error
+        raise StageError(
+            f"{launch.command[0]}, which broadcasts the environment: {error}",
+            "Submit the job again with --transport direct",
+        ) from error
     complaints = done.stderr.decode(errors="replace").strip()[-COMPLAINTS_LENGTH_MAX:]
     return check_answers(nodes, parse_answers(done.stdout), complaints)

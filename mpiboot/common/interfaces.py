@@ -1,6 +1,6 @@
 """Network interfaces of a node, and the choice of one that all nodes have.
 
-Agents list them and boot chooses; it imports the standard library and the errors.
+Agents and `doctor` list them, and boot chooses. It imports the errors.
 """
 
 import fcntl
@@ -96,13 +96,13 @@ def choose(wanted: str, of_nodes: Mapping[str, Mapping[str, Interface]]) -> str:
                 f"{node} has {', '.join(sorted(names)) or 'none'}" for node, names in nodes_without.items()
             )
             raise UsageError(
-                f"--interface {wanted}: not up with an IPv4 address on {', '.join(nodes_without)}. {existing}. "
-                "Name one of these, or leave --interface out"
+                f"--interface {wanted}: not up with an IPv4 address on {', '.join(nodes_without)}. {existing}",
+                "Name one of these, or leave --interface out",
             )
         if len(of_nodes) > 1 and not _distinct(wanted, of_nodes):
             raise UsageError(
-                f"--interface {wanted}: several nodes have the same address on it, so they cannot reach each other. "
-                "Name another one, or leave --interface out"
+                f"--interface {wanted}: several nodes have the same address on it, so they cannot reach each other",
+                "Name another one, or leave --interface out",
             )
         return wanted
     first = next(iter(of_nodes.values()))
@@ -119,8 +119,8 @@ def choose(wanted: str, of_nodes: Mapping[str, Mapping[str, Interface]]) -> str:
             f"{node}: {', '.join(sorted(names)) or 'none'}" for node, names in of_nodes.items()
         )
         raise UsageError(
-            f"no interface is up with an IPv4 address of its own on every node ({existing}). "
-            "Look at the nodes' network: ip -4 addr"
+            f"no interface is up with an IPv4 address of its own on every node ({existing})",
+            "Look at the nodes' network: ip -4 addr",
         )
     return min(
         common,

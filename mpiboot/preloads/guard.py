@@ -74,8 +74,9 @@ def arm(job_directory: Path) -> None:
         raise SecurityError(
             f"Dask's configuration does not ask for the job's encryption: "
             f"distributed.comm.require-encryption is {security.require_encryption!r} (not True), "
-            f"distributed.comm.tls.ca-file is {security.tls_ca_file!r} (not {ca_file!r}). "
-            "Does a script in activate.d set DASK_ variables?"
+            f"distributed.comm.tls.ca-file is {security.tls_ca_file!r} (not {ca_file!r})",
+            "Let no --env-var, and no script in the environment's etc/conda/activate.d, set DASK_DISTRIBUTED__COMM "
+            "variables, and submit the job again",
         )
     after_http_start(lambda server: install(server, job_directory))
 

@@ -12,7 +12,7 @@ from mpiboot.protocol.variables import JOB_DIRECTORY_VARIABLE
 
 if JOB_DIRECTORY_VARIABLE not in os.environ:
     raise SecurityError(
-        f"{JOB_DIRECTORY_VARIABLE} is not set: a rank without its TLS files refuses to start. "
-        "Does a script in activate.d unset it?"
+        f"{JOB_DIRECTORY_VARIABLE} is not set: a rank without its TLS files refuses to start",
+        "Let no script in the environment's etc/conda/activate.d unset it, and submit the job again",
     )
 guard.arm(Path(os.environ[JOB_DIRECTORY_VARIABLE]))

@@ -114,8 +114,8 @@ def parse_endpoint(data: bytes, path: Path) -> Endpoint:
         content = json.loads(data)
         if content["version"] != ENDPOINT_VERSION:
             raise RendezvousError(
-                f"{path} has version {content['version']!r}; this mpiboot reads version {ENDPOINT_VERSION}. "
-                "Use the same mpiboot in the job and here"
+                f"{path} has version {content['version']!r}; this mpiboot reads version {ENDPOINT_VERSION}",
+                "Use the same mpiboot in the job and here",
             )
         endpoint = Endpoint(**{name: content[name] for name in Endpoint._fields})
         wrong = [
@@ -127,7 +127,7 @@ def parse_endpoint(data: bytes, path: Path) -> Endpoint:
             raise TypeError(f"wrong type of {', '.join(wrong)}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RendezvousError(
-            f"{path} is not an endpoint of mpiboot: {type(error).__name__}: {error}. "
-            "If the job has ended, remove the file; if it runs, stop it and submit again"
+            f"{path} is not an endpoint of mpiboot: {type(error).__name__}: {error}",
+            "If the job has ended, remove the file; if it runs, stop it and submit again",
         ) from error
     return endpoint

@@ -92,8 +92,8 @@ class JobDirectory:
             path.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise RendezvousError(
-                f"the job directory {path} could not be made: {error.strerror}. "
-                "Set MPIBOOT_HOME to a folder on the shared file system that you can write"
+                f"the job directory {path} could not be made: {error.strerror}",
+                "Set MPIBOOT_HOME to a folder on the shared file system that you can write",
             ) from error
         check_trusted(path, "directory")
         directory = cls(path)

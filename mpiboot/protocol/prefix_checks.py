@@ -4,6 +4,7 @@ Client and boot import this module; it imports `envpack.common`, `common.mpi`, `
 """
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -45,7 +46,7 @@ def active_prefix(
     if active := active_environment(environ, running, base):
         return active
     raise EnvironmentUnfitError(
-        f"no environment is active: {running} is the system's Python. Activate one, or pass --env PREFIX"
+        f"no environment is active: {running} is the system's Python", "Activate one, or pass --env PREFIX"
     )
 
 
@@ -64,12 +65,12 @@ def check_environment(prefix: Path) -> None:
     """
     if not prefix.is_dir():
         raise EnvironmentUnfitError(
-            f"--env {prefix}: there is no such folder. Pass the prefix of an environment"
+            f"--env {prefix}: there is no such folder", "Pass the prefix of an environment"
         )
     if not kind_of(prefix) or not os.access(prefix / "bin/python", os.X_OK):
         raise EnvironmentUnfitError(
-            f"--env {prefix}: neither a conda environment (no conda-meta) nor a venv (no pyvenv.cfg) with a bin/python. "
-            "Pass the prefix of an environment"
+            f"--env {prefix}: neither a conda environment (no conda-meta) nor a venv (no pyvenv.cfg) with a bin/python",
+            "Pass the prefix of an environment",
         )
     site = sorted(prefix.glob("lib/python3*/site-packages"))
     lacking = [
@@ -87,8 +88,8 @@ def check_environment(prefix: Path) -> None:
     ]
     if lacking:
         raise EnvironmentUnfitError(
-            f"the environment {prefix} lacks {', '.join(lacking)}. "
-            f"Type: {prefix}/bin/python -m pip install {' '.join(lacking)}"
+            f"the environment {prefix} lacks {', '.join(lacking)}",
+            f"Type: {shlex.quote(f'{prefix}/bin/python')} -m pip install {' '.join(lacking)}",
         )
 
 
@@ -149,8 +150,8 @@ def mpi_of(prefix: Path, mpirun: str | Path, environ: Mapping[str, str] | None =
     if mpi != library_mpi(library):
         raise EnvironmentUnfitError(
             f"{mpirun} is the mpirun of {mpi}, and the mpi4py of {prefix} loads another MPI library:\n"
-            f"  {library.strip()[-300:] or 'none'}\n"
-            f"Type: {python} -m pip install --force-reinstall {PYPI_PACKAGES[mpi]}"
+            f"  {library.strip()[-300:] or 'none'}",
+            f"Type: {shlex.quote(str(python))} -m pip install --force-reinstall {PYPI_PACKAGES[mpi]}",
         )
     return mpi, library.splitlines()[0].partition(",")[0].strip("\0 ")
 

@@ -6,6 +6,7 @@ Client and boot import this module: `requested_variables` and `of_another_job` s
 
 import os
 import pwd
+import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -72,7 +73,7 @@ def rank_variables(
         # With all of a node's devices in it, an address of UCX's is longer than a value may be in a batch system's PMI-1
         # (1024 bytes), and MPICH aborts.
         mpi |= {names.UCX_TRANSPORTS: "tcp,self,sm", names.UCX_DEVICES: interface}
-    users = carried(activation(prefix, relocated(environ, source, prefix)), batch_prefixes)
+    users = carried(activation(prefix, relocated(environ, source, prefix), source), batch_prefixes)
     guard = [secrets.GUARD_PRELOAD] if encrypted else []
     variables = {
         names.DASK_ALLOWED_FAILURES: "10",
@@ -121,7 +122,7 @@ def _inside(path: str, folder: Path) -> bool:
     return path == str(folder) or path.startswith(f"{folder}/")
 
 
-def activation(prefix: Path, environ: Mapping[str, str]) -> dict[str, str]:
+def activation(prefix: Path, environ: Mapping[str, str], source: Path) -> dict[str, str]:
     """Return `environ` after the `activate.d` scripts of a conda prefix, sourced in their order as conda does.
 
     Parameters
@@ -130,6 +131,8 @@ def activation(prefix: Path, environ: Mapping[str, str]) -> dict[str, str]:
         The prefix; without such scripts, nothing changes.
     environ : mapping
         Environment that the scripts find.
+    source : Path
+        The prefix that `prefix` is a copy of, for the remedy.
 
     Raises
     ------
@@ -140,20 +143,20 @@ def activation(prefix: Path, environ: Mapping[str, str]) -> dict[str, str]:
     if not scripts:
         return dict(environ)
     # Scripts test unset variables and print to stdout: neither may end this, nor get into what is read back.
-    source = 'exec 3>&1 >&2; for script in "$@"; do . "$script"; done; env -0 >&3'
-    command = ["bash", "-c", source, "activate", *map(str, scripts)]
+    code = 'exec 3>&1 >&2; for script in "$@"; do . "$script"; done; env -0 >&3'
+    command = ["bash", "-c", code, "activate", *map(str, scripts)]
     try:
         done = subprocess.run(command, env=dict(environ), capture_output=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise StageError(
-            f"the scripts in {prefix}/etc/conda/activate.d could not be sourced: {error}. "
-            f"Try it by hand: conda activate {prefix}"
+            f"the scripts in {prefix}/etc/conda/activate.d could not be sourced: {error}",
+            f"Try it by hand: conda activate {shlex.quote(str(source))}",
         ) from error
     if done.returncode:
         raise StageError(
             f"the scripts in {prefix}/etc/conda/activate.d ended with status {done.returncode}: "
-            f"{os.fsdecode(done.stderr).strip()[-500:]}\n"
-            f"Find the script that exits: conda activate {prefix}"
+            f"{os.fsdecode(done.stderr).strip()[-500:]}",
+            f"Find the script that exits: conda activate {shlex.quote(str(source))}",
         )
     pairs = (entry.partition("=") for entry in os.fsdecode(done.stdout).split("\0") if entry)
     return {name: value for name, _, value in pairs}
@@ -210,7 +213,9 @@ def requested_variables(items: Sequence[str], environ: Mapping[str, str]) -> dic
     for item in items:
         name, equals, value = item.partition("=")
         if not name or not (equals or name in environ):
-            raise UsageError(f"--env-var {item}: {name or 'the name'} is not set. Write --env-var NAME=VALUE")
+            raise UsageError(
+                f"--env-var {item}: {name or 'the name'} is not set", "Write --env-var NAME=VALUE"
+            )
         variables[name] = value if equals else environ[name]
     return variables
 

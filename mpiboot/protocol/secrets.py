@@ -42,6 +42,10 @@ SECRET_NAMES = ("ca.pem", *(f"{role}{end}.pem" for role in ROLES for end in ("",
 GUARD_PRELOAD = "mpiboot.preloads.secure"
 
 _SECRET_MAX_BYTES = 64 * 1024
+_UNSEEN_REMEDY = (
+    f"If the job still runs (mpiboot status), this host does not see its folder: set {HOME_VARIABLE} to one that all "
+    "hosts see, and submit again"
+)
 
 
 def tls_folder(job_directory: StrPath) -> Path:
@@ -67,7 +71,8 @@ def tls_folder(job_directory: StrPath) -> Path:
         # distributed/security.py, _get_tls_context: "\n" in a value makes it a certificate, not a path.
         raise SecurityError(
             f"the job directory {str(path.parent)!r} has a line break in its path, which Dask takes for the certificate "
-            f"itself. Set {HOME_VARIABLE} to a folder without one"
+            "itself",
+            f"Set {HOME_VARIABLE} to a folder without one",
         )
     return path
 
@@ -111,20 +116,20 @@ def check_rank_secrets(job_directory: StrPath) -> None:
     try:
         check_trusted(tls, "directory")
     except FileNotFoundError:
-        faults.append(f"{tls}: there is no such directory")
+        faults.append(SecurityError(f"{tls}: there is no such directory", _UNSEEN_REMEDY))
     except SecurityError as error:
-        faults.append(str(error))
+        faults.append(error)
     else:
         for name in SECRET_NAMES:
             try:
                 _read_secret(tls / name)
             except SecurityError as error:
-                faults.append(str(error))
+                faults.append(error)
     if faults:
         raise SecurityError(
             f"{os.uname().nodename}: this rank lacks its TLS files and refuses to start:\n  "
-            + "\n  ".join(faults)
-            + f"\nIf this node does not see that folder, set {HOME_VARIABLE} to one that all nodes see, and submit again"
+            + "\n  ".join(fault.problem for fault in faults),
+            faults[0].remedy,
         )
 
 
@@ -235,7 +240,7 @@ def _read_secret(path: Path) -> bytes:
     try:
         content = open_trusted(path, _SECRET_MAX_BYTES)
     except FileNotFoundError as error:
-        raise SecurityError(f"{path}: there is no such file") from error
+        raise SecurityError(f"{path}: there is no such file", _UNSEEN_REMEDY) from error
     if not content.startswith(b"-----BEGIN" if path.suffix == ".pem" else b"") or len(content) < 16:
-        raise SecurityError(f"{path}: it is empty or damaged")
+        raise SecurityError(f"{path}: it is empty or damaged", "Submit the job again: mpiboot submit")
     return content

@@ -43,13 +43,13 @@ class SlurmAllocation(AllocationSystem):
             cpus = compressed_counts(environ["SLURM_JOB_CPUS_PER_NODE"])
         except KeyError as error:
             raise AllocationError(
-                f"SLURM_JOB_ID is set but {error} is not. Start mpiboot from the job script"
+                f"SLURM_JOB_ID is set but {error} is not", "Start mpiboot from the job script"
             ) from error
         job = run_scontrol(run, environ, "show", "job", "--details", "--oneliner", job_id)
         if array := find_word(job, "ArrayJobId"):
             raise UsageError(
-                f"job {job_id} is a task of the array {array}, and mpiboot makes one cluster of one job. "
-                f"End the array: scancel {array}; then submit without --array"
+                f"job {job_id} is a task of the array {array}, and mpiboot makes one cluster of one job",
+                f"Submit again without --array, and end the array: scancel {array}",
             )
         names = host_names(node_list)
         # Slurm counts tasks where nobody asked for any, too.
@@ -58,7 +58,8 @@ class SlurmAllocation(AllocationSystem):
         if not len(names) == len(cpus) == len(tasks):
             raise AllocationError(
                 f"job {job_id}: Slurm names {len(names)} nodes ({node_list}), CPUs of {len(cpus)} and tasks of "
-                f"{len(tasks)}. Show this to the administrators: scontrol show job --details {job_id}"
+                f"{len(tasks)}",
+                f"Show this to the administrators: scontrol show job --details {job_id}",
             )
         memory = memory_limits(environ, job, dict(zip(names, cpus, strict=True)), host_names)
         per_task = environ.get("SLURM_CPUS_PER_TASK")
@@ -138,7 +139,10 @@ def compressed_counts(text: str) -> list[int]:
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
         if not match:
-            raise AllocationError(f"{text!r} is not a count per node as Slurm writes it, such as 8(x2),4")
+            raise AllocationError(
+                f"{text!r} is not a count per node as Slurm writes it, such as 8(x2),4",
+                "Report this to mpiboot's developers, with Slurm's version: scontrol --version",
+            )
         counts += [int(match[1])] * int(match[2] or 1)
     return counts
 

@@ -19,14 +19,14 @@ def test_answers_come_in_the_order_of_the_nodes():
 
 
 @pytest.mark.parametrize(
-    ("answers", "complaints", "message"),
+    ("answers", "complaints", "problem"),
     [
         (
             {"n1": {"error": "no room"}, "n2": {}, "n3": {}},
             "x",
             "1 of 3 nodes could not be prepared:\n  n1: no room",
         ),
-        ({"n1": {}}, "", "2 of 3 nodes could not be prepared:\n  n2, n3: no answer. "),
+        ({"n1": {}}, "", "2 of 3 nodes could not be prepared:\n  n2, n3: no answer."),
         (
             {"n1": {"error": "no room"}, "n2": {}},
             "killed",
@@ -35,7 +35,9 @@ def test_answers_come_in_the_order_of_the_nodes():
         ({"n1": {"error": "no room"}, "n2": {}}, "", "1 of 3 nodes could not be prepared:\n  n1: no room"),
     ],
 )
-def test_every_node_that_failed_is_named(answers, complaints, message):
+def test_every_node_that_failed_is_named(answers, complaints, problem):
     with pytest.raises(StageError) as error:
         agents.check_answers(["n1", "n2", "n3"], answers, complaints)
-    assert str(error.value) == message
+    assert str(error.value) == (
+        f"{problem}\nCorrect what is said of these nodes, or leave them out, and submit the job again"
+    )

@@ -85,7 +85,7 @@ def test_validity(tmp_path, valid_for_s, not_after_s):
 def test_refused_where_there_are_secrets(job):
     token = read_token(job)
     with pytest.raises(
-        SecurityError, match=r"secrets of an earlier boot; remove them: rm -r .*slurm-a-1/tls"
+        SecurityError, match=r"secrets of an earlier boot\. Remove them: rm -r .*slurm-a-1/tls$"
     ):
         certificates.make_job_secrets(job, valid_for_s=600)
     assert read_token(job) == token
@@ -117,7 +117,8 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
 
     monkeypatch.setattr(certificates, "_write_new", fill)
     with pytest.raises(
-        SecurityError, match=r"tls/token: .* could not be written: Disk quota exceeded; check"
+        SecurityError,
+        match=r"tls/token: .* could not be written: Disk quota exceeded\. Check .*; df -h /.*slurm-a-1$",
     ):
         make_job(tmp_path)
     assert list((tmp_path / "slurm-a-1").iterdir()) == []

