@@ -108,7 +108,8 @@ def serve(orders: AgentOrders, ranks: Ranks) -> bool:
         signal.signal(
             signal.SIGTERM, signal.SIG_IGN
         )  # the cancelled job's own must not interrupt what follows
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        # With the first node, the file system of the environment may be gone.
+        with contextlib.suppress(OSError, ImportError, subprocess.TimeoutExpired):
             if not subprocess.run(command, stdin=subprocess.DEVNULL, timeout=CANCEL_TIMEOUT_S).returncode:
                 record_loss(orders)
     return False

@@ -23,7 +23,7 @@ sys.exit(agent.main())
 class Node:
     """A node with an agent on it, and boot's end of the agent's pipes."""
 
-    def __init__(self, folder, silence_s=60.0, **orders):
+    def __init__(self, folder, silence_s=60.0, program=PROGRAM, **orders):
         self.root = folder / "root"
         self.root.mkdir()
         self.directory = JobDirectory.create(folder / "home", "slurm-c-7")
@@ -42,7 +42,7 @@ class Node:
             **orders,
         }
         self.agent = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, json.dumps(self.orders), str(silence_s)],
+            [sys.executable, "-c", program, json.dumps(self.orders), str(silence_s)],
             env={**os.environ, "NAME_OF_NODE": "n2"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -135,6 +135,14 @@ def test_a_silent_boot_is_lost_and_its_job_is_cancelled(node, tmp_path):
     (closed,) = n2.directory.read_events()
     assert closed["reason"].startswith("the first node, n1, is lost")
     assert (closed["event"], closed["host"]) == ("closed", "n2")
+
+
+def test_a_node_is_cleaned_even_if_its_file_system_went_with_the_first_node(node):
+    no_module_can_be_read = "import sys; sys.modules['mpiboot.protocol.events'] = None\n"
+    n2 = node(silence_s=0.5, program=no_module_can_be_read + PROGRAM, cancel_command=["true"])
+    n2.answer()
+    assert n2.answer() == {"node": "n2", "clean": True}
+    assert not n2.folder.exists()
 
 
 def test_heartbeats_keep_the_agent(node):
