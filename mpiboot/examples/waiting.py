@@ -33,7 +33,8 @@ def wait_for(client: Client, futures: Any, timeout_s: float, *, needs: Iterable[
     ClusterLostError
         The scheduler or a needed worker was lost.
     """
-    from distributed import CancelledError, wait
+    # Dask's TimeoutError is asyncio's, which is not the built-in one before Python 3.11.
+    from distributed import CancelledError, TimeoutError, wait
 
     deadline = time.monotonic() + timeout_s
     while True:

@@ -2,6 +2,7 @@
 
 import time
 
+import distributed
 import pytest
 from distributed import Client, LocalCluster
 
@@ -28,6 +29,21 @@ def test_waiting_ends_at_the_deadline(client):
         DeadlineError, match=r"the computation is not done after 0\.1 s, with 2 workers connected"
     ):
         waiting.wait_for(client, [client.submit(time.sleep, 0.5)], timeout_s=0.1)
+
+
+def test_a_timeout_is_dasks_own(client, monkeypatch):
+    """Before Python 3.11, it is not the built-in TimeoutError."""
+
+    class DasksTimeoutError(Exception):
+        pass
+
+    def wait(*_, **__):
+        raise DasksTimeoutError
+
+    monkeypatch.setattr(distributed, "TimeoutError", DasksTimeoutError)
+    monkeypatch.setattr(distributed, "wait", wait)
+    with pytest.raises(DeadlineError):
+        waiting.wait_for(client, [], timeout_s=0.1)
 
 
 def test_a_lost_scheduler_ends_the_wait(client):
