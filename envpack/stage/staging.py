@@ -39,7 +39,7 @@ def stage(
         Refuse an archive with another pack id.
     progress : callable, optional
         Called as `progress(done_bytes, total_bytes)`, of uncompressed bytes, from any thread.
-        transport : str, default "direct"
+    transport : str, default "direct"
         How the archive came to the node; passed on to the result.
 
     Returns

@@ -1,7 +1,7 @@
 """Runs a batch system's commands: one place for time limits and for the words of a failure.
 
-`BatchSystem` (commands.py) uses it on the client's side, and a system's `allocation.py` inside the job. Starts with boot,
-so it imports little.
+`CommandBatchSystem` (system.py) uses it on the client's side, and a system's `allocation.py` inside the job. It starts
+with boot, so it imports little.
 """
 
 import os

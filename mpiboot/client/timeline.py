@@ -49,7 +49,7 @@ def phases(events: Iterable[dict[str, Any]]) -> list[Phase]:
     Parameters
     ----------
     events : iterable of dict
-        The lines of `events.jsonl`, Lines without a time are skipped. Of a requeued job, only the last boot
+        The lines of `events.jsonl`; those without a time are skipped. Of a requeued job, only the last boot
         counts.
 
     Returns

@@ -39,7 +39,7 @@ class JobDirectory:
     tls : Path
         Folder of the job's secrets (`protocol.secrets`).
     rank_environment : Path
-        What every rank reads first (`protocol.handover.RankPlan`).
+        What every rank reads first (`protocol.node.RankPlan`).
     host_file : Path
         What the MPI launcher reads.
     dashboard_page : Path
