@@ -113,7 +113,7 @@ class Extractor:
     def run(self, frames: FrameFile) -> None:
         """Write all frames of an open archive, in several processes."""
         try:
-            writers.run(
+            writers.run_writers(
                 len(self.index.frame_sizes), self.jobs, lambda: self._one_by_one(frames), self.progress
             )
         except OSError as exc:

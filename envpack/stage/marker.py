@@ -61,7 +61,7 @@ def write(folder: Path, prefix: Path, index: Index) -> None:
     marker_path(folder).write_text(json.dumps(marker))
 
 
-def read(prefix: Path) -> dict[str, Any]:
+def read_marker(prefix: Path) -> dict[str, Any]:
     """Return a staged prefix's marker; `{}` if there is none that can be read."""
     try:
         marker = json.loads(marker_path(prefix).read_bytes())

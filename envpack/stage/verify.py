@@ -144,7 +144,7 @@ def _staged_index(prefix: Path) -> Index:
 
 
 def _verify_staged(prefix: Path, index: Index) -> None:
-    staged_at = Path(str(marker.read(prefix).get("prefix", prefix)))
+    staged_at = Path(str(marker.read_marker(prefix).get("prefix", prefix)))
     relocation = Relocation(index, staged_at)
     compiled = {os.fsencode(pyc) for _, pyc in index.meta.get("compile") or []}
     for i, path in enumerate(index.paths):

@@ -42,7 +42,7 @@ def fault_of(prefix: Path, index: Index, relocation: Relocation) -> str | None:
     """
     if not stat.S_ISDIR(prefix.lstat().st_mode):
         return "it is not a directory"
-    content = marker.read(prefix)
+    content = marker.read_marker(prefix)
     if not content:
         return "it has no marker"
     if content["pack_id"] != index.pack_id or content["prefix"] != os.fspath(prefix):

@@ -42,7 +42,7 @@ def may_fork() -> bool:
     return alone and signal.getsignal(signal.SIGCHLD) is not signal.SIG_IGN
 
 
-def run(
+def run_writers(
     frames: int, jobs: int, begin: Callable[[], Work], progress: Callable[[int], None] | None = None
 ) -> None:
     """Write all frames, in several processes at once.

@@ -51,7 +51,7 @@ def main() -> int:
         failed = not answer(orders, lambda: prepare(orders))
         if not failed:
             with contextlib.closing(Ranks(folder, node_name(orders))) as ranks:
-                cancelled = not serve(orders, ranks)
+                cancelled = not follow_boot(orders, ranks)
     except JobEnded:
         cancelled = True
     except BrokenPipeError:
@@ -77,7 +77,7 @@ def node_name(orders: AgentOrders) -> str:
     return (os.environ.get(variable) if variable else None) or host_name()
 
 
-def serve(orders: AgentOrders, ranks: Ranks) -> bool:
+def follow_boot(orders: AgentOrders, ranks: Ranks) -> bool:
     """Follow boot's orders, one per line, and start this node's ranks, until boot is gone.
 
     Returns
@@ -101,7 +101,7 @@ def serve(orders: AgentOrders, ranks: Ranks) -> bool:
                 silent_s = 0.0
                 *lines, partial = (partial + data).split(b"\n")
                 for order in (json.loads(line) for line in lines if line):
-                    answer(orders, lambda order=order: stage(orders, order))  # type: ignore[misc]
+                    answer(orders, lambda order=order: stage_node(orders, order))  # type: ignore[misc]
             if ranks.listener in ready:
                 ranks.adopt()
     if command := orders["cancel_command"]:
@@ -134,7 +134,7 @@ def prepare(orders: AgentOrders) -> dict[str, Any]:
     }
 
 
-def stage(orders: AgentOrders, order: StageOrder) -> dict[str, Any]:
+def stage_node(orders: AgentOrders, order: StageOrder) -> dict[str, Any]:
     """Stage the environment on this node.
 
     Returns
@@ -142,10 +142,10 @@ def stage(orders: AgentOrders, order: StageOrder) -> dict[str, Any]:
     dict
         `stage`: envpack's result, and `start` and `end` in seconds since the epoch.
     """
-    from envpack.stage.staging import stage as stage_archive
+    from envpack.stage.staging import stage
 
     start = time.time()
-    result = stage_archive(
+    result = stage(
         order["archive"],
         orders["root"],
         jobs=orders["threads"],

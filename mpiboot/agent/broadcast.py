@@ -66,7 +66,7 @@ class BroadcastOrders(AgentOrders):
     archive: str
 
 
-def stage(comm: Any, orders: BroadcastOrders) -> dict[str, Any]:
+def stage_broadcast(comm: Any, orders: BroadcastOrders) -> dict[str, Any]:
     """Stage on this rank's node. A rank that fails still takes part in the broadcast, and then answers with its error.
 
     Parameters
@@ -96,7 +96,7 @@ def stage(comm: Any, orders: BroadcastOrders) -> dict[str, Any]:
                 if stager:
                     stager.feed(chunk)
             except Exception as error:
-                close(stager)
+                abort(stager)
                 answer, stager = {"error": str(error)}, None
     try:
         if stager:
@@ -104,11 +104,11 @@ def stage(comm: Any, orders: BroadcastOrders) -> dict[str, Any]:
     except Exception as error:
         answer = {"error": str(error)}
     finally:
-        close(stager)
+        abort(stager)
     return answer
 
 
-def close(stager: Stager | None) -> None:
+def abort(stager: Stager | None) -> None:
     if stager:
         stager.abort()
 
@@ -118,7 +118,7 @@ def main() -> None:
 
     orders: BroadcastOrders = json.loads(sys.argv[1])
     try:
-        answer = stage(MPI.COMM_WORLD, orders)
+        answer = stage_broadcast(MPI.COMM_WORLD, orders)
     except Exception as error:  # rank 0 cannot read: the others must not wait for it
         print(json.dumps({"node": node_name(orders), "error": str(error)}), flush=True)
         MPI.COMM_WORLD.Abort(1)

@@ -201,7 +201,7 @@ def system(name: str) -> AllocationSystem:
     return found
 
 
-def read(
+def read_allocation(
     environ: Mapping[str, str], batch_system: str = "auto", walltime: str | None = None, run: Run = run
 ) -> Allocation:
     """The allocation of the job that this process runs in.
@@ -245,7 +245,7 @@ def _name_of_jobs_system(environ: Mapping[str, str], batch_system: str) -> str:
     )
 
 
-def job_variables(environ: Mapping[str, str]) -> dict[str, str]:
+def batch_variables(environ: Mapping[str, str]) -> dict[str, str]:
     """The variables of `environ` that belong to a job of any batch system."""
     prefixes = registry.variable_prefixes()
     return {name: value for name, value in environ.items() if name.startswith(prefixes)}

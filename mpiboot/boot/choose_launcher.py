@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mpiboot.batch import registry
-from mpiboot.batch.allocation import Launch, Placement, job_variables
+from mpiboot.batch.allocation import Launch, Placement, batch_variables
 from mpiboot.batch.runner import run
 from mpiboot.boot import launchers
 from mpiboot.boot.context import Context
@@ -122,7 +122,7 @@ def version_of(mpirun: str, variables: Mapping[str, str]) -> str:
 
 def launcher_environment(context: Context, variables: Mapping[str, str], launch: Launch) -> dict[str, str]:
     """The launcher's environment: the ranks' own, the batch job's variables, and what the launcher needs."""
-    result = {**job_variables(os.environ), **variables, **launch.variables}
+    result = {**batch_variables(os.environ), **variables, **launch.variables}
     if os.getuid() == 0:
         result |= MPI_AS_ROOT
     return {name: value for name, value in result.items() if name not in context.system.unset_variables}

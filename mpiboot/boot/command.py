@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Mapping
 from typing import Any
 
-from mpiboot.batch.allocation import job_variables
+from mpiboot.batch.allocation import batch_variables
 from mpiboot.boot.context import Context, Staged
 from mpiboot.errors import UsageError
 from mpiboot.protocol.variables import (
@@ -46,7 +46,7 @@ def start_command(
         return None
     mpi_only = (*variables[MPI_ONLY_VARIABLE].split(), MPI_ONLY_VARIABLE)
     environ = {
-        **job_variables(os.environ),
+        **batch_variables(os.environ),
         **{name: value for name, value in variables.items() if name not in mpi_only},
         DASK_SCHEDULER_ADDRESS: scheduler["address"],
         SCHEDULER_FILE_VARIABLE: str(context.directory.scheduler_file),

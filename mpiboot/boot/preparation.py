@@ -15,7 +15,7 @@ from mpiboot.batch.sizing import Sizing, check_min_workers, size_workers
 from mpiboot.boot.agents import AgentAnswers, Agents
 from mpiboot.boot.certificates import load_cryptography, make_job_secrets
 from mpiboot.boot.context import Context, Network, Staged
-from mpiboot.common.interfaces import choose
+from mpiboot.common.interfaces import choose_interface
 from mpiboot.common.trust import remove_files
 from mpiboot.config import Config
 from mpiboot.protocol.job_directory import write_atomic
@@ -96,7 +96,7 @@ def choose_network(context: Context, reports: AgentAnswers) -> Network:
     wanted = context.config.interface
     if wanted == "auto" and not context.system.several_hosts:
         wanted = "lo"
-    interface = choose(wanted, {node: report["interfaces"] for node, report in reports.items()})
+    interface = choose_interface(wanted, {node: report["interfaces"] for node, report in reports.items()})
     addresses = {report["interfaces"][interface]["address"]: node for node, report in reports.items()}
     return Network(interface, addresses)
 

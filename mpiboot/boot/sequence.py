@@ -30,7 +30,7 @@ from mpiboot.boot.preparation import (
 )
 from mpiboot.boot.publish import publish
 from mpiboot.boot.signals import JobStop, Walltime, catch_signals, ignore_signals
-from mpiboot.boot.staging import agent_orders, find_archive, stage
+from mpiboot.boot.staging import agent_orders, find_archive, stage_all_nodes
 from mpiboot.boot.supervise import supervise, wait_for_workers
 from mpiboot.config import Config, home, parse_boot_arguments
 from mpiboot.protocol.events import EventLog
@@ -61,7 +61,7 @@ def boot(config: Config) -> int:
     """Boot the cluster, watch it, and close it, however it ends; return the job's exit status."""
     catch_signals()
     os.environ.update(login_variables(os.environ))
-    allocation = allocations.read(os.environ, config.batch_system, config.time)
+    allocation = allocations.read_allocation(os.environ, config.batch_system, config.time)
     walltime = Walltime(config.warn_before, allocation.end_time)
     requested = requested_variables(config.env_var, os.environ)
     source = source_prefix(config)
@@ -125,7 +125,7 @@ def run_cluster(
     reports = node_reports(context, agents)
     network = choose_network(context, reports)
     make_secrets(context, network)
-    staged = stage(context, agents, orders, archive, reports, network)
+    staged = stage_all_nodes(context, agents, orders, archive, reports, network)
     sizing = size(context, reports, staged)
     variables = prepare_ranks(context, staged, requested, network, sizing)
     opened.cluster = cluster = Cluster(Control(context.job_folder), context.events, network.node_of_address)

@@ -93,7 +93,7 @@ def agent_orders(context: Context, archive: Path | None) -> AgentOrders:
     return orders
 
 
-def stage(
+def stage_all_nodes(
     context: Context,
     agents: Agents,
     orders: AgentOrders,

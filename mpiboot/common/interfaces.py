@@ -66,7 +66,7 @@ def _speed(name: str) -> int:
         return -1
 
 
-def choose(wanted: str, of_nodes: Mapping[str, Mapping[str, Interface]]) -> str:
+def choose_interface(wanted: str, of_nodes: Mapping[str, Mapping[str, Interface]]) -> str:
     """Choose the interface that all nodes use.
 
     `auto` considers the interfaces that are up on every node with an IPv4 address of the node's own: InfiniBand first,

@@ -70,11 +70,11 @@ def orders(comm, folder):
 def test_every_node_is_staged_then_reused(comm, folder, orders):
     from mpiboot.agent import broadcast
 
-    first = broadcast.stage(comm, orders)["stage"]
+    first = broadcast.stage_broadcast(comm, orders)["stage"]
     assert (first["transport"], first["reused"]) == ("mpi", False)
     (data,) = Path(first["prefix"]).glob("lib/python3*/site-packages/thing/data.bin")
     assert data.read_bytes() == content(SIZE_BYTES)
-    again = broadcast.stage(comm, orders)["stage"]
+    again = broadcast.stage_broadcast(comm, orders)["stage"]
     assert (again["prefix"], again["reused"]) == (first["prefix"], True)
 
 
@@ -84,7 +84,7 @@ def test_a_node_that_cannot_says_so_and_holds_up_nobody(comm, folder, orders):
     broken = comm.rank == comm.size - 1
     if broken:
         orders["root"] += "/none"
-    answer = broadcast.stage(comm, orders)
+    answer = broadcast.stage_broadcast(comm, orders)
     assert list(answer) == ["error" if broken else "stage"]
     assert not broken or "/none" in answer["error"]
 
@@ -92,5 +92,5 @@ def test_a_node_that_cannot_says_so_and_holds_up_nobody(comm, folder, orders):
 def test_another_archive_than_the_one_submitted_is_refused_everywhere(comm, folder, orders):
     from mpiboot.agent import broadcast
 
-    answer = broadcast.stage(comm, {**orders, "pack_id": "0" * 64})
+    answer = broadcast.stage_broadcast(comm, {**orders, "pack_id": "0" * 64})
     assert "submit again" in answer["error"]

@@ -21,22 +21,22 @@ def test_outside_any_job(batch_system):
         "mpiboot jobscript slurm > slurm.sh && sbatch slurm.sh"
     )
     with pytest.raises(AllocationError) as error:
-        allocation.read({}, batch_system)
+        allocation.read_allocation({}, batch_system)
     assert str(error.value) == message
 
 
 def test_a_local_job_names_this_process_for_good():
-    job = allocation.read({}, "local")
+    job = allocation.read_allocation({}, "local")
     assert job.job_key == f"local-{job.job_id}"
     assert job.job_id.endswith(f"-{os.getpid()}-{process_start(os.getpid())}")
     assert [node.cpus for node in job.nodes] == [len(os.sched_getaffinity(0))]
 
 
 def test_a_walltime_counts_where_no_batch_system_keeps_one():
-    assert allocation.read({}, "local").end_time is None
-    assert allocation.read({}, "local", "10").end_time == pytest.approx(time.time() + 600, abs=5)
+    assert allocation.read_allocation({}, "local").end_time is None
+    assert allocation.read_allocation({}, "local", "10").end_time == pytest.approx(time.time() + 600, abs=5)
 
 
 def test_variables_of_a_batch_job():
     environ = {"SLURM_JOB_ID": "1", "SLURM_CONF": "/c", "PATH": "/bin", "HOME": "/h"}
-    assert allocation.job_variables(environ) == {"SLURM_JOB_ID": "1", "SLURM_CONF": "/c"}
+    assert allocation.batch_variables(environ) == {"SLURM_JOB_ID": "1", "SLURM_CONF": "/c"}

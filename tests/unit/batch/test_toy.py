@@ -109,7 +109,7 @@ INSIDE = """\
 import os
 from mpiboot.batch import allocation, registry
 
-job = allocation.read(os.environ)
+job = allocation.read_allocation(os.environ)
 system = allocation.system(job.batch_system)
 print(job.job_key, job.node_names, system.on_every_node(job, ["agent"]), system.cancel_command(job.job_id))
 print(registry.describes_a_job("TOY_JOB"))

@@ -1,6 +1,6 @@
 import pytest
 
-from mpiboot.common.interfaces import INFINIBAND, choose, interfaces
+from mpiboot.common.interfaces import INFINIBAND, choose_interface, interfaces
 from mpiboot.errors import UsageError
 
 
@@ -37,33 +37,33 @@ def test_loopback_of_this_machine():
     ],
 )
 def test_auto(found, expected):
-    assert choose("auto", found) == expected
+    assert choose_interface("auto", found) == expected
 
 
 def test_auto_takes_only_what_all_nodes_have():
     found = nodes(eth0={}, ib0={"kind": INFINIBAND})
     del found["n2"]["ib0"]
-    assert choose("auto", found) == "eth0"
+    assert choose_interface("auto", found) == "eth0"
 
 
 def test_auto_passes_over_a_bridge_with_the_same_address_everywhere():
     found = nodes(eth0={})
     for node in found.values():
         node["docker0"] = interface("172.17.0.1", speed=40_000)
-    assert choose("auto", found) == "eth0"
+    assert choose_interface("auto", found) == "eth0"
     with pytest.raises(UsageError, match="several nodes have the same address"):
-        choose("docker0", found)
+        choose_interface("docker0", found)
 
 
 def test_loopback_is_the_last_resort_of_a_single_node():
-    assert choose("auto", {"n1": LO}) == "lo"
+    assert choose_interface("auto", {"n1": LO}) == "lo"
     with pytest.raises(UsageError, match=r"own on every node \(n1: lo; n2: lo\)"):
-        choose("auto", {"n1": LO, "n2": LO})
+        choose_interface("auto", {"n1": LO, "n2": LO})
 
 
 def test_a_named_interface_that_a_node_lacks():
     found = nodes(eth0={}, ib0={})
     del found["n2"]["ib0"]
-    assert choose("eth0", found) == "eth0"
+    assert choose_interface("eth0", found) == "eth0"
     with pytest.raises(UsageError, match=r"--interface ib0: not up .* on n2\. n2 has eth0, lo\."):
-        choose("ib0", found)
+        choose_interface("ib0", found)

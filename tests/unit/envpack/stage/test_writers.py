@@ -45,13 +45,13 @@ def test_each_frame_is_done_once(
 ) -> None:
     monkeypatch.setattr(writers, "_MOST_NUMBERS", most_numbers)
     done: list[int] = []
-    writers.run(FRAMES, jobs, marks(tmp_path), done.append)
+    writers.run_writers(FRAMES, jobs, marks(tmp_path), done.append)
     assert {int(path.name) for path in tmp_path.iterdir()} == set(range(FRAMES))
     assert sum(done) == sum(range(FRAMES)) and len(done) == FRAMES
 
 
 def test_nothing_to_do(tmp_path: Path) -> None:
-    writers.run(0, 2, marks(tmp_path))
+    writers.run_writers(0, 2, marks(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
@@ -71,7 +71,7 @@ def test_what_went_wrong_in_a_child_is_raised_here(
         raise error
 
     with pytest.raises(expected, match=r"damaged|full|No space|of our own"):
-        writers.run(FRAMES, 3, hold_for_a_child(marks(tmp_path, fail)))
+        writers.run_writers(FRAMES, 3, hold_for_a_child(marks(tmp_path, fail)))
 
 
 def hold_for_a_child(begin: Callable[[], writers.Work]) -> Callable[[], writers.Work]:
@@ -103,7 +103,7 @@ def test_a_killed_child_is_not_taken_for_a_done_one(tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.raises(StageFailedError, match=r"ended without an error \(signal 9, perhaps out of memory"):
-        writers.run(FRAMES, 2, hold_for_a_child(marks(tmp_path, end)))
+        writers.run_writers(FRAMES, 2, hold_for_a_child(marks(tmp_path, end)))
 
 
 def test_an_error_here_ends_the_children(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_an_error_here_ends_the_children(tmp_path: Path) -> None:
         return marks(tmp_path, lambda frame: signal.pause())()
 
     with pytest.raises(KeyboardInterrupt):
-        writers.run(FRAMES, 3, begin)
+        writers.run_writers(FRAMES, 3, begin)
 
 
 def test_a_signal_while_a_child_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +137,7 @@ def test_a_signal_while_a_child_starts(tmp_path: Path, monkeypatch: pytest.Monke
     before = signal.signal(signal.SIGTERM, over)
     try:
         with pytest.raises(KeyboardInterrupt):
-            writers.run(FRAMES, 3, marks(tmp_path))
+            writers.run_writers(FRAMES, 3, marks(tmp_path))
     finally:
         signal.signal(signal.SIGTERM, before)
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
@@ -149,7 +149,7 @@ def test_what_the_parent_ignores_ends_no_child(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         hangs_up = marks(tmp_path, lambda frame: os.kill(os.getpid(), signal.SIGHUP))
-        writers.run(FRAMES, 2, hold_for_a_child(hangs_up))
+        writers.run_writers(FRAMES, 2, hold_for_a_child(hangs_up))
     finally:
         signal.signal(signal.SIGHUP, before)
     assert len(list(tmp_path.iterdir())) == FRAMES
