@@ -91,13 +91,14 @@ connect status stop: $(INSTALLED)
 
 # The cluster tests wait most of their time, so all others run beside them.
 test: system-deps $(VENV)/.test $(MPICH_VENV)/.test
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-cluster test-host
+	@$(MAKE) --no-print-directory --jobs=2 test-cluster test-host
 
-# One after the other, whatever --jobs says.
+# One after the other, whatever --jobs says. What they print comes at their end, not between the cluster tests' lines.
 test-host:
-	@$(MAKE) --no-print-directory test-unit
-	@$(MAKE) --no-print-directory test-mpi
-	@$(MAKE) --no-print-directory test-newest-python
+	@echo 'unit tests, MPI tests and the unit tests on another Python run meanwhile'
+	@mkdir -p .cache; { $(MAKE) --no-print-directory test-unit && $(MAKE) --no-print-directory test-mpi && \
+		$(MAKE) --no-print-directory test-newest-python; } >.cache/test-host.log 2>&1; \
+		status=$$?; cat .cache/test-host.log; exit $$status
 
 test-unit: $(VENV)/.test
 	$(BIN)/pytest --numprocesses=2 tests/unit tests/local

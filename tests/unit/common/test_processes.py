@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from mpiboot.common.processes import descendants, end, end_all, end_descendants, process_stat
+from mpiboot.common.processes import end, end_all, process_stat
 
 # Prints a line once it is deaf to SIGTERM.
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); signal.pause()"
@@ -36,16 +36,25 @@ def test_a_child_deaf_to_sigterm_is_killed(deaf):
     assert end(deaf, 0.0, grace_s=0.1) == -signal.SIGKILL
 
 
-def test_descendants_end_but_the_spared_child_and_its_own_do_not(deaf):
-    with start("sh", "-c", "sleep 60 & echo; wait") as spared:
-        spared.stdout.readline()
-        family = {spared.pid, *descendants(spared.pid)}
-        assert len(family) == 2
-        end_descendants(grace_s=0.1, spare=spared.pid)
-        assert descendants(os.getpid()) == family
-        assert deaf.wait() == -signal.SIGKILL
-        for pid in family:
-            os.kill(pid, signal.SIGKILL)
+# In a process of its own: pytest's has descendants that other tests need, such as multiprocessing's.
+FAMILY = f"""
+import os, signal, subprocess, sys
+from mpiboot.common.processes import descendants, end_descendants
+
+deaf = subprocess.Popen([sys.executable, "-c", {DEAF!r}], stdout=subprocess.PIPE)
+spared = subprocess.Popen(["sh", "-c", "sleep 60 & echo; wait"], stdout=subprocess.PIPE)
+deaf.stdout.readline(), spared.stdout.readline()
+family = {{spared.pid, *descendants(spared.pid)}}
+end_descendants(grace_s=0.1, spare=spared.pid)
+print(len(family), descendants(os.getpid()) == family, deaf.wait())
+for pid in family:
+    os.kill(pid, signal.SIGKILL)
+"""
+
+
+def test_descendants_end_but_the_spared_child_and_its_own_do_not():
+    done = subprocess.run([sys.executable, "-c", FAMILY], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == (f"2 True {-signal.SIGKILL}\n", "")
 
 
 def test_processes_that_outlive_sigkill_are_waited_for_no_longer_than_asked():
