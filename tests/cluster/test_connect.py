@@ -172,15 +172,16 @@ def test_the_walltime_ends_during_the_start(alice, connect):
     assert (status, f"job {job_id} has ended: TIMEOUT (" in said) == (1, True)
 
 
-def test_ctrl_c_leaves_the_job_alone(alice):
+def test_ctrl_c_leaves_the_job_alone(alice, connect):
     job_id = alice.submits(*SMALL, *HELD)
-    done = alice.types("timeout", "-s", "INT", "3", "mpiboot", "connect", job_id, check=False)
-    assert (
-        f"job {job_id} goes on. Come back: mpiboot connect {job_id}; end it: mpiboot stop {job_id}"
-        in done.stderr
-    )
+    wait = connect(job_id)
+    wait.until_it_says(rf"job {job_id} is PENDING")
+    alice.types("pkill", "-INT", "-f", "[m]piboot connect")
+    status, said = wait.ends()
+    assert status == 130
+    assert f"job {job_id} goes on. Come back: mpiboot connect {job_id}; end it: mpiboot stop {job_id}" in said
     assert alice.types("squeue", "--noheader", "--job", job_id, "--format=%T").stdout == "PENDING\n"
-    alice.types("mpiboot", "stop", job_id)
+    alice.stops(job_id)
 
 
 def test_a_timeout_says_how_far_it_got(alice, job):
