@@ -17,7 +17,7 @@ from mpiboot import config, errors
 from mpiboot.client.options import JobOptions
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-ERRORS = [name for name, value in vars(errors).items() if inspect.isclass(value)]
+ERRORS = [name for name, value in vars(errors).items() if getattr(value, "__module__", "") == errors.__name__]
 OPTIONS = {option.name: option for option in config.options_in(config.PYTHON)}
 PROGRAM = """
 import mpiboot
