@@ -18,6 +18,7 @@ _SECONDS = {
     "week": 604800,
 }
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+_INFINITE = float("inf")
 # As `repr` writes a float, so that any value can be handed on as text.
 _NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 
@@ -31,10 +32,12 @@ def parse_duration_s(text: str | float) -> float:
         The text is not a time of zero or more.
     """
     match = re.fullmatch(rf"\s*({_NUMBER})\s*([a-z]*)\s*", str(text).lower())
-    unit = match and (match[2] or "s")
-    if not match or not unit or (scale := _SECONDS.get(unit, _SECONDS.get(unit.removesuffix("s")))) is None:
+    unit = (match[2] or "s") if match else ""
+    scale = _SECONDS.get(unit) or _SECONDS.get(unit.removesuffix("s"), _INFINITE)
+    seconds = float(match[1]) * scale if match else _INFINITE
+    if not seconds < _INFINITE:
         raise ValueError(f"{text!r} is not a time; write 90, '90 s', '30 min', '2 h' or '7 d'")
-    return float(match[1]) * scale
+    return seconds
 
 
 def parse_size_bytes(text: str | int, *, allow_zero: bool = False) -> int:
@@ -46,6 +49,7 @@ def parse_size_bytes(text: str | int, *, allow_zero: bool = False) -> int:
         The text is not a size, or is zero and `allow_zero` is false.
     """
     match = re.fullmatch(rf"\s*({_NUMBER})\s*([kmgt]?)(?:i?b)?\s*", str(text).lower())
-    if not match or (float(match[1]) == 0 and not allow_zero):
+    size = float(match[1]) * 1024 ** _POWERS[match[2] or "m"] if match else _INFINITE
+    if size == _INFINITE or (size == 0 and not allow_zero):
         raise ValueError(f"{text!r} is not a size; write 800M, 16G or 1.5T")
-    return int(float(match[1]) * 1024 ** _POWERS[match[2] or "m"])
+    return int(size)

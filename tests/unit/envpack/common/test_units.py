@@ -23,7 +23,7 @@ def test_duration(text, seconds):
     assert parse_duration_s(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "soon", "-1", "1 fortnight", "1:30"])
+@pytest.mark.parametrize("text", ["", "soon", "-1", "1 fortnight", "0 fortnights", "1:30", "1e400", "inf"])
 def test_no_duration(text):
     with pytest.raises(ValueError, match="is not a time"):
         parse_duration_s(text)
@@ -44,7 +44,7 @@ def test_size(text, size_bytes):
     assert parse_size_bytes(text) == size_bytes
 
 
-@pytest.mark.parametrize("text", ["", "0", "-8G", "8X", "G"])
+@pytest.mark.parametrize("text", ["", "0", "-8G", "8X", "G", "1e400"])
 def test_no_size(text):
     with pytest.raises(ValueError, match="is not a size"):
         parse_size_bytes(text)
