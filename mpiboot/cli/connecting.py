@@ -35,10 +35,10 @@ def connect(job_or_name: str | None, timeout: str, queue_timeout: str | None, in
             seconds_of(name, value)
     if insecure:
         warn_insecure()
-    wait_for_workers(find_job(job_or_name), timeout, queue_timeout, insecure)
+    wait_and_show(find_job(job_or_name), timeout, queue_timeout, insecure)
 
 
-def wait_for_workers(job: Job, timeout: str, queue_timeout: str | None, insecure: bool) -> None:
+def wait_and_show(job: Job, timeout: str, queue_timeout: str | None, insecure: bool) -> None:
     """Wait as a notebook would; then print what the user needs next."""
     from mpiboot.client import show
     from mpiboot.client.connect import connect as connect_to

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mpiboot.batch import registry
-from mpiboot.cli.connecting import wait_for_workers
+from mpiboot.cli.connecting import wait_and_show
 from mpiboot.cli.options import CommandWithExample, given, job_options
 from mpiboot.cli.output import echo_stderr, warn_insecure
 
@@ -43,7 +43,7 @@ def submit(dry_run: bool, wait: bool, command: tuple[str, ...], **options: Any) 
     if wait and command:
         return _wait_for_command(job)
     if wait:
-        wait_for_workers(job, timeout="10 min", queue_timeout=None, insecure=config.insecure)
+        wait_and_show(job, timeout="10 min", queue_timeout=None, insecure=config.insecure)
     return 0
 
 
