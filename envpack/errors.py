@@ -1,6 +1,7 @@
 """Every error that envpack raises on purpose. Every module may import this one; it imports nothing.
 
 ExplainedError                 mpiboot's errors derive from it, too
+├── MalformedValueError        also a ValueError
 └── EnvpackError
     ├── NotAnEnvironmentError
     ├── BrokenEnvironmentError
@@ -45,6 +46,10 @@ class ExplainedError(Exception):
 
     def __str__(self) -> str:
         return ("\n" if "\n" in self.problem else ". ").join(filter(None, [self.problem, self.remedy]))
+
+
+class MalformedValueError(ExplainedError, ValueError):
+    """A text is not a size, a time or the like. Whoever knows the option adds its name."""
 
 
 class EnvpackError(ExplainedError):

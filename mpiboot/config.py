@@ -17,6 +17,7 @@ from typing import Any
 from envpack.common import places
 from envpack.common.places import DEFAULT_STAGE_ROOT, HOME_VARIABLE, STAGE_ROOT_VARIABLE
 from envpack.common.units import parse_duration_s, parse_size_bytes
+from envpack.errors import MalformedValueError
 from mpiboot.batch import registry
 from mpiboot.common.mpi import PYPI_PACKAGES
 from mpiboot.common.units import parse_walltime_s, show_duration, show_size
@@ -39,7 +40,7 @@ class Kind:
     Parameters
     ----------
     parse : callable
-        Makes the value of what a user typed or a file holds; raises ValueError.
+        Makes the value of what a user typed or a file holds; raises MalformedValueError.
     write : callable
         Makes the argument of `boot` that `parse` reads back as the same value.
     show : callable
@@ -75,7 +76,7 @@ class Option:
     allowed_in : collection of str
         Where it may stand.
     elsewhere : str
-        What to do instead, where it may not stand.
+        What to do instead, where it may not stand: the remedy of an error.
     repeatable : bool
         May be given several times; its value is a tuple.
     same_as : str
@@ -126,17 +127,19 @@ class Option:
             if self.repeatable:
                 return tuple(self.kind.parse(item) for item in ([value] if isinstance(value, str) else value))
             return self.kind.parse(value)
-        except (ValueError, TypeError) as error:
-            raise UsageError(f"{self.flag}: {error}") from error
+        except MalformedValueError as error:
+            raise UsageError(f"{self.flag}: {error.problem}", error.remedy) from error
+        except TypeError as error:
+            raise UsageError(f"{self.flag}: {value!r} is not a list", "Write a list of texts") from error
 
 
 def _count(text: str | int) -> int:
     try:
         number = int(text)
-    except ValueError:
+    except (ValueError, TypeError):
         number = 0
     if number < 1:
-        raise ValueError(f"{text!r} is not a count; write a whole number of at least 1")
+        raise MalformedValueError(f"{text!r} is not a count", "Write a whole number of at least 1")
     return number
 
 
@@ -149,13 +152,13 @@ def _walltime(text: str | int) -> str:
 def _flag(value: str | bool) -> bool:
     if isinstance(value, bool) or str(value).lower() in ("true", "false"):
         return str(value).lower() == "true"
-    raise ValueError(f"{value!r} is not a flag; write true or false")
+    raise MalformedValueError(f"{value!r} is not a flag", "Write true or false")
 
 
 def _choice(*choices: str) -> Kind:
     def parse(text: str) -> str:
         if text not in choices:
-            raise ValueError(f"{text!r} is unknown; write one of {', '.join(choices)}")
+            raise MalformedValueError(f"{text!r} is unknown", f"Write one of {', '.join(choices)}")
         return text
 
     return Kind(parse, choices=choices)
@@ -293,7 +296,7 @@ class Config:
         "no TLS and no token: for closed test networks only",
         False,
         allowed_in=EVERYWHERE - {FILE, ENVIRONMENT},
-        elsewhere="type --insecure each time, or pass insecure=True",
+        elsewhere="Type --insecure each time, or pass insecure=True",
     )
     dashboard_tls: bool = _option(
         FLAG, "serve the dashboard over https, with the job's own certificate", False
@@ -312,7 +315,7 @@ class Config:
         metavar="DIR",
         default_words="~/.mpiboot",
         allowed_in=frozenset((BOOT,)),
-        elsewhere=f"set {HOME_VARIABLE}",
+        elsewhere=f"Set {HOME_VARIABLE}",
     )
     archive: str | None = _option(
         PATH,
@@ -320,7 +323,7 @@ class Config:
         metavar="FILE",
         default_words="packed if needed",
         allowed_in=frozenset((BOOT,)),
-        elsewhere="leave it out: the environment is packed if needed",
+        elsewhere="Leave it out: the environment is packed if needed",
     )
     start_timeout: float = _option(
         DURATION,
@@ -374,11 +377,11 @@ def check_names(names: Iterable[str], place: str) -> None:
     valid = [option.name for option in options_in(place)]
     for name in names:
         if name in OPTIONS and name not in valid:
-            raise UsageError(f"{name} cannot be set in {place}; {OPTIONS[name].elsewhere}")
+            raise UsageError(f"{name} cannot be set in {place}", OPTIONS[name].elsewhere)
         if name not in valid:
             near = difflib.get_close_matches(name, valid, n=1)
             meant = f" (did you mean {near[0]}?)" if near else ""
-            raise UsageError(f"unknown option {name!r}{meant}; valid: {', '.join(valid)}")
+            raise UsageError(f"unknown option {name!r}{meant}", f"Use one of: {', '.join(valid)}")
 
 
 def merge(*layers: Mapping[str, Any], command: Sequence[str] = ()) -> Config:
@@ -425,7 +428,7 @@ def home(environ: Mapping[str, str], override: str | None = None) -> Path:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
-        raise UsageError(f"mpiboot boot: {message}. See: mpiboot boot --help")
+        raise UsageError(f"mpiboot boot: {message}", "See: mpiboot boot --help")
 
 
 def parse_boot_arguments(arguments: Sequence[str], environ: Mapping[str, str]) -> Config:

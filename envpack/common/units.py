@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from envpack.errors import MalformedValueError
+
 _SECONDS = {
     "ms": 0.001,
     "s": 1,
@@ -28,7 +30,7 @@ def parse_duration_s(text: str | float) -> float:
 
     Raises
     ------
-    ValueError
+    MalformedValueError
         The text is not a time of zero or more.
     """
     match = re.fullmatch(rf"\s*({_NUMBER})\s*([a-z]*)\s*", str(text).lower())
@@ -36,7 +38,7 @@ def parse_duration_s(text: str | float) -> float:
     scale = _SECONDS.get(unit) or _SECONDS.get(unit.removesuffix("s"), _INFINITE)
     seconds = float(match[1]) * scale if match else _INFINITE
     if not seconds < _INFINITE:
-        raise ValueError(f"{text!r} is not a time; write 90, '90 s', '30 min', '2 h' or '7 d'")
+        raise MalformedValueError(f"{text!r} is not a time", "Write 90, '90 s', '30 min', '2 h' or '7 d'")
     return seconds
 
 
@@ -45,11 +47,11 @@ def parse_size_bytes(text: str | int, *, allow_zero: bool = False) -> int:
 
     Raises
     ------
-    ValueError
+    MalformedValueError
         The text is not a size, or is zero and `allow_zero` is false.
     """
     match = re.fullmatch(rf"\s*({_NUMBER})\s*([kmgt]?)(?:i?b)?\s*", str(text).lower())
     size = float(match[1]) * 1024 ** _POWERS[match[2] or "m"] if match else _INFINITE
     if size == _INFINITE or (size == 0 and not allow_zero):
-        raise ValueError(f"{text!r} is not a size; write 800M, 16G or 1.5T")
+        raise MalformedValueError(f"{text!r} is not a size", "Write 800M, 16G or 1.5T")
     return int(size)

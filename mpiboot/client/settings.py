@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from envpack.common.units import parse_duration_s
+from envpack.errors import MalformedValueError
 from mpiboot import config as configuration
 from mpiboot.batch.sizing import check_min_workers
 from mpiboot.config import Config
@@ -29,7 +30,7 @@ def load_config(options: Mapping[str, Any]) -> Config:
     """
     command = options.get("command") or ()
     if isinstance(command, str):
-        raise UsageError(f"command={command!r}: write it as a list, such as ['python', 'analysis.py']")
+        raise UsageError(f"command={command!r} is not a list", "Write one, such as ['python', 'analysis.py']")
     given = {name: value for name, value in options.items() if name != "command" and value is not None}
     configuration.check_names(given, configuration.PYTHON)
     merged = configuration.merge(
@@ -52,11 +53,14 @@ def site_layer() -> dict[str, Any]:
     try:
         import dask
     except ValueError as error:  # dask reads all of its files when it is imported
-        raise UsageError(" ".join(str(error).split())) from error
+        raise UsageError(" ".join(str(error).split()), "Correct that file") from error
 
     section = dask.config.get("mpiboot", {}) or {}
     if not isinstance(section, Mapping):
-        raise UsageError(f"{_source_of(None)}: what `mpiboot:` holds is not a mapping of keys to values")
+        raise UsageError(
+            f"{_source_of(None)}: what `mpiboot:` holds is not a mapping of keys to values",
+            "Write one option a line below it, such as `nodes: 2`",
+        )
     layer = {}
     for key, value in section.items():
         name = str(key).replace("-", "_")
@@ -65,7 +69,7 @@ def site_layer() -> dict[str, Any]:
             if value is not None:
                 configuration.OPTIONS[name].parse(value)
         except UsageError as error:
-            raise UsageError(f"{_source_of(key)}: {error}") from error
+            raise UsageError(f"{_source_of(key)}: {error.problem}", error.remedy) from error
         layer[name] = value
     return layer
 
@@ -99,5 +103,5 @@ def seconds_of(name: str, value: str | float) -> float:
     """
     try:
         return parse_duration_s(value)
-    except ValueError as error:
-        raise UsageError(f"{name}: {error}") from error
+    except MalformedValueError as error:
+        raise UsageError(f"{name}: {error.problem}", error.remedy) from error

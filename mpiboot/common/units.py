@@ -1,6 +1,6 @@
 """Walltimes as people type them, and durations and sizes as messages show them (`envpack.common.units` reads those).
 
-Every room may import this module; it imports `re` alone.
+Every room may import this module.
 """
 
 import re
@@ -16,12 +16,17 @@ def parse_walltime_s(text: str) -> float:
 
     Raises
     ------
-    ValueError
+    MalformedValueError
         `text` has none of these forms.
     """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
     if not match:
-        raise ValueError(f"{text!r} is not a walltime; write minutes, H:MM:SS or D-HH:MM:SS, as for sbatch")
+        # Here: agents and fork servers import this module, and each file costs their start time.
+        from envpack.errors import MalformedValueError
+
+        raise MalformedValueError(
+            f"{text!r} is not a walltime", "Write minutes, H:MM:SS or D-HH:MM:SS, as for sbatch"
+        )
     days, *parts = (int(part) if part else None for part in match.groups())
     numbers = [part for part in parts if part is not None]
     units = [60, 1] if days is None and len(numbers) < 3 else [3600, 60, 1]

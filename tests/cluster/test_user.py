@@ -137,7 +137,7 @@ def test_site_settings_and_a_home_with_quotes(alice):
         alice.writes(config, "mpiboot:\n  partitoin: multiple\n")
         done = alice.types("mpiboot", "submit", check=False)
         assert done.returncode == 2
-        expected = f"/home/alice/{config}: unknown option 'partitoin' (did you mean partition?); valid: "
+        expected = f"/home/alice/{config}: unknown option 'partitoin' (did you mean partition?). Use one of: "
         assert expected + "batch_system, env, " in done.stderr
     finally:
         alice.types("rm", config)

@@ -18,14 +18,16 @@ def test_later_layers_win_and_none_is_not_given():
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("nodes", "0", "--nodes: '0' is not a count"),
+        ("nodes", "0", r"--nodes: '0' is not a count\. Write a whole number of at least 1"),
+        ("nodes", [2], r"--nodes: \[2\] is not a count\. Write a whole number"),
+        ("setup", 2, r"--setup: 2 is not a list\. Write a list of texts"),
         ("nodes", "-1", "--nodes: '-1' is not a count"),
         ("workers_per_node", "two", "--workers-per-node: 'two' is not a count"),
         ("mem", "lots", "--mem: 'lots' is not a size"),
         ("time", "1 hour", "--time: '1 hour' is not a walltime"),
         ("idle_timeout", "never", "--idle-timeout: 'never' is not a time"),
-        ("mpi", "lam", "--mpi: 'lam' is unknown; write one of auto, openmpi"),
-        ("batch_system", "condor", "--batch-system: 'condor' is unknown; write one of auto, slurm"),
+        ("mpi", "lam", r"--mpi: 'lam' is unknown\. Write one of auto, openmpi"),
+        ("batch_system", "condor", r"--batch-system: 'condor' is unknown\. Write one of auto, slurm"),
     ],
 )
 def test_bad_values_are_named(name, value, message):
@@ -35,7 +37,7 @@ def test_bad_values_are_named(name, value, message):
 
 def test_unknown_option_lists_the_valid_ones():
     with pytest.raises(
-        UsageError, match=r"unknown option 'node' \(did you mean nodes\?\); valid: batch_system, env"
+        UsageError, match=r"unknown option 'node' \(did you mean nodes\?\)\. Use one of: batch_system, env"
     ):
         config.check_names({"node": 2}, config.PYTHON)
 
@@ -43,12 +45,12 @@ def test_unknown_option_lists_the_valid_ones():
 @pytest.mark.parametrize(
     ("name", "place", "remedy"),
     [
-        ("home", config.PYTHON, "home cannot be set in a Python call; set MPIBOOT_HOME"),
-        ("archive", config.PYTHON, "archive cannot be set in a Python call; leave it out: "),
+        ("home", config.PYTHON, r"home cannot be set in a Python call\. Set MPIBOOT_HOME"),
+        ("archive", config.PYTHON, r"archive cannot be set in a Python call\. Leave it out: "),
         (
             "insecure",
             config.FILE,
-            "insecure cannot be set in a configuration file; type --insecure each time",
+            r"insecure cannot be set in a configuration file\. Type --insecure each time",
         ),
     ],
 )
