@@ -87,7 +87,7 @@ def choose(name: str) -> BatchSystem:
         return next(iter(systems.values()))
     if name not in systems:
         raise BatchError(
-            f"--batch-system {name}: {facts(name).command} is not on the PATH of this machine. "
-            f"Type this on a login node, or use --batch-system {next(reversed(systems))}"
+            f"--batch-system {name}: {facts(name).command} is not on the PATH of this machine",
+            f"Type this on a login node, or use --batch-system {next(reversed(systems))}",
         )
     return systems[name]

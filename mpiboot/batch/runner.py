@@ -5,6 +5,7 @@ with boot, so it imports little.
 """
 
 import os
+import shlex
 import socket
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -35,8 +36,8 @@ def run(
     is_away : callable
         Whether an error text means that the batch system does not answer for now, as while it restarts. For a command
         that did not end in time, the text starts with "timed out".
-    remedy : str
-        What to type when the command did not end in time.
+    remedy : str, optional
+        The remedy when the command fails or does not end in time. Default: to type the command.
 
     Raises
     ------
@@ -46,6 +47,7 @@ def run(
         The command is not installed here, or it failed; the message holds what it wrote to standard error.
     """
     name = command[0]
+    remedy = remedy or f"Type it by hand: {shlex.join(command)}"
     try:
         done = subprocess.run(
             command,
@@ -58,19 +60,18 @@ def run(
         )
     except OSError as error:
         raise BatchError(
-            f"{name} cannot be run on {socket.gethostname()}: {error.strerror}. "
-            "Type this where the batch system's commands are, such as a login node"
+            f"{name} cannot be run on {socket.gethostname()}: {error.strerror}",
+            "Type this where the batch system's commands are, such as a login node",
         ) from error
     except subprocess.TimeoutExpired as error:
         text = os.fsdecode(error.stderr or b"").strip().partition("\n")[0]
         kind = BatchAwayError if is_away(f"{TIMED_OUT}: {text}") else BatchError
         shown = f" ({text})" if text else ""
         raise kind(
-            f"{name} did not answer within {timeout_s:.0f} s on {socket.gethostname()}{shown}"
-            + (f". Try: {remedy}" if remedy else "")
+            f"{name} did not answer within {timeout_s:.0f} s on {socket.gethostname()}{shown}", remedy
         ) from error
     if done.returncode:
         text = done.stderr.strip() or f"exit status {done.returncode}"
         kind = BatchAwayError if is_away(text) else BatchError
-        raise kind(text if text.startswith(name) else f"{name}: {text}")
+        raise kind(text if text.startswith(name) else f"{name}: {text}", remedy)
     return done.stdout

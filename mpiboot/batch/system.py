@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shlex
@@ -37,7 +38,7 @@ class CommandBatchSystem:
             command,
             environ=self.submission.query_environment(os.environ) if environ is None else environ,
             is_away=self.submission.is_away,
-            remedy=shlex.join(self.submission.ping_command()),
+            remedy=f"See whether {self.facts.title} answers: {shlex.join(self.submission.ping_command())}",
         )
 
     def submit_command(
@@ -58,7 +59,7 @@ class CommandBatchSystem:
         try:
             return self.submission.parse_submitted(self._run(command, environ))
         except BatchError as error:
-            raise self._with_limits(error) from error
+            raise self._refusal(error) from error
 
     def check(self, command: Sequence[str], environ: Mapping[str, str]) -> None:
         check_command = self.submission.check_command(command)
@@ -67,19 +68,21 @@ class CommandBatchSystem:
         try:
             self._run(check_command, environ)
         except BatchError as error:
-            if self.submission.is_invalid(str(error)):
-                raise self._with_limits(error) from error
+            if self.submission.is_invalid(error.problem):
+                raise self._refusal(error) from error
 
-    def _with_limits(self, error: BatchError) -> BatchError:
-        """Add the batch system's limits to a refusal that is about them."""
-        command = self.submission.limits_command(str(error))
-        if command is None or isinstance(error, BatchAwayError):
+    def _refusal(self, error: BatchError) -> BatchError:
+        """Return the error of a submit command with the remedy, and with the limits if it is about them."""
+        if isinstance(error, BatchAwayError):
             return error
-        try:
-            limits = self.submission.parse_limits(self._run(command))
-        except BatchError:
-            return error
-        return BatchError("\n".join([str(error), *limits]))
+        limits = []
+        if command := self.submission.limits_command(error.problem):
+            with contextlib.suppress(BatchError):
+                limits = self.submission.parse_limits(self._run(command))
+        return BatchError(
+            "\n".join([error.problem, *limits]),
+            "Change the options that it names; see: mpiboot submit --help",
+        )
 
     def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
         known = self._known_states(job_ids)
@@ -92,7 +95,7 @@ class CommandBatchSystem:
         try:
             output = self._run(self.submission.states_command(job_ids))
         except BatchError as error:
-            if self.submission.is_unknown_job(str(error)):
+            if self.submission.is_unknown_job(error.problem):
                 return {}
             raise
         return {state.job_id: state for state in self.submission.parse_states(output)}

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import click
 
+from envpack.errors import ExplainedError
 from mpiboot.cli import checking, connecting, jobs, submitting
 from mpiboot.cli.output import echo_stderr
-from mpiboot.errors import MpibootError
 from mpiboot.protocol.variables import NO_COLOR
 
 
@@ -63,13 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0: done; 1: a named failure; 2: wrong usage; 124: a deadline or the walltime has passed; 130: interrupted;
         in batch mode the exit status of the user's command.
     """
-    from envpack.errors import EnvpackError
-
     try:
         color = False if NO_COLOR in os.environ else None  # None: if the output is a terminal
         status = commands.main(args=arguments, prog_name="mpiboot", standalone_mode=False, color=color)
         return status if isinstance(status, int) else 0
-    except (MpibootError, EnvpackError) as error:
+    except ExplainedError as error:
         echo_stderr(f"mpiboot: {error}")
         return error.exit_status
     except click.UsageError as error:

@@ -41,13 +41,18 @@ def find_job(wanted: str | Job | None = None) -> Job:
     live = live_jobs()
     if wanted is None:
         if not live:
-            raise BatchError("no mpiboot job is pending or running. Start one: mpiboot submit")
+            raise BatchError("no mpiboot job is pending or running", "Start one: mpiboot submit")
         if len(live) > 1:
-            raise BatchError(f"several jobs are live; name one of them:\n{describe(live)}")
+            raise BatchError(
+                f"several jobs are live:\n{describe(live)}", f"Give a job id, such as {live[0][0].job_id}"
+            )
         return live[0][0]
     by_name = [job for job, state in live if state.name == wanted]
     if len(by_name) > 1:
-        raise BatchError(f"several live jobs are named {wanted}; give a job id:\n{describe(live)}")
+        raise BatchError(
+            f"several live jobs are named {wanted}:\n{describe(live)}",
+            f"Give a job id, such as {by_name[0].job_id}",
+        )
     if by_name:
         return by_name[0]
     for job in by_id:
@@ -56,9 +61,9 @@ def find_job(wanted: str | Job | None = None) -> Job:
     if errors:
         raise errors[0]
     if by_id:
-        raise BatchError(f"there is no job {wanted} here. See the live ones: mpiboot list")
+        raise BatchError(f"there is no job {wanted} here", "See the live ones: mpiboot list")
     raise BatchError(
-        f"{wanted!r} is neither a job id nor the name of a live job. See the live ones: mpiboot list"
+        f"{wanted!r} is neither a job id nor the name of a live job", "See the live ones: mpiboot list"
     )
 
 
@@ -108,7 +113,7 @@ def live_jobs(patience_s: float = FIRST_SILENCE_S) -> list[tuple[Job, JobState]]
     if errors and not jobs:
         raise errors[0]
     for each in errors:
-        logger.warning("%s; only jobs of other batch systems are known", each)
+        logger.warning("%s; only jobs of other batch systems are known", each.problem)
     return jobs
 
 

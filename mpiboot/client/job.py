@@ -30,6 +30,8 @@ FOLLOW_POLL_S = 0.5
 LOG_FILES_POLL_S = 10.0
 # What is read of a log to show its last lines.
 TAIL_BYTES = 64 * 1024
+# What is shown instead of them if a job has no log, or empty ones.
+NO_LOG = "It left no log."
 
 
 class Job:
@@ -135,7 +137,7 @@ class Job:
             text = tail(path, size_bytes=TAIL_BYTES, lines=lines)
             if text != EMPTY:
                 return f"The end of {path}:\n" + "\n".join("  " + line for line in text.splitlines())
-        return "It left no log."
+        return NO_LOG
 
     def follow(self) -> Iterator[str]:
         """Yield all of the logs so far, then what is added to them, until the job has ended."""
@@ -186,8 +188,8 @@ class Job:
             waited_s = time.monotonic() - start
             if timeout_s is not None and waited_s > timeout_s:
                 raise DeadlineError(
-                    f"job {self.job_id} is still {state.state} after {show_duration(waited_s)}. "
-                    f"See why: mpiboot status {self.job_id}"
+                    f"job {self.job_id} is still {state.state} after {show_duration(waited_s)}",
+                    f"See why: mpiboot status {self.job_id}",
                 )
             time.sleep(polls(waited_s))
         return state

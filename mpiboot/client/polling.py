@@ -43,6 +43,8 @@ def retry_while_away(ask: Callable[[], T], give_up_after_s: float) -> T:
             if waited_s >= give_up_after_s:
                 raise
             if not warned:
-                logger.warning("%s; asking again for %s", error, show_duration(give_up_after_s - waited_s))
+                logger.warning(
+                    "%s; asking again for %s", error.problem, show_duration(give_up_after_s - waited_s)
+                )
                 warned = True
             time.sleep(poll_interval_s(waited_s))

@@ -47,14 +47,16 @@ class PublishedEndpoint:
             return None
         if endpoint.job_key != directory.key:
             raise RendezvousError(
-                f"{directory.endpoint} is of job {endpoint.job_key}, not of {directory.key}"
+                f"{directory.endpoint} is of job {endpoint.job_key}, not of {directory.key}",
+                f"Stop the job: mpiboot stop {self.job.job_id}; and submit it again",
             )
         if endpoint.nonce not in self._valid:
             try:
                 current = self.job.batch.restarts(self.job.job_id) == endpoint.restart_count
             except BatchError as error:
                 raise RendezvousError(
-                    f"{error}: {self.job.batch.name} does not say how often the job was requeued"
+                    f"{self.job.batch.name} does not say how often the job was requeued: {error.problem}",
+                    error.remedy,
                 ) from error
             (self._valid if current else self._void).add(endpoint.nonce)
             return endpoint if current else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from pathlib import Path
 
@@ -47,14 +48,15 @@ def connect_scheduler_file(
         except FileNotFoundError:
             content, problem = b"", "it does not exist"
         except RendezvousError as error:
-            problem = str(error)
+            problem = error.problem
             if settled:
-                raise RendezvousError(
-                    f"scheduler file {path}: {problem}. Remove it, and start the cluster"
-                ) from error
+                raise RendezvousError(f"scheduler file {path}: {problem}", _start_again(path)) from error
         tell(f"scheduler file {path}: {problem}")
         if time.monotonic() > deadline:
-            raise DeadlineError(f"scheduler file {path}: {problem}, after {show_duration(timeout_s)}")
+            raise DeadlineError(
+                f"scheduler file {path}: {problem}, after {show_duration(timeout_s)}",
+                "Start the cluster, or wait longer with timeout=",
+            )
         time.sleep(FILE_POLL_S)
     wanted = n_workers or 0
     with closed_on_error(client):
@@ -62,7 +64,10 @@ def connect_scheduler_file(
             progress = f"scheduler file {path}: {n_present} of {wanted} workers"
             tell(progress)
             if time.monotonic() > deadline:
-                raise DeadlineError(f"{progress}, after {show_duration(timeout_s)}")
+                raise DeadlineError(
+                    f"{progress}, after {show_duration(timeout_s)}",
+                    "Wait longer with timeout=, or for fewer workers with n_workers=",
+                )
             time.sleep(FILE_POLL_S)
     return client
 
@@ -73,7 +78,9 @@ def _connect_to(path: Path, content: bytes, insecure: bool) -> Client:
         fields = json.loads(content)
         address, scheduler_id = str(fields["address"]), str(fields["id"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RendezvousError("it is empty, half-written, or no scheduler file") from error
+        raise RendezvousError(
+            "it is empty, half-written, or no scheduler file", _start_again(path)
+        ) from error
     if not address.startswith("tls://"):
         refuse_plain(address, insecure)
         security = None
@@ -81,6 +88,11 @@ def _connect_to(path: Path, content: bytes, insecure: bool) -> Client:
         security = _security_for(path)
     check_identity(ask_scheduler(address, security, ATTEMPT_S), scheduler_id, address, None)
     return Client(address, security=security, timeout=3 * ATTEMPT_S)
+
+
+def _start_again(path: Path) -> str:
+    """Return the remedy for a scheduler file that leads nowhere."""
+    return f"Start the cluster again, after: rm {shlex.quote(str(path))}"
 
 
 def _security_for(path: Path) -> Security:

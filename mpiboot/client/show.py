@@ -68,11 +68,12 @@ def endpoint_of(job: Job) -> Endpoint:
     state = job.ask(max_age_s=5)
     if not state.live:
         raise BatchError(
-            f"job {job.job_id} has ended: {state.show()}; its dashboard is gone. Read its logs: mpiboot logs {job.job_id}"
+            f"job {job.job_id} has ended: {state.show()}; its dashboard is gone",
+            f"Read its logs: mpiboot logs {job.job_id}",
         )
     if endpoint is None:
         raise BatchError(
-            f"job {job.job_id} is {state.show()}, and not ready. Wait for it: mpiboot connect {job.job_id}"
+            f"job {job.job_id} is {state.show()}, and not ready", f"Wait for it: mpiboot connect {job.job_id}"
         )
     return endpoint
 

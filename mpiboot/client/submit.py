@@ -173,7 +173,8 @@ def job_script(config: Config, batch: BatchSystem) -> Iterator[Path]:
         script = Path(config.job_script).expanduser().absolute()
         if not script.is_file():
             raise UsageError(
-                f"job_script {script}: there is no such file. Make it: mpiboot jobscript > {shlex.quote(str(script))}"
+                f"job_script {script}: there is no such file",
+                f"Make it: mpiboot jobscript {batch.name} > {shlex.quote(str(script))}",
             )
         yield script
     else:
@@ -190,7 +191,7 @@ def shipped_script(batch_system: str) -> Traversable:
         There is no such batch system.
     """
     if batch_system not in NAMES:
-        raise UsageError(f"there is no batch system {batch_system!r}. Use one of: {', '.join(NAMES)}")
+        raise UsageError(f"there is no batch system {batch_system!r}", f"Use one of: {', '.join(NAMES)}")
     return files("mpiboot.jobscripts") / facts(batch_system).job_script
 
 

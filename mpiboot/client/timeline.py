@@ -169,7 +169,9 @@ def plot(phases: list[Phase], file: str | PathLike[str]) -> None:
     try:
         figure.savefig(file)
     except ValueError as error:
-        raise UsageError(f"--plot {file}: {error}") from error
+        raise UsageError(
+            f"--plot {file}: {error}", "Name a file that ends with .png, .svg or .pdf"
+        ) from error
 
 
 def figure_type() -> Any:
@@ -177,5 +179,5 @@ def figure_type() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise EnvironmentUnfitError(f"no plot: {error}; type: pip install 'mpiboot[plot]'") from error
+        raise EnvironmentUnfitError(f"no plot: {error}", "Type: pip install 'mpiboot[plot]'") from error
     return Figure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import sys
 import threading
 from dataclasses import dataclass
@@ -49,7 +50,9 @@ def ask_scheduler(address: str, security: Security | None, timeout_s: float) -> 
     try:
         arguments = security.get_connection_args("client") if security else {}
     except OSError as error:
-        raise RendezvousError(f"the job's TLS files cannot be read: {error}") from error
+        raise RendezvousError(
+            f"the job's TLS files cannot be read: {error}", "See whether the job runs: mpiboot list"
+        ) from error
     outcome: list[SchedulerIdentity | Exception] = []
 
     def ask() -> None:
@@ -64,7 +67,10 @@ def ask_scheduler(address: str, security: Security | None, timeout_s: float) -> 
     thread.join()
     if isinstance(answer := outcome[0], SchedulerIdentity):
         return answer
-    raise RendezvousError(f"no Dask scheduler answers at {address}: {_why(answer, timeout_s)}") from answer
+    raise RendezvousError(
+        f"no Dask scheduler answers at {address}: {_why(answer, timeout_s)}",
+        "See whether its job runs: mpiboot list; check the network: mpiboot doctor",
+    ) from answer
 
 
 def check_identity(
@@ -82,15 +88,18 @@ def check_identity(
     if identity.scheduler_id != scheduler_id:
         raise RendezvousError(
             f"{address} answers as {identity.scheduler_id}, not as {scheduler_id}: "
-            "the cluster that was published there is gone"
+            "the cluster that was published there is gone",
+            "See which jobs run: mpiboot list",
         )
     here = sys.version_info[:2]
     if identity.python != here:
         theirs, mine = (f"{major}.{minor}" for major, minor in (identity.python, here))
-        remedy = f" Use the cluster's: {source_prefix}/bin/python" if source_prefix else ""
         raise MpibootError(
             f"the cluster runs Python {theirs} and this is {mine} ({sys.executable}): "
-            f"what one of them pickles the other cannot read.{remedy}"
+            "what one of them pickles the other cannot read",
+            f"Use the cluster's: {shlex.quote(f'{source_prefix}/bin/python')}"
+            if source_prefix
+            else f"Use a Python {theirs} here",
         )
 
 
@@ -104,8 +113,8 @@ def refuse_plain(address: str, insecure: bool) -> None:
     """
     if not insecure:
         raise MpibootError(
-            f"{address} is not encrypted: anyone on its network can use and change what you compute there. "
-            "If that is what you want, pass insecure=True (mpiboot connect --insecure)"
+            f"{address} is not encrypted: anyone on its network can use and change what you compute there",
+            "If that is what you want, pass insecure=True, or type: mpiboot connect --insecure",
         )
 
 

@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from distributed import Client, Security
 
 from mpiboot.batch.job_state import JobState
 from mpiboot.client import progress as display
+from mpiboot.client.job import NO_LOG, Job
 from mpiboot.client.job_states import job_state_cache
 from mpiboot.client.polling import SILENCE_S, poll_interval_s
 from mpiboot.client.progress import Progress
@@ -22,9 +22,6 @@ from mpiboot.common.units import show_duration
 from mpiboot.distributed_internals import scheduler_identity
 from mpiboot.errors import BatchError, DeadlineError, JobEndedError, RendezvousError
 from mpiboot.protocol.endpoint import Endpoint
-
-if TYPE_CHECKING:
-    from mpiboot.client.job import Job
 
 # How often the job directory is read while the job runs: two small files.
 FILE_POLL_S = 0.25
@@ -141,11 +138,15 @@ class Watch:
             except BatchError as error:
                 if self.state is None or now - self.answered > SILENCE_S:
                     raise
-                self.tell(f"job {self.job.job_id}: {error}; asking again")
+                self.tell(f"job {self.job.job_id}: {error.problem}; asking again")
             self.next_question = now + interval_s
         if not self.state.live:
+            job_id, log = self.job.job_id, self.job.log_tail()
             raise JobEndedError(
-                f"job {self.job.job_id} has ended: {self.state.show()}\n{self.job.log_tail()}"
+                f"job {job_id} has ended: {self.state.show()}\n{log}",
+                "Submit it again: mpiboot submit"
+                if log == NO_LOG
+                else f"Read all of it: mpiboot logs {job_id}",
             )
         return self.state
 
@@ -176,13 +177,13 @@ class Watch:
             n_cannot_start = n_cannot_start + 1 if state.cannot_start else 0
             if queue_timeout_s is None and n_cannot_start > 1:  # the first answer about a job can be wrong
                 raise JobEndedError(
-                    f"job {job_id} cannot start: {state.state} ({why}), which no wait changes. "
-                    f"See what it asks for: mpiboot status {job_id}; or give it up: mpiboot stop {job_id}"
+                    f"job {job_id} cannot start: {state.state} ({why}), which no wait changes",
+                    f"Give it up: mpiboot stop {job_id}; and submit another",
                 )
             if queue_timeout_s is not None and waited_s >= queue_timeout_s:
                 raise DeadlineError(
-                    f"job {job_id} is still {state.state} ({why}) after {show_duration(waited_s)}. "
-                    f"Go on waiting: mpiboot connect {job_id}; give it up: mpiboot stop {job_id}"
+                    f"job {job_id} is still {state.state} ({why}) after {show_duration(waited_s)}",
+                    _go_on_waiting(job_id),
                 )
             left_s = float("inf") if queue_timeout_s is None else queue_timeout_s - waited_s
             time.sleep(max(0.0, min(self.next_question - time.monotonic(), left_s)))
@@ -199,8 +200,9 @@ class Watch:
         if time.monotonic() > deadline:
             job_id = self.job.job_id
             raise DeadlineError(
-                f"job {job_id} is not ready {show_duration(self.timeout_s)} after its start: {progress}. "
-                f"It goes on; come back: mpiboot connect {job_id}; end it: mpiboot stop {job_id}\n{self.job.log_tail()}"
+                f"job {job_id} is not ready {show_duration(self.timeout_s)} after its start: {progress}\n"
+                f"{self.job.log_tail()}",
+                _go_on_waiting(job_id),
             )
 
     def wait_for_endpoint(self, queue_timeout_s: float | None) -> tuple[Endpoint, Security | None]:
@@ -219,12 +221,13 @@ class Watch:
                     return endpoint, self.published.verify(endpoint)
                 failing_since = None
             except RendezvousError as error:
-                progress, verb = str(error), ":"
+                progress, verb = error.problem, ":"
                 self.ask_now()  # the job may just have ended, or been requeued
                 failing_since = failing_since or time.monotonic()
                 if time.monotonic() - failing_since > SETTLE_S:
                     raise RendezvousError(
-                        f"job {self.job.job_id} is {self.ask().state}, but {error}\n{self.job.log_tail()}"
+                        f"job {self.job.job_id} is {self.ask().state}, but {error.problem}\n{self.job.log_tail()}",
+                        error.remedy,
                     ) from error
             self.tell(f"job {self.job.job_id}{verb} {progress}")
             self.check(deadline, progress)
@@ -261,6 +264,11 @@ class Watch:
             time.sleep(FILE_POLL_S)
         self.tell(f"job {self.job.job_id} is ready: {n_present} workers")
         return True
+
+
+def _go_on_waiting(job_id: str) -> str:
+    """Return the remedy for a job that is not ready in time."""
+    return f"Go on waiting: mpiboot connect {job_id}; give it up: mpiboot stop {job_id}"
 
 
 def progress_of(events: list[dict[str, object]], expected_workers: int | None) -> str:

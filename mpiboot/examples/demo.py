@@ -141,7 +141,9 @@ def main_job(
 
     workers = list(client.nthreads())
     if not workers:
-        raise MpibootError(f"the scheduler {client.scheduler.address} has no workers. Type: mpiboot logs")
+        raise MpibootError(
+            f"the scheduler {client.scheduler.address} has no workers", "Read why: mpiboot logs"
+        )
     before = client.run(_whereabouts, on_error="ignore")
     with phase("spread"):
         on_workers, pieces = flights.spread(client, table, workers)
@@ -185,7 +187,7 @@ def main_job(
         differences.append(f"array: y sums to {y_sum}, x to {x_sum}, expected about {side * side / 2}")
     if differences:
         raise MpibootError(
-            f"the results of the cluster are wrong: {'; '.join(differences)}. Type: mpiboot logs"
+            f"the results of the cluster are wrong: {'; '.join(differences)}", "Read its logs: mpiboot logs"
         )
     out(f"Equal to plain pandas on the same {result.n_flights:,} flights; the array's sum is right.")
     return result

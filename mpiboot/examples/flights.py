@@ -48,7 +48,7 @@ def read() -> pd.DataFrame:
 
 
 def _unfit(reason: str) -> EnvironmentUnfitError:
-    return EnvironmentUnfitError(f"the flights cannot be read: {reason}. Type: pip install 'mpiboot[demo]'")
+    return EnvironmentUnfitError(f"the flights cannot be read: {reason}", "Type: pip install 'mpiboot[demo]'")
 
 
 def spread(

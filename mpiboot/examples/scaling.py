@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from envpack.common.units import parse_size_bytes
+from envpack.errors import MalformedValueError
 from mpiboot.client import timeline
 from mpiboot.common.units import show_size
+from mpiboot.config import COUNT
 from mpiboot.errors import MpibootError, UsageError
 from mpiboot.examples import flights
 from mpiboot.examples.scheduler import connect_to_scheduler
@@ -137,7 +139,7 @@ def measure(
     workers = _workers(client)
     counts = _counts(counts, len(workers))
     if repeat < 1:
-        raise UsageError(f"--repeat {repeat} is too few. Pass 1 or more")
+        raise UsageError(f"--repeat {repeat} is too few", "Pass 1 or more")
     table = flights.read()
     table_bytes = int(table.memory_usage(deep=True).sum())
     limits = [w.memory_bytes for w in workers if w.memory_bytes]
@@ -147,7 +149,8 @@ def measure(
     if size_bytes > room_bytes:
         raise UsageError(
             f"{show_size(size_bytes)} of flights do not fit {counts[0]} worker(s), which would spill to disk beyond "
-            f"{show_size(room_bytes)}. Pass a smaller --size, or begin with more --workers"
+            f"{show_size(room_bytes)}",
+            "Pass a smaller --size, or begin with more --workers",
         )
     expected = [(frame * copies).to_dict() for frame in _computation(table)]
     # Every number of workers gets the same partitions; if all work, each thread has equally many.
@@ -180,12 +183,13 @@ def measure(
 
 def _counts(counts: Sequence[int] | None, n_workers: int) -> list[int]:
     if not n_workers:
-        raise MpibootError("the scheduler has no workers. Type: mpiboot logs")
+        raise MpibootError("the scheduler has no workers", "Read why: mpiboot logs")
     if counts is None:
         return sorted({2**i for i in range(n_workers.bit_length())} | {n_workers})
     if not counts or min(counts) < 1 or max(counts) > n_workers:
         raise UsageError(
-            f"--workers {','.join(map(str, counts))}: the job has {n_workers}. Pass numbers from 1 to {n_workers}"
+            f"--workers {','.join(map(str, counts))}: the job has {n_workers}",
+            f"Pass numbers from 1 to {n_workers}",
         )
     return sorted(set(counts))
 
@@ -241,7 +245,8 @@ def _time(
         # Sums of whole minutes and miles are exact in float64.
         if [frame.to_dict() for frame in got] != expected:
             raise MpibootError(
-                f"the sums of {len(workers)} workers differ from those of plain pandas. Type: mpiboot logs"
+                f"the sums of {len(workers)} workers differ from those of plain pandas",
+                "Read its logs: mpiboot logs",
             )
     return seconds[1:]
 
@@ -319,11 +324,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         size_bytes = _parse(parse_size_bytes, "--size", options.size)
-        counts = _parse(lambda text: [int(n) for n in text.split(",")], "--workers", options.workers)
+        counts = _parse(lambda text: [COUNT.parse(n) for n in text.split(",")], "--workers", options.workers)
         # Refuse before the measurements, not after them.
         for file in filter(None, (options.json, options.plot)):
             if not os.access(Path(file).absolute().parent, os.W_OK):
-                raise UsageError(f"{file}: its folder does not exist or cannot be written. Name another file")
+                raise UsageError(
+                    f"{file}: its folder does not exist or cannot be written", "Name another file"
+                )
         if options.plot:
             timeline.figure_type()
         with connect_to_scheduler("mpiboot.examples.scaling") as client:
@@ -348,8 +355,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(parse: Callable[[str], Any], option: str, text: str | None) -> Any:
     try:
         return None if text is None else parse(text)
-    except ValueError as error:
-        raise UsageError(f"{option} {text}: {error}") from error
+    except MalformedValueError as error:
+        raise UsageError(f"{option}: {error.problem}", error.remedy) from error
 
 
 if __name__ == "__main__":

@@ -39,10 +39,12 @@ def connect_to_scheduler(module: str, scheduler_file: str | None = None, *, inse
     address = dask.config.get("scheduler-address", None)
     if not address:
         raise UsageError(
-            f"DASK_SCHEDULER_ADDRESS names no scheduler. Type: mpiboot submit -- python -m {module}; "
-            "or pass --scheduler-file FILE"
+            "DASK_SCHEDULER_ADDRESS names no scheduler",
+            f"Pass --scheduler-file FILE, or type: mpiboot submit -- python -m {module}",
         )
     try:
         return Client()
     except OSError as error:
-        raise RendezvousError(f"no scheduler answers at {address}: {error}. Type: mpiboot status") from error
+        raise RendezvousError(
+            f"no scheduler answers at {address}: {error}", "See the state of its job: mpiboot status"
+        ) from error

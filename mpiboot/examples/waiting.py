@@ -44,18 +44,20 @@ def wait_for(client: Client, futures: Any, timeout_s: float, *, needs: Iterable[
                 wait(futures, timeout=max(min(left_s, _LIVENESS_S), 0))
             return
         except CancelledError as error:
-            raise ClusterLostError("the scheduler was lost. Type: mpiboot status") from error
+            raise ClusterLostError(
+                "the scheduler was lost", "See the state of its job: mpiboot status"
+            ) from error
         except TimeoutError as error:
             workers = client.nthreads()
             if lost := set(needs).difference(workers):
                 raise ClusterLostError(
-                    f"lost {len(lost)} of the workers that were computing: {', '.join(sorted(lost))}. "
-                    "Type: mpiboot logs"
+                    f"lost {len(lost)} of the workers that were computing: {', '.join(sorted(lost))}",
+                    "Read why: mpiboot logs",
                 ) from error
             if left_s <= _LIVENESS_S:
                 raise DeadlineError(
-                    f"the computation is not done after {timeout_s:g} s, with {len(workers)} workers connected. "
-                    "Type: mpiboot logs"
+                    f"the computation is not done after {timeout_s:g} s, with {len(workers)} workers connected",
+                    "Read why: mpiboot logs",
                 ) from error
 
 
@@ -71,4 +73,4 @@ def gather(client: Client, futures: Any, timeout_s: float, *, needs: Iterable[st
     try:
         return client.gather(futures)
     except Exception as error:
-        raise MpibootError(f"a task failed on the workers: {error!r}. Type: mpiboot logs") from error
+        raise MpibootError(f"a task failed on the workers: {error!r}", "Read more: mpiboot logs") from error

@@ -187,7 +187,8 @@ def test_ctrl_c_leaves_the_job_alone(alice, connect):
 def test_a_timeout_says_how_far_it_got(alice, job):
     code = f"import mpiboot; mpiboot.connect({job!r}, timeout=5, n_workers=9)"
     said = alice.runs_python(f"try:\n  {code}\nexcept TimeoutError as error: print(error)")
-    assert re.search(rf"job {job} is not ready 5\.0 s after its start: .*\. It goes on", said)
+    assert re.search(rf"job {job} is not ready 5\.0 s after its start: .*\n", said)
+    assert said.endswith(f"\nGo on waiting: mpiboot connect {job}; give it up: mpiboot stop {job}\n")
 
 
 MEDDLE = """

@@ -46,7 +46,8 @@ class Local:
     ) -> list[str]:
         if config.nodes != 1:
             raise UsageError(
-                f"--nodes {config.nodes}: the local batch system has one node, this machine. Leave --nodes out"
+                f"--nodes {config.nodes}: the local batch system has one node, this machine",
+                "Leave --nodes out",
             )
         return ["bash", str(script), *arguments]
 
@@ -146,5 +147,5 @@ def parse_job_id(job_id: str) -> tuple[str, int, str]:
     rest, _, start = job_id.rpartition("-")
     host, _, pid = rest.rpartition("-")
     if not host or not pid.isdigit():
-        raise BatchError(f"{job_id!r} is no job of the local batch system. Try: mpiboot list")
+        raise BatchError(f"{job_id!r} is no job of the local batch system", "See the live jobs: mpiboot list")
     return host, int(pid), start

@@ -97,7 +97,8 @@ class Slurm(Submission):
         }
         if any(re.match(r"-a|--array\b", argument) for argument in config.batch_arg):
             raise UsageError(
-                "--batch-arg=--array: an array is many jobs, and mpiboot makes one cluster of one job"
+                "--batch-arg=--array: an array is many jobs, and mpiboot makes one cluster of one job",
+                "Leave it out, and submit several jobs",
             )
         options = [f"{name}={value}" for name, value in values.items() if value is not None]
         if config.workers_per_node is None:

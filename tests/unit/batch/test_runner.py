@@ -24,14 +24,14 @@ def test_the_environment_is_the_given_one():
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("echo 'no such queue' >&2; exit 3", "sh: no such queue"),
-        ("echo 'sh: no such queue' >&2; exit 3", "sh: no such queue"),
-        ("exit 3", "sh: exit status 3"),
+        ("echo 'no such queue' >&2; exit 3", "sh: no such queue. See the queues: toyq"),
+        ("echo 'sh: no such queue' >&2; exit 3", "sh: no such queue. See the queues: toyq"),
+        ("exit 3", "sh: exit status 3. See the queues: toyq"),
     ],
 )
 def test_a_failure_has_the_commands_own_words(lines, message):
     with pytest.raises(BatchError) as error:
-        run(sh(lines), is_away=lambda text: "away" in text)
+        run(sh(lines), is_away=lambda text: "away" in text, remedy="See the queues: toyq")
     assert (type(error.value), str(error.value)) == (BatchError, message)
 
 
@@ -42,7 +42,8 @@ def test_a_batch_system_that_is_away_is_told_from_one_that_refuses():
 
 def test_a_command_that_is_not_installed():
     with pytest.raises(
-        BatchError, match=rf"^no-such-command cannot be run on {socket.gethostname()}: No such file"
+        BatchError,
+        match=rf"^no-such-command cannot be run on {socket.gethostname()}: No such file.*\. Type this where",
     ) as error:
         run(["no-such-command"])
     assert type(error.value) is BatchError
@@ -50,8 +51,10 @@ def test_a_command_that_is_not_installed():
 
 def test_a_command_that_does_not_answer():
     with pytest.raises(BatchAwayError) as error:
-        run(["sleep", "60"], timeout_s=0.05, remedy="toyq")
-    assert str(error.value) == f"sleep did not answer within 0 s on {socket.gethostname()}. Try: toyq"
+        run(["sleep", "60"], timeout_s=0.05)
+    assert str(error.value) == (
+        f"sleep did not answer within 0 s on {socket.gethostname()}. Type it by hand: sleep 60"
+    )
     with pytest.raises(BatchError) as error:
         run(
             sh("echo 'no configuration' >&2; exec sleep 60"),

@@ -32,9 +32,13 @@ def test_without_a_command_there_is_help(run):
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
-        (JobEndedError("job 1 has ended"), 1, "mpiboot: job 1 has ended\n"),
+        (
+            JobEndedError("job 1 has ended\nIt left no log.", "Submit it again: mpiboot submit"),
+            1,
+            "mpiboot: job 1 has ended\nIt left no log.\nSubmit it again: mpiboot submit\n",
+        ),
         (EnvpackError("/e cannot be packed", "Repair it"), 1, "mpiboot: /e cannot be packed. Repair it\n"),
-        (DeadlineError("too late"), 124, "mpiboot: too late\n"),
+        (DeadlineError("too late", "Wait longer"), 124, "mpiboot: too late. Wait longer\n"),
         (PermissionError(13, "Permission denied", "/x"), 1, "mpiboot: [Errno 13] Permission denied: '/x'\n"),
         (KeyboardInterrupt("job 1 goes on"), 130, "\nmpiboot: job 1 goes on\n"),
         (KeyboardInterrupt(), 130, "\nmpiboot: interrupted\n"),
@@ -51,7 +55,7 @@ def test_errors_become_messages_and_exit_statuses(run, monkeypatch, error, statu
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["submit", "--nodes", "0"], "--nodes: '0' is not a count; write a whole number of at least 1"),
+        (["submit", "--nodes", "0"], r"--nodes: '0' is not a count\. Write a whole number of at least 1"),
         (["submit", "--nodez"], "No such option.*--nodez.*\nSee: mpiboot submit --help"),
         (["nonsense"], "No such command 'nonsense'.\nSee: mpiboot --help"),
         (["connect", "7", "--timeout", "abc"], "--timeout: 'abc' is not a time"),

@@ -29,7 +29,8 @@ def test_a_batch_system_that_does_not_answer_is_told_from_one_that_is_not_here(c
     commands(sinfo="echo 'slurm_load_partitions: Unable to contact slurm controller' >&2; exit 1")
     check = doctor.batch_system(config)
     assert check.remedy == (
-        "sinfo: slurm_load_partitions: Unable to contact slurm controller. If it stays so, ask your site's support"
+        "sinfo: slurm_load_partitions: Unable to contact slurm controller. See whether Slurm answers: sinfo. "
+        "If it stays so, ask your site's support"
     )
     assert doctor.batch_system(configuration.merge({"batch_system": "local"})).found == (
         "local: jobs run on this machine"

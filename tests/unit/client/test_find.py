@@ -20,9 +20,10 @@ def test_no_job_is_live(monkeypatch):
 
 def test_of_two_jobs_one_must_be_named(two):
     with pytest.raises(
-        BatchError, match=r"several jobs are live; name one of them:\n  7  flights  RUNNING  node\[1-2\]\n  8"
-    ):
+        BatchError, match=r"several jobs are live:\n  7  flights  RUNNING  node\[1-2\]\n  8"
+    ) as error:
         find.find_job()
+    assert error.value.remedy == "Give a job id, such as 7"
     assert find.find_job("flights").job_id == "7"
 
 

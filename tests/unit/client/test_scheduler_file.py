@@ -46,8 +46,9 @@ def test_a_scheduler_file_that_comes_late_and_in_pieces(file, cluster):
 def test_a_scheduler_file_that_leads_nowhere(file, content, message):
     file.write_text(content)
     start = time.monotonic()
-    with pytest.raises(RendezvousError, match=message):
+    with pytest.raises(RendezvousError, match=message) as error:
         connect(scheduler_file=file, insecure=True)
+    assert str(error.value).endswith(f". Start the cluster again, after: rm {file}")
     assert time.monotonic() - start < 5
 
 

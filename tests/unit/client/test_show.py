@@ -9,7 +9,10 @@ from mpiboot.protocol.endpoint import Endpoint
 def test_the_dashboard_of_an_ended_job_is_not_waited_for(two, monkeypatch):
     job = two[0][0]
     monkeypatch.setattr(job, "ask", lambda **_: JobState("7", "flights", "ended", "COMPLETED", "stopped"))
-    with pytest.raises(BatchError, match=r"job 7 has ended: COMPLETED \(stopped\); its dashboard is gone"):
+    with pytest.raises(
+        BatchError,
+        match=r"job 7 has ended: COMPLETED \(stopped\); its dashboard is gone\. Read its",
+    ):
         show.endpoint_of(job)
 
 

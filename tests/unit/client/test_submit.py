@@ -41,5 +41,6 @@ def test_a_refusal_comes_with_the_partitions_limits_and_before_packing(commands,
         submit.submit_config(configuration.merge({"env": str(tmp_path), "batch_system": "slurm"}))
     assert str(error.value) == (
         "sbatch: allocation failure: Node count specification invalid\n"
-        "The partitions here:\n  p: Default=YES MaxNodes=2 TotalNodes=9 MaxTime=1:00:00"
+        "The partitions here:\n  p: Default=YES MaxNodes=2 TotalNodes=9 MaxTime=1:00:00\n"
+        "Change the options that it names; see: mpiboot submit --help"
     )

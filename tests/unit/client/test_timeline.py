@@ -124,5 +124,5 @@ def test_plot_of_nothing(tmp_path):
 
 def test_plot_without_matplotlib_names_the_command(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(EnvironmentUnfitError, match=r"type: pip install 'mpiboot\[plot\]'$"):
+    with pytest.raises(EnvironmentUnfitError, match=r"\. Type: pip install 'mpiboot\[plot\]'$"):
         plot(PHASES, tmp_path / "boot.png")

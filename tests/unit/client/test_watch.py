@@ -176,9 +176,10 @@ def test_workers_that_are_lost_for_good_do_not_hold_a_client_back(job, cluster):
 def test_workers_that_are_asked_for_are_waited_for(job, cluster):
     job.directory.publish(endpoint_of(cluster))
     with pytest.raises(
-        DeadlineError, match=r"job 7 is not ready 1\.0 s after its start: 1 of 2 workers\. It goes on"
-    ):
+        DeadlineError, match=r"job 7 is not ready 1\.0 s after its start: 1 of 2 workers\n"
+    ) as error:
         connect(job, insecure=True, n_workers=2, timeout=1)
+    assert str(error.value).splitlines()[-1] == "Go on waiting: mpiboot connect 7; give it up: mpiboot stop 7"
 
 
 def test_another_minor_version_of_python_is_an_error(job, cluster, monkeypatch):
@@ -187,7 +188,7 @@ def test_another_minor_version_of_python_is_an_error(job, cluster, monkeypatch):
         published, "ask_scheduler", lambda *_: SchedulerIdentity(cluster.scheduler.id, 1, (3, 8))
     )
     with pytest.raises(
-        MpibootError, match=r"the cluster runs Python 3\.8 and this is .* Use the cluster's: /p/bin/python"
+        MpibootError, match=r"the cluster runs Python 3\.8 and this is .*\. Use the cluster's: /p/bin/python$"
     ):
         connect(job, insecure=True)
 
@@ -203,6 +204,7 @@ def test_an_ended_job_is_an_error_with_the_end_of_its_log(job, batch, word):
         f"The end of {job.directory.boot_log}:",
         "  line 80",
     ]
+    assert str(error.value).splitlines()[-1] == "Read all of it: mpiboot logs 7"
 
 
 def test_boots_last_word_explains_more_than_the_batch_system(job, batch):
@@ -217,7 +219,8 @@ def test_boots_last_word_explains_more_than_the_batch_system(job, batch):
 def test_an_ended_job_of_which_nothing_is_known(job, batch):
     batch.state = JobState("7", "", "unknown", "UNKNOWN")
     with pytest.raises(
-        JobEndedError, match=r"job 7 has ended: UNKNOWN \(ended, reason unknown\)\nIt left no log"
+        JobEndedError,
+        match=r"job 7 has ended: UNKNOWN \(ended, reason unknown\)\nIt left no log\.\nSubmit it",
     ):
         connect(job)
 
@@ -248,7 +251,7 @@ def test_the_timeout_counts_from_the_jobs_start(job, batch):
 
 def test_a_batch_system_that_is_away_for_a_moment_is_asked_again(job, batch, cluster):
     batch.state = lambda n: (
-        BatchError("squeue: slurmctld is away") if n == 2 else (PENDING if n == 1 else RUNNING)
+        BatchError("squeue: slurmctld is away", "See: sinfo") if n == 2 else (PENDING if n == 1 else RUNNING)
     )
     job.directory.publish(endpoint_of(cluster))
     said = []
@@ -258,7 +261,7 @@ def test_a_batch_system_that_is_away_for_a_moment_is_asked_again(job, batch, clu
 
 def test_a_batch_system_that_is_away_for_long_is_an_error(job, batch, monkeypatch):
     monkeypatch.setattr(watch, "SILENCE_S", 0.3)
-    batch.state = lambda n: PENDING if n == 1 else BatchError("squeue: slurmctld is away")
+    batch.state = lambda n: PENDING if n == 1 else BatchError("squeue: slurmctld is away", "See: sinfo")
     with pytest.raises(BatchError, match="slurmctld is away"):
         connect(job)
 

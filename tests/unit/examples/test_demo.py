@@ -122,7 +122,7 @@ def test_without_a_scheduler_no_cluster_of_its_own_is_started(capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith(
-        "mpiboot.examples.demo: DASK_SCHEDULER_ADDRESS names no scheduler. Type: mpiboot submit"
+        "mpiboot.examples.demo: DASK_SCHEDULER_ADDRESS names no scheduler. Pass --scheduler-file FILE, or type: "
     )
 
 

@@ -168,12 +168,13 @@ def test_main_prints_and_writes(client, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--size", "much"], "--size much: 'much' is not a size"),
-        (["--workers", "1,two"], "--workers 1,two: "),
+        (["--size", "much"], "--size: 'much' is not a size. Write 800M, "),
+        (["--workers", "1,two"], "--workers: 'two' is not a count. Write "),
         (["--json", "/no/such/folder/a.json"], "/no/such/folder/a.json: its folder does not exist"),
         (
             [],
-            "DASK_SCHEDULER_ADDRESS names no scheduler. Type: mpiboot submit -- python -m mpiboot.examples.scaling",
+            "DASK_SCHEDULER_ADDRESS names no scheduler. "
+            "Pass --scheduler-file FILE, or type: mpiboot submit -- python -m mpiboot.examples.scaling",
         ),
     ],
 )
@@ -186,4 +187,4 @@ def test_bad_input(arguments, message, capsys, monkeypatch):
 def test_missing_matplotlib_is_said_before_any_work(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert scaling.main(["--plot", str(tmp_path / "a.png")]) == 1
-    assert capsys.readouterr().err.endswith("type: pip install 'mpiboot[plot]'\n")
+    assert capsys.readouterr().err.endswith(". Type: pip install 'mpiboot[plot]'\n")
