@@ -79,7 +79,7 @@ def login_checks(config: Config) -> Iterator[Check]:
         prefix_checks.check_environment(prefix)
         yield Check("environment", str(prefix))
     except MpibootError as error:
-        yield Check("environment", str(prefix), str(error))
+        yield Check("environment", error.problem, error.remedy)
         return
     yield mpirun(prefix, config.mpi)
     yield from node_checks(Path(config.stage_root))
@@ -94,7 +94,9 @@ def batch_system(config: Config) -> Check:
         batch = registry.choose(config.batch_system)
         description = batch.describe()
     except MpibootError as error:
-        return Check("batch system", config.batch_system, f"{error}. If it stays so, ask your site's support")
+        return Check(
+            "batch system", error.problem, f"{error.remedy}; if it stays so, ask your site's support"
+        )
     if batch.facts.command is None:
         missing = [each.command for each in registry.all_facts() if each.name not in registry.available()]
         if missing:
@@ -122,7 +124,7 @@ def mpirun(prefix: Path, mpi: str) -> Check:
     try:
         name, library = prefix_checks.mpi_of(prefix, path)
     except MpibootError as error:
-        return Check("mpirun", path, str(error))
+        return Check("mpirun", error.problem, error.remedy)
     return Check("mpirun", f"{path} ({name}), mpi4py uses {library}")
 
 
@@ -197,7 +199,7 @@ def job_checks(config: Config, out: Callable[[str], None]) -> Iterator[Check]:
         out(f"      job {job.job_id} of {n_nodes} node(s) is submitted; waiting for it")
         state = job.wait(JOB_TIMEOUT_S)
     except MpibootError as error:
-        yield Check("job", "could not be run", str(error))
+        yield Check("job", error.problem, error.remedy)
         return
     reports = read_reports(job)
     if not reports or job.exit_status():
