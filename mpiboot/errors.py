@@ -27,10 +27,6 @@ class MpibootError(ExplainedError):
     asked for, a client runs another Python than the cluster.
     """
 
-    # Until every message has a remedy.
-    def __init__(self, problem: str, remedy: str = "") -> None:
-        super().__init__(problem, remedy)
-
 
 class UsageError(MpibootError):
     """An option, a configuration file or a call is wrong; nothing was submitted or changed.

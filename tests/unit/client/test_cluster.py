@@ -124,7 +124,7 @@ def test_in_an_event_loop(job):
 
 def test_what_fails_to_start_is_stopped(job, monkeypatch):
     def fail(job, **_):
-        raise JobEndedError("job 7 cannot start")
+        raise JobEndedError("job 7 cannot start", "Give it up: mpiboot stop 7")
 
     monkeypatch.setattr(clusters, "wait_for_endpoint", fail)
     with pytest.raises(JobEndedError, match="job 7 cannot start"):

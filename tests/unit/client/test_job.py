@@ -21,7 +21,8 @@ def test_logs_hold_nothing_twice(two, tmp_path, monkeypatch):
 
 
 def test_a_job_outlives_a_restart_of_the_batch_system(job, batch, monkeypatch, caplog):
-    away, ended = BatchAwayError("squeue: slurmctld is away"), JobState("7", "mpiboot", "ended", "COMPLETED")
+    away = BatchAwayError("squeue: slurmctld is away", "See: sinfo")
+    ended = JobState("7", "mpiboot", "ended", "COMPLETED")
     for module in (polling, job_module):
         monkeypatch.setattr(module, "poll_interval_s", lambda waited_s: 0.01)
     job.directory.boot_log.write_text("a line\n")

@@ -139,7 +139,9 @@ def answering(error=None):
     return run
 
 
-@pytest.mark.parametrize(("error", "plugin"), [(None, "pmix"), (BatchError("no such plugin"), "pmi2")])
+@pytest.mark.parametrize(
+    ("error", "plugin"), [(None, "pmix"), (BatchError("no such plugin", "See: srun --mpi=list"), "pmi2")]
+)
 def test_launch(error, plugin):
     place = Placement(("n1", "n2"), (5, 4))
     assert SYSTEM.launch(place, Path("/j/hosts"), ["rank", "a b"], answering(error)) == Launch(
@@ -155,7 +157,7 @@ def test_launch(error, plugin):
 
 def test_a_slurm_that_does_not_answer_is_no_missing_plugin():
     with pytest.raises(BatchAwayError):
-        slurm.pmi_plugin(answering(BatchAwayError("timed out")))
+        slurm.pmi_plugin(answering(BatchAwayError("timed out", "See: sinfo")))
 
 
 @pytest.mark.parametrize(
