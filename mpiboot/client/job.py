@@ -15,7 +15,7 @@ from mpiboot.batch.job_state import JobState
 from mpiboot.batch.submission import BatchSystem
 from mpiboot.client.job_states import job_state_cache
 from mpiboot.client.polling import SILENCE_S, poll_interval_s, retry_while_away
-from mpiboot.common.logs import EMPTY, LogFollower, tail
+from mpiboot.common.logs import EMPTY, NO_LOG, LogFollower, tail
 from mpiboot.common.trust import check_trusted
 from mpiboot.common.units import show_duration
 from mpiboot.errors import DeadlineError, MpibootError, SecurityError
@@ -30,8 +30,6 @@ FOLLOW_POLL_S = 0.5
 LOG_FILES_POLL_S = 10.0
 # What is read of a log to show its last lines.
 TAIL_BYTES = 64 * 1024
-# What is shown instead of them if a job has no log, or empty ones.
-NO_LOG = "It left no log."
 
 
 class Job:

@@ -6,22 +6,26 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from distributed import Client, Security
 
 from mpiboot.batch.job_state import JobState
 from mpiboot.client import progress as display
-from mpiboot.client.job import NO_LOG, Job
 from mpiboot.client.job_states import job_state_cache
 from mpiboot.client.polling import SILENCE_S, poll_interval_s
 from mpiboot.client.progress import Progress
 from mpiboot.client.published import PublishedEndpoint
 from mpiboot.client.settings import seconds_of
 from mpiboot.client.verify import ATTEMPT_S, SETTLE_S
+from mpiboot.common.logs import NO_LOG
 from mpiboot.common.units import show_duration
 from mpiboot.distributed_internals import scheduler_identity
 from mpiboot.errors import BatchError, DeadlineError, JobEndedError, RendezvousError
 from mpiboot.protocol.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from mpiboot.client.job import Job
 
 # How often the job directory is read while the job runs: two small files.
 FILE_POLL_S = 0.25

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 EMPTY = "(empty)"
+# What a message shows instead of the end of a job's log, if the job has none.
+NO_LOG = "It left no log."
 
 
 def tail(path: Path, *, size_bytes: int = 3000, lines: int | None = None) -> str:
