@@ -17,4 +17,4 @@ def doctor(job_test: bool, **options: Any) -> int:
     from mpiboot.client import doctor as checks
     from mpiboot.client.settings import load_config
 
-    return checks.run(load_config(given(options)), job_test=job_test, out=click.echo)
+    return checks.run_checks(load_config(given(options)), job_test=job_test, out=click.echo)

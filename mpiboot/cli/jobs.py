@@ -41,7 +41,7 @@ def status(job_or_name: str | None, as_json: bool, plot: str | None) -> None:
     events = job.directory.read_events()
     phases = timeline.phases(events)
     if plot:
-        timeline.plot(phases, plot)
+        timeline.plot_phases(phases, plot)
     if as_json:
         click.echo(
             json.dumps({**asdict(state), "phases": [asdict(phase) for phase in phases], "events": events})

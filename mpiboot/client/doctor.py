@@ -50,7 +50,7 @@ class Check:
     remedy: str = ""
 
 
-def run(config: Config, *, job_test: bool, out: Callable[[str], None]) -> int:
+def run_checks(config: Config, *, job_test: bool, out: Callable[[str], None]) -> int:
     """Check this machine and, with `job_test`, two nodes in a job; return the exit status, 1 if a check failed."""
     failed = 0
     for check in login_checks(config):
@@ -73,7 +73,7 @@ def show(check: Check, out: Callable[[str], None]) -> bool:
 
 def login_checks(config: Config) -> Iterator[Check]:
     """The checks that need no job. They never call MPI_Init, which login nodes often forbid."""
-    yield batch_system(config)
+    yield batch_system_check(config)
     prefix = Path(config.env or sys.prefix)
     try:
         prefix_checks.check_environment(prefix)
@@ -88,7 +88,7 @@ def login_checks(config: Config) -> Iterator[Check]:
     yield compute_network(config)
 
 
-def batch_system(config: Config) -> Check:
+def batch_system_check(config: Config) -> Check:
     """Whether there is a batch system, and whether it answers."""
     try:
         batch = registry.choose(config.batch_system)
@@ -218,7 +218,7 @@ def read_reports(job: Job) -> dict[str, list[Check]]:
     }
 
 
-def report(root: str) -> list[object]:
+def report_node(root: str) -> list[object]:
     """Return this node's name and its checks; runs on a worker."""
     return [socket.gethostname(), [asdict(check) for check in node_checks(Path(root))]]
 
@@ -235,7 +235,7 @@ def main(root: str) -> None:
     from mpiboot.client import doctor
 
     with Client() as client:
-        for answer in client.run(doctor.report, root).values():
+        for answer in client.run(doctor.report_node, root).values():
             print(REPORT + json.dumps(answer), flush=True)
 
 

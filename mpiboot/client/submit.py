@@ -92,7 +92,7 @@ def submit_config(
             # Packing takes up to a minute: first see whether the request would be refused.
             if unchanged_archive(config.env) is None:
                 batch.check(submit_command(config, batch, script, output_folder), environ)
-            config = replace(config, archive=str(pack(Path(config.env), say)))
+            config = replace(config, archive=str(pack_source(Path(config.env), say)))
         job_id = batch.submit(submit_command(config, batch, script, output_folder), environ)
     return Job(job_id, batch)
 
@@ -195,11 +195,11 @@ def shipped_script(batch_system: str) -> Traversable:
     return files("mpiboot.jobscripts") / facts(batch_system).job_script
 
 
-def pack(prefix: Path, say: Callable[[str], None]) -> Path:
+def pack_source(prefix: Path, say: Callable[[str], None]) -> Path:
     """Return the archive of an environment, after packing it if it changed."""
-    from envpack.pack.packing import pack as pack_environment
+    from envpack.pack.packing import pack
 
-    result = pack_environment(prefix)
+    result = pack(prefix)
     for warning in result.warnings:
         say(f"warning: {warning}")
     how = "unchanged since it was packed" if result.reused else f"packed in {show_duration(result.seconds)}"

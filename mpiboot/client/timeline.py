@@ -130,7 +130,7 @@ def render_text(phases: list[Phase], width: int = 80) -> str:
     return "\n".join(lines)
 
 
-def plot(phases: list[Phase], file: str | PathLike[str]) -> None:
+def plot_phases(phases: list[Phase], file: str | PathLike[str]) -> None:
     """Draw the boot: one row for the job and one per node, one bar per phase, so that a slow node is seen.
 
     Parameters

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from mpiboot.client.timeline import Phase, phases, plot, render_text
+from mpiboot.client.timeline import Phase, phases, plot_phases, render_text
 from mpiboot.errors import EnvironmentUnfitError
 from mpiboot.protocol.events import parse_events
 
@@ -107,8 +107,8 @@ def test_render_text_of_nothing():
 
 def test_plot_has_a_row_per_node_and_a_bar_per_phase(tmp_path):
     pytest.importorskip("matplotlib", reason="pip install 'mpiboot[plot]'")
-    plot(PHASES, tmp_path / "boot.svg")
-    plot(PHASES, tmp_path / "boot.png")
+    plot_phases(PHASES, tmp_path / "boot.svg")
+    plot_phases(PHASES, tmp_path / "boot.png")
     assert (tmp_path / "boot.png").read_bytes().startswith(b"\x89PNG")
     svg = (tmp_path / "boot.svg").read_text()
     for text in ("job", "node1", "node2", "stage", "launch", "workers"):
@@ -118,11 +118,11 @@ def test_plot_has_a_row_per_node_and_a_bar_per_phase(tmp_path):
 
 def test_plot_of_nothing(tmp_path):
     pytest.importorskip("matplotlib", reason="pip install 'mpiboot[plot]'")
-    plot([], tmp_path / "boot.png")
+    plot_phases([], tmp_path / "boot.png")
     assert (tmp_path / "boot.png").is_file()
 
 
 def test_plot_without_matplotlib_names_the_command(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(EnvironmentUnfitError, match=r"\. Type: pip install 'mpiboot\[plot\]'$"):
-        plot(PHASES, tmp_path / "boot.png")
+        plot_phases(PHASES, tmp_path / "boot.png")
