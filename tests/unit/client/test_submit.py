@@ -36,7 +36,7 @@ def test_a_refusal_comes_with_the_partitions_limits_and_before_packing(commands,
     for name in ("check_environment", "check_mpi"):
         monkeypatch.setattr(submit.prefix_checks, name, lambda prefix: None)
     monkeypatch.setattr("envpack.pack.packing.unchanged_archive", lambda prefix: None)
-    monkeypatch.setattr(submit, "pack", lambda *_: pytest.fail("it was packed"))
+    monkeypatch.setattr(submit, "pack_source", lambda *_: pytest.fail("it was packed"))
     with pytest.raises(BatchError) as error:
         submit.submit_config(configuration.merge({"env": str(tmp_path), "batch_system": "slurm"}))
     assert str(error.value) == (
