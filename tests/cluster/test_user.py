@@ -171,7 +171,7 @@ def test_from_other_pythons_than_the_environments(alice):
 
     # That version is made up, and so is this Python's: no other one is here with all that a client needs.
     code = (
-        "import mpiboot, types, mpiboot.client.watch as c;"
+        "import mpiboot, types, mpiboot.client.verify as c;"
         " c.sys = types.SimpleNamespace(version_info=(3, 9), executable='/p'); "
     )
     refused = alice.types("python", "-c", f"{code} mpiboot.connect()", check=False)
