@@ -183,7 +183,9 @@ def copy_user_env(
 
     def at_home(*options: str) -> None:
         (folder / user).mkdir(parents=True, exist_ok=True)
-        unshare = ["unshare", "--mount", "--propagation", "private"]
+        # All of it dies with a test run that is killed: what goes on installing would spoil the next one's folder.
+        unshare = ["setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--propagation=private"]
+        unshare += ["--pid", "--fork", "--kill-child", "--mount-proc"]
         asked = [str(prefix), *packages, *([] if extras is None else ["--extras", ",".join(extras)])]
         script = [sys.executable, str(Path(__file__).resolve()), *asked]
         run([*unshare, *script, "--home", str(folder / user), *options])
