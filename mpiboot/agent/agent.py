@@ -179,9 +179,15 @@ def answer(orders: AgentOrders, act: Callable[[], dict[str, Any]]) -> bool:
     try:
         result = act()
     except Exception as error:
-        result = {"error": (str(error) or type(error).__name__)[:ERROR_LENGTH_MAX]}
+        result = {"error": shorten(str(error) or type(error).__name__)}
     print(json.dumps({"node": node_name(orders), **result}, separators=(",", ":")), flush=True)
     return "error" not in result
+
+
+def shorten(message: str) -> str:
+    """Cut the middle out of a message that is too long to be sent: its end is the remedy."""
+    half = ERROR_LENGTH_MAX // 2
+    return message if len(message) <= ERROR_LENGTH_MAX else f"{message[:half]} … {message[-half:]}"
 
 
 if __name__ == "__main__":

@@ -115,6 +115,16 @@ def test_an_error_is_an_answer_and_the_agent_lives_on(node):
     assert n2.answer()["clean"]
 
 
+def test_a_long_error_keeps_its_beginning_and_its_remedy(node):
+    n2 = node()
+    n2.answer()
+    n2.order({"archive": f"/{'x' * 200}" * 5, "transport": "direct", "remove_archive": False})
+    error = n2.answer()["error"]
+    assert error.startswith("cannot open the archive /xxx")
+    assert error.endswith(". Check the path")
+    assert len(error) < 610
+
+
 def test_the_second_agent_on_a_shared_staging_root_refuses(node, tmp_path):
     first = node()
     first.answer()
