@@ -158,4 +158,4 @@ class CommandBatchSystem:
 
 def unknown(job_id: str) -> JobState:
     """The state of a job that the batch system does not know."""
-    return JobState(job_id, "", "unknown", "unknown")
+    return JobState(job_id, "", "unknown", "UNKNOWN")

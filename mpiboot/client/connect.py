@@ -61,15 +61,17 @@ def connect(
     BatchError
         There is no such job, or the batch system does not answer.
     """
+    # Before the batch system is asked, which can take long.
+    timeout_s = seconds_of("timeout", timeout)
+    queue_timeout_s = None if queue_timeout is None else seconds_of("queue_timeout", queue_timeout)
     if scheduler_file is None:
         return connect_job(
             find_job(job),
             n_workers=n_workers,
-            timeout=timeout,
-            queue_timeout=queue_timeout,
+            timeout=timeout_s,
+            queue_timeout=queue_timeout_s,
             insecure=insecure,
             progress=progress,
         )
     with display.chosen(progress) as tell:
-        timeout_s = seconds_of("timeout", timeout)
         return connect_scheduler_file(Path(scheduler_file), n_workers, timeout_s, insecure, tell)

@@ -31,7 +31,7 @@ def load_config(options: Mapping[str, Any]) -> Config:
     command = options.get("command") or ()
     if isinstance(command, str):
         raise UsageError(f"command={command!r} is not a list", "Write one, such as ['python', 'analysis.py']")
-    given = {name: value for name, value in options.items() if name != "command" and value is not None}
+    given = {name: value for name, value in options.items() if name != "command"}
     configuration.check_names(given, configuration.PYTHON)
     merged = configuration.merge(
         site_layer(), configuration.environment_layer(os.environ), given, command=tuple(map(str, command))

@@ -86,3 +86,8 @@ def test_a_malformed_settings_file_is_told_in_a_line(tmp_path):
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert f"{tmp_path}/mpiboot.yaml' is malformed" in done.stderr and "line 3" in done.stderr
+
+
+def test_an_option_that_does_not_exist_is_refused_without_a_value_too():
+    with pytest.raises(UsageError, match=r"unknown option 'nodez' \(did you mean nodes\?\)"):
+        settings.load_config({"nodez": None})
