@@ -1,10 +1,10 @@
 """Starts the ranks of a node as descendants of its agent, so that they outlive the MPI launcher.
 
-A launcher ends all ranks when it loses one node's daemon (Open MPI 5.0.11: "We cannot recover from this failure"), and
-a batch system ends what runs in a daemon's step with it. But once they know each other's ranks, Dask's processes no
-longer need MPI, and survive the loss of its daemon. So what the launcher starts (rank/stand_in.py) only stands in for the
-rank: it hands its environment, and MPI's open connection (PMI_FD), to the node's agent, which has dask-mpi started from
-them in its own step (rank/fork_server.py). The stand-in ends as its rank has ended.
+A launcher ends all ranks when it loses one node's daemon (Open MPI 5.0.11: "We cannot recover from this failure"), and a
+batch system ends all processes in the daemon's step. But Dask's processes need MPI only to learn their ranks, and can
+survive the loss of its daemon. So the launcher starts only a stand-in for each rank (rank/stand_in.py). The stand-in
+passes its environment, and MPI's open connection (PMI_FD), to the node's agent, whose fork server (rank/fork_server.py)
+starts dask-mpi with them in the agent's step. The stand-in ends with its rank, and with the same exit status.
 
 The agent imports this module; it imports what an agent may import at its start.
 """
@@ -49,7 +49,7 @@ class Ranks:
         self.listener.listen(128)
 
     def adopt(self) -> None:
-        """Have the rank started that a stand-in asks for."""
+        """Accept a stand-in's request, and let the fork server start its rank."""
         connection, _ = self.listener.accept()
         connection.settimeout(HANDOVER_TIMEOUT_S)
         descriptors: list[int] = []
@@ -63,9 +63,10 @@ class Ranks:
             if self.server is None or self.server.poll() is not None:
                 self.start_server(request)
             assert self.server and self._to_server
-            # Until rank 0 has a process id of its own: if the fork server fails to start, rank 0 has failed.
+            # The fork server's id, until rank 0 has its own: if the fork server fails to start, rank 0 has failed.
             report_scheduler(request["environment"], self.server.pid)
-            # The request travels in a file of memory: only one byte with descriptors is sent, and neither side waits.
+            # The request is in a memory file (memfd_create(2)): only one byte with descriptors is sent, and neither side
+            # blocks.
             with os.fdopen(os.memfd_create("request"), "w+b") as file:
                 file.write(json.dumps(request).encode())
                 file.flush()
@@ -99,7 +100,7 @@ class Ranks:
             )
 
     def close(self) -> None:
-        """Start no more ranks: the fork server ends with the last of those that it has."""
+        """Start no more ranks; the fork server ends after its last rank."""
         self.listener.close()
         os.close(self._folder)
         if self._to_server:

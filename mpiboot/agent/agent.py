@@ -1,9 +1,10 @@
 """mpiboot's process on each node, `python -m mpiboot.agent.agent ORDERS`: ORDERS is an `AgentOrders` in JSON.
 
-It prepares the node, stages the environment, keeps the node's ranks, and lives as long as the job: when its stdin ends or
-a SIGTERM comes, however the job ended, it ends what the job has left running on this node and removes the job's folder.
-(A program started only then would come too late: a batch system may start none in a job that is being cancelled.) Each
-answer to boot is one line of JSON. All nodes start it at once from the shared file system, so it imports few modules.
+It prepares the node, stages the environment, starts the node's ranks, and lives as long as the job. When its stdin is
+closed or it gets SIGTERM, it ends the processes that the job has left on this node, and removes the job's folder. (A
+program started only at that point would be too late: a batch system may start none in a job that is being cancelled.)
+Each answer to boot is one line of JSON. All nodes start the agent at once from the shared file system, so it imports few
+modules.
 """
 
 import contextlib
@@ -31,12 +32,12 @@ from mpiboot.protocol.node import HEARTBEAT_S, SILENCE_S, AgentOrders, StageOrde
 # between SIGTERM and SIGKILL, after which it kills the agents.
 LEFTOVERS_GRACE_S = 2.5
 CANCEL_TIMEOUT_S = 30.0
-# A batch system may pass on only lines of up to 1024 bytes whole; longer ones of several nodes may mix.
+# A batch system may keep only lines of up to 1024 bytes intact; longer lines of several nodes may mix.
 ERROR_LENGTH_MAX = 600
 
 
 class JobEnded(BaseException):
-    """The job ends: raised by SIGTERM, wherever the agent is."""
+    """The job ends: the handler of SIGTERM raises it, at any point of the agent."""
 
 
 def main() -> int:
@@ -60,7 +61,7 @@ def main() -> int:
     if folder.is_dir():
         clean(folder, LEFTOVERS_GRACE_S)
     if cancelled or node_name(orders) == orders["first_node"]:
-        # Boot does so too, unless it was killed. An agent elsewhere that only lost its connection must not.
+        # Boot does so too, unless it was killed. An agent of another node that only lost its connection must not.
         JobDirectory(Path(orders["job_directory"])).clear()
     with contextlib.suppress(BrokenPipeError):
         print(json.dumps({"node": node_name(orders), "clean": True}), flush=True)
@@ -72,7 +73,7 @@ def on_sigterm(_number: int, _frame: object) -> NoReturn:
 
 
 def node_name(orders: AgentOrders) -> str:
-    """This node's name, by which the batch system calls it."""
+    """Return this node's name, as the batch system calls it."""
     variable = orders["node_variable"]
     return (os.environ.get(variable) if variable else None) or host_name()
 
@@ -84,7 +85,7 @@ def follow_boot(orders: AgentOrders, ranks: Ranks) -> bool:
     -------
     bool
         True if boot has closed the agent's stdin. False if boot was silent for SILENCE_S: then its node is lost, and the
-        job is cancelled, for a batch system may let a job run on without its first node.
+        job is cancelled, because some batch systems let a job continue without its first node.
     """
     partial, silent_s = b"", 0.0
     with selectors.DefaultSelector() as selector:
@@ -93,7 +94,7 @@ def follow_boot(orders: AgentOrders, ranks: Ranks) -> bool:
         while silent_s < SILENCE_S:
             began = time.monotonic()
             ready = {key.fileobj for key, _ in selector.select(HEARTBEAT_S)}
-            # While a job is suspended, boot is not silent.
+            # The time in which the job was suspended does not count as boot's silence.
             silent_s += min(time.monotonic() - began, 2 * HEARTBEAT_S)
             if 0 in ready:
                 if not (data := os.read(0, 1 << 16)):
@@ -107,8 +108,8 @@ def follow_boot(orders: AgentOrders, ranks: Ranks) -> bool:
     if command := orders["cancel_command"]:
         signal.signal(
             signal.SIGTERM, signal.SIG_IGN
-        )  # the cancelled job's own must not interrupt what follows
-        # With the first node, the file system of the environment may be gone.
+        )  # the cancelled job's SIGTERM must not interrupt what follows
+        # If the environment is on the first node's file system, that may be gone, too.
         with contextlib.suppress(OSError, ImportError, subprocess.TimeoutExpired):
             if not subprocess.run(command, stdin=subprocess.DEVNULL, timeout=CANCEL_TIMEOUT_S).returncode:
                 record_loss(orders)
@@ -158,7 +159,7 @@ def stage_node(orders: AgentOrders, order: StageOrder) -> dict[str, Any]:
 
 
 def record_loss(orders: AgentOrders) -> None:
-    """Write the job's last event in the place of boot: nothing else records why the job was cancelled."""
+    """Write the job's last event instead of boot: nothing else records why the job was cancelled."""
     from mpiboot.protocol.events import EventLog
 
     first = orders["first_node"]
@@ -169,7 +170,7 @@ def record_loss(orders: AgentOrders) -> None:
 
 
 def answer(orders: AgentOrders, act: Callable[[], dict[str, Any]]) -> bool:
-    """Act on an order, and send boot the result or the error: this process handles errors nowhere else.
+    """Execute an order, and send boot the result or the error. No other function of the agent handles errors.
 
     Returns
     -------
@@ -185,7 +186,7 @@ def answer(orders: AgentOrders, act: Callable[[], dict[str, Any]]) -> bool:
 
 
 def shorten(message: str) -> str:
-    """Cut the middle out of a message that is too long to be sent: its end is the remedy."""
+    """Cut the middle out of a message that is too long to send, and keep its end, which is the remedy."""
     half = ERROR_LENGTH_MAX // 2
     return message if len(message) <= ERROR_LENGTH_MAX else f"{message[:half]} … {message[-half:]}"
 

@@ -1,7 +1,7 @@
 """The `mpi` transport: one rank per node, one reader. Run by mpirun as `python -m mpiboot.agent.broadcast ORDERS`.
 
-Rank 0 reads the archive; every rank, itself included, decodes and writes each chunk while the next one travels. Chunks
-keep every count far below MPI's limit of 2 GiB. Each rank prints one line of JSON, as agents do.
+Rank 0 reads the archive; every rank, itself included, decodes and writes each chunk while the next is sent. Chunks keep
+every count far below MPI's limit of 2 GiB. Each rank prints one line of JSON, as agents do.
 """
 
 import json
@@ -23,7 +23,8 @@ CHUNK_BYTES = 16 * 1024**2
 def broadcast(comm: Any, path: str, size_bytes: int) -> Iterator[memoryview]:
     """Yield the first `size_bytes` of rank 0's file, chunk by chunk, on every rank.
 
-    While a chunk is used, the next one travels. A chunk is valid until the one after the next is asked for.
+    The next chunk is transferred while the caller uses this one. A chunk is valid until the caller requests the second
+    chunk after it.
 
     Parameters
     ----------
@@ -61,7 +62,7 @@ def read_exactly(file: int, chunk: memoryview, offset: int, path: str) -> None:
 
 
 class BroadcastOrders(AgentOrders):
-    """What boot tells every rank of the broadcast: the orders of the node's agent, and the path of the archive."""
+    """The orders of every rank of the broadcast: those of the node's agent, and the path of the archive."""
 
     archive: str
 
@@ -72,7 +73,7 @@ def stage_broadcast(comm: Any, orders: BroadcastOrders) -> dict[str, Any]:
     Parameters
     ----------
     orders
-        Those of the node's agent, and `archive`: the path of the archive.
+        The orders of the node's agent, and `archive`: the path of the archive.
     """
     start = time.time()
     index = read_index(orders["archive"]) if comm.rank == 0 else None

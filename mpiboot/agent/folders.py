@@ -1,4 +1,5 @@
-"""A job's folder on a node: made and locked by the job's agent, and cleaned by it, or later by another job's.
+"""A job's folder on a node: the job's agent makes, locks and removes it. A later job's agent removes those of killed
+agents.
 
 The agent imports it; it imports what an agent may import at its start.
 """
@@ -25,16 +26,16 @@ LOCK_NAME = "agent.lock"
 
 
 def make_job_folder(root: Path, job_key: str) -> Path:
-    """Make and lock the job's folder, mode 0700, and clean up behind jobs whose agents were killed.
+    """Make and lock the job's folder, mode 0700, and clean up after jobs whose agents were killed.
 
     The lock is held as long as this process lives: a folder whose lock is free belongs to a job whose agent was killed.
 
     Raises
     ------
     SecurityError
-        Someone else has made the user's folder below the staging root.
+        Another user has made the user's folder below the staging root.
     StageError
-        The agent of another node has the folder: the staging root is on a shared file system.
+        The agent of another node has locked the folder: the staging root is on a shared file system.
     """
     user_folder(root).mkdir(mode=0o700, exist_ok=True)
     check_trusted(user_folder(root), "directory")
@@ -73,7 +74,7 @@ def lock_folder(folder: Path) -> int | None:
 
 
 def clean_abandoned(root: Path) -> None:
-    """Clean this node of the jobs whose agents were killed."""
+    """Clean up after the jobs on this node whose agents were killed."""
     for folder in (user_folder(root) / ".jobs").iterdir():
         with contextlib.suppress(FileNotFoundError):  # its own agent is removing it
             descriptor = lock_folder(folder)
@@ -83,7 +84,7 @@ def clean_abandoned(root: Path) -> None:
 
 
 def clean(folder: Path, grace_s: float) -> None:
-    """Leave nothing of a job on this node: no processes, no shared memory, no folder.
+    """Remove everything that a job has left on this node: processes, shared memory and folder.
 
     Parameters
     ----------
@@ -97,7 +98,7 @@ def clean(folder: Path, grace_s: float) -> None:
     other_jobs = {key for _, key in marked_processes()} - {folder.name}
     spare = PYTHON_SHM_PREFIX if other_jobs else None
     remove_shared_memory(began, spare=spare, dying=leftovers(folder.name))
-    # The last of these jobs to end removes what was spared: its memory counts from this job's start.
+    # The last of these jobs removes what was spared: backdate their locks, so that they also remove memory of this job.
     for key in other_jobs:
         with contextlib.suppress(OSError):
             lock_file = folder.parent / key / LOCK_NAME

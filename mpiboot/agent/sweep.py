@@ -1,4 +1,4 @@
-"""What a job leaves on a node behind its processes' backs: processes that live on, and shared memory that nobody uses.
+"""Finds and removes what a job has left on a node: processes that still run, and shared memory that no process uses.
 
 The agent imports it; it imports what an agent may import at its start.
 """
@@ -15,20 +15,20 @@ from mpiboot.protocol.variables import JOB_KEY_VARIABLE
 TERM_GRACE_S = 0.5
 KILL_GRACE_S = 1.0
 SHARED_MEMORY = Path("/dev/shm")
-# Semaphores of Python's multiprocessing, before (glibc's sem_open.c) and after they get their name, its blocks, and the
-# segments of Open MPI, MPICH and Intel MPI. Whatever else the user keeps there stays.
+# Names of the semaphores of Python's multiprocessing, before (glibc's sem_open.c) and after they get their final name,
+# of its blocks, and of the segments of Open MPI, MPICH and Intel MPI. The user's other files there are kept.
 SHARED_MEMORY_NAMES = re.compile(
     r"sem\.mp-|sem\.\w{6}$|psm_|sm_segment\.|vader_segment\.|osc_rdma|mpich|MPICH|mpi_shar|Intel_MPI_"
 )
-# Blocks of Python's multiprocessing: one process may make and close a block, and another open it later, so that for a
-# while no process uses it.
+# Blocks of Python's multiprocessing: one process may make and close a block, and another may open it later. In between,
+# no process uses it.
 PYTHON_SHM_PREFIX = "psm_"
 
 
 def marked_processes() -> Iterator[tuple[int, str]]:
     """Yield the process id and the job key of this user's processes that belong to a job.
 
-    A job's ranks, launcher and command have its key in their environment, and so has whatever they have started.
+    A job's ranks, launcher and command have its key in their environment, and so have all processes that these start.
     """
     mark = f"{JOB_KEY_VARIABLE}=".encode()
     for pid in process_ids():
@@ -40,7 +40,7 @@ def marked_processes() -> Iterator[tuple[int, str]]:
 
 
 def leftovers(job_key: str) -> set[int]:
-    """The process ids of one job's processes on this node, this process excepted."""
+    """Return the process ids of a job's processes on this node, without this process."""
     return {pid for pid, key in marked_processes() if key == job_key} - {os.getpid()}
 
 
@@ -70,11 +70,11 @@ def remove_shared_memory(since: float, spare: str | None = None, dying: Collecti
     Parameters
     ----------
     since : float, seconds since the epoch
-        Older ones stay.
+        Older files are kept.
     spare : str, optional
-        Those whose names begin so stay: they may be another job's.
+        Files whose names begin with this prefix are kept: they may belong to another job.
     dying : collection of int
-        Process ids whose use does not count.
+        Ids of ending processes: a file that only these use is removed.
     """
     candidates = {}
     for entry in SHARED_MEMORY.iterdir():
@@ -91,10 +91,10 @@ def remove_shared_memory(since: float, spare: str | None = None, dying: Collecti
 
 
 def used_shared_memory(dying: Collection[int]) -> set[tuple[int, int]]:
-    """Device and inode of each file in shared memory that the user's processes, but the `dying`, have open or mapped.
+    """Return device and inode of each shared memory file that the user's processes, without `dying`, use.
 
-    Not its name: the process that made a semaphore has it mapped under the temporary name that it had first (proc(5), fd
-    and maps).
+    A file is in use if it is open or mapped (proc(5), fd and maps). The process that made a semaphore has it mapped
+    under its first, temporary name, so names do not identify it.
     """
     in_use = set()
     for pid in process_ids():

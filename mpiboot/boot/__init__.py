@@ -1,1 +1,1 @@
-"""Room of `mpiboot boot`, which runs on the first node of a job. `sequence` is its start; nothing else imports it."""
+"""Room of `mpiboot boot`, which runs on the first node of a job. Other rooms import `sequence` alone."""

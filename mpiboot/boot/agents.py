@@ -1,4 +1,4 @@
-"""The agents on all nodes of the job: started by one command, ordered as one, and heard one by one.
+"""The agents on all nodes of the job: starts them with one command, sends them orders, and collects each node's answer.
 
 Only boot imports this module.
 """
@@ -23,7 +23,7 @@ from mpiboot.protocol.node import HEARTBEAT_S, AgentOrders, StageOrder
 # What each node's agent answered, by the node's name.
 AgentAnswers = dict[str, dict[str, Any]]
 
-COMPLAINTS_LENGTH_MAX = 2000
+STDERR_LENGTH_MAX = 2000
 
 
 class Agents:
@@ -32,9 +32,9 @@ class Agents:
     Parameters
     ----------
     context : Context
-        What is known of the boot.
+        Options, allocation and directories of this boot.
     orders : AgentOrders
-        What every agent is told at its start.
+        The orders that every agent gets when it starts.
     """
 
     def __init__(self, context: Context, orders: AgentOrders) -> None:
@@ -53,13 +53,13 @@ class Agents:
                 stderr=log,
                 start_new_session=True,  # boot acts on a Ctrl-C in the terminal of a local job
             )
-        # In a thread of its own: boot must not fall silent while a shared file system hangs.
+        # In a separate thread: the heartbeats must continue while a shared file system blocks boot.
         threading.Thread(target=self._send_heartbeats, daemon=True).start()
 
     def _send_heartbeats(self) -> None:
-        """Let the agents know that boot's node is there."""
+        """Send heartbeats, which tell the agents that boot's node is alive."""
         assert self.process.stdin
-        with contextlib.suppress(OSError, ValueError):  # it was closed
+        with contextlib.suppress(OSError, ValueError):  # `close` has closed stdin
             while True:
                 time.sleep(HEARTBEAT_S)
                 os.write(self.process.stdin.fileno(), b"\n")
@@ -107,13 +107,13 @@ class Agents:
             if not self._read(deadline - time.monotonic()):
                 break
         waited = f" (waited {show_duration(timeout_s)})" if time.monotonic() >= deadline else ""
-        return check_answers(self._nodes, answers, self._complaints() + waited)
+        return check_answers(self._nodes, answers, self._error_output() + waited)
 
-    def _complaints(self) -> str:
-        """What the agents, and the command that started them, have written to stderr since the last order."""
+    def _error_output(self) -> str:
+        """Return what the agents, and the command that started them, wrote to stderr since the last order."""
         with self._log.open("rb") as log:
             log.seek(self._log_start)
-            return log.read().decode(errors="replace").strip()[-COMPLAINTS_LENGTH_MAX:]
+            return log.read().decode(errors="replace").strip()[-STDERR_LENGTH_MAX:]
 
     def _read(self, timeout_s: float) -> bool:
         """Read what comes within `timeout_s` seconds; return False at the end of the output."""
@@ -145,12 +145,12 @@ class Agents:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(max(0.1, deadline - time.monotonic()))
         if self.process.poll() is None:
-            self.process.kill()  # it would wait for a lost node's agent
+            self.process.kill()  # the command waits for a lost node's agent
             self.process.wait()
         self.process.stdout.close()
 
 
-def check_answers(nodes: Sequence[str], answers: AgentAnswers, complaints: str) -> AgentAnswers:
+def check_answers(nodes: Sequence[str], answers: AgentAnswers, error_output: str) -> AgentAnswers:
     """Return the answers in the order of `nodes`, or raise an error that names every node that failed.
 
     Parameters
@@ -158,9 +158,9 @@ def check_answers(nodes: Sequence[str], answers: AgentAnswers, complaints: str) 
     nodes : sequence of str
         Names of all nodes.
     answers : dict of str to dict
-        What came; an answer with `error` is a failure.
-    complaints : str
-        What was written to stderr: the reason for nodes that did not answer.
+        The answers so far; one with the key `error` is a failure.
+    error_output : str
+        What the agents wrote to stderr, shown as the reason for nodes that did not answer.
 
     Raises
     ------
@@ -169,35 +169,37 @@ def check_answers(nodes: Sequence[str], answers: AgentAnswers, complaints: str) 
     """
     failures = {node: answer["error"] for node, answer in answers.items() if "error" in answer}
     if failures or len(answers) < len(nodes):
-        _fail(nodes, answers, failures, complaints)
+        _fail(nodes, answers, failures, error_output)
     return {node: answers[node] for node in nodes}
 
 
-def _fail(nodes: Sequence[str], answers: AgentAnswers, failures: dict[str, str], complaints: str) -> NoReturn:
+def _fail(
+    nodes: Sequence[str], answers: AgentAnswers, failures: dict[str, str], error_output: str
+) -> NoReturn:
     lines = [f"  {node}: {error}" for node, error in failures.items()]
-    # Where one node's failure has ended the others, their silence says nothing.
-    silent = [node for node in nodes if node not in answers] if complaints or not failures else []
+    # If one node's failure has ended the other agents, those did not fail themselves.
+    silent = [node for node in nodes if node not in answers] if error_output or not failures else []
     if silent:
-        lines.append(f"  {', '.join(silent)}: no answer. {complaints}".rstrip())
+        lines.append(f"  {', '.join(silent)}: no answer. {error_output}".rstrip())
     count = len(silent) + len(failures)
     raise StageError(
         f"{count} of {len(nodes)} nodes could not be prepared:\n" + "\n".join(lines),
-        "Correct what is said of these nodes, or leave them out, and submit the job again",
+        "Correct these failures, or exclude the nodes, and submit the job again",
     )
 
 
 def parse_answers(output: bytes) -> AgentAnswers:
-    """What each node's agent has answered."""
+    """Return each agent's answer, by the node's name."""
     return {line.pop("node"): line for line in json_lines(output) if "clean" not in line}
 
 
 def cleaned_nodes(output: bytes) -> set[str]:
-    """The nodes whose agents have cleaned up."""
+    """Return the nodes whose agents have cleaned up."""
     return {line["node"] for line in json_lines(output) if "clean" in line}
 
 
 def json_lines(output: bytes) -> Iterator[dict[str, Any]]:
-    """The agents' lines of JSON; other lines, such as a site's banners, are skipped."""
+    """Yield the agents' lines of JSON; skip other lines, such as a site's banners."""
     for line in output.splitlines():
         try:
             content = json.loads(line)

@@ -1,7 +1,7 @@
 """A job's certificates, keys and token: boot makes them, and every process of the job reads them (`protocol.secrets`).
 
 Only boot imports this module. `cryptography` is imported where it is used: boot starts from a slow shared file system,
-and a job with `--insecure` does without.
+and a job with `--insecure` does not need it.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ def make_job_secrets(
     job_directory : path
         The job's directory, made by its owner with mode 0700.
     valid_for_s : float, seconds, or None
-        The time left to the job. Certificates hold from an hour ago to a day after it; None: for a year.
+        The job's remaining time. Certificates are valid from an hour ago until a day after its end; None: for a year.
     host_names : sequence of str, default ()
-        The job's nodes. Dask compares no names; `curl --cacert` and browsers do, under `--dashboard-tls`.
+        Names of the job's nodes. Dask does not check names; `curl --cacert` and browsers do, with `--dashboard-tls`.
     addresses : sequence of str, default ()
-        Their IP addresses on the job's interface, which the dashboard's link has.
+        The nodes' IP addresses on the job's interface; the dashboard's link contains one of them.
 
     Raises
     ------
     SecurityError
-        The directory is not to be trusted, has secrets already, or could not be written.
+        The directory cannot be trusted, has secrets already, or could not be written.
     """
     tls = tls_folder(job_directory)
     check_trusted(tls.parent, "directory")
@@ -83,7 +83,7 @@ def _unwritten(tls: Path, error: OSError) -> SecurityError:
 
 
 def load_cryptography() -> None:
-    """Import what `make_job_secrets` needs, when there is time for it."""
+    """Import the modules that `make_job_secrets` needs; boot calls this while it waits for the agents."""
     from cryptography import x509  # noqa: F401
     from cryptography.hazmat.primitives import hashes, serialization  # noqa: F401
     from cryptography.hazmat.primitives.asymmetric import ec  # noqa: F401
@@ -98,7 +98,7 @@ def _write_new(path: Path, content: bytes) -> None:
 
 
 def make_pems(valid_for_s: float, host_names: Sequence[str], addresses: Sequence[str]) -> dict[str, bytes]:
-    """Make an authority and one certificate and key per role, as name -> content."""
+    """Make an authority, and a certificate and key for each role; return the content of each file by its name."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec

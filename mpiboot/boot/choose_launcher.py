@@ -1,4 +1,4 @@
-"""Which launcher starts ranks: the environment's mpirun, the job's PATH's, or the batch system's own.
+"""Chooses the launcher of the ranks: the environment's mpirun, the one on the job's PATH, or the batch system's.
 
 Only boot imports this module; `launchers` has the command of each MPI.
 """
@@ -31,12 +31,12 @@ def choose_launcher(
     interface: str,
     rank: Sequence[str],
 ) -> Launch:
-    """How the launcher of `--mpi` starts ranks.
+    """Return how the launcher that `--mpi` names starts ranks.
 
     Parameters
     ----------
     context : Context
-        What is known of the boot.
+        Options, allocation and directories of this boot.
     prefix : path
         The environment's prefix; its own mpirun is preferred.
     variables : mapping of str to str
@@ -46,7 +46,7 @@ def choose_launcher(
     interface : str
         The network interface to use.
     rank : sequence of str
-        What each rank runs.
+        The command that each rank runs.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def choose_launcher(
 
 
 def native_launcher(context: Context) -> str | None:
-    """The word for `--mpi` of the batch system's own launcher; None if it has none.
+    """Return the batch system's own launcher, as `--mpi` names it; None if it has none.
 
     Raises
     ------
@@ -103,12 +103,12 @@ def native_launcher(context: Context) -> str | None:
 
 
 def version_of(mpirun: str, variables: Mapping[str, str]) -> str:
-    """All that `mpirun --version` prints.
+    """Return the output of `mpirun --version`.
 
     Raises
     ------
     LaunchError
-        It cannot be run.
+        The mpirun cannot be run.
     """
     command = [mpirun, "--version"]
     try:
@@ -121,7 +121,7 @@ def version_of(mpirun: str, variables: Mapping[str, str]) -> str:
 
 
 def launcher_environment(context: Context, variables: Mapping[str, str], launch: Launch) -> dict[str, str]:
-    """The launcher's environment: the ranks' own, the batch job's variables, and what the launcher needs."""
+    """Return the launcher's environment: the ranks' variables, the batch job's, and the launcher's own settings."""
     result = {**batch_variables(os.environ), **variables, **launch.variables}
     if os.getuid() == 0:
         result |= MPI_AS_ROOT

@@ -1,4 +1,4 @@
-"""The end of a boot: what it has opened is closed, in an order that leaves nothing behind.
+"""The end of a boot: closes all that the boot has opened, in an order that leaves nothing behind.
 
 Only boot imports this module.
 """
@@ -15,9 +15,9 @@ from mpiboot.common.processes import end, end_descendants
 
 logger = logging.getLogger(__name__)
 
-# Reasons for a close, and the job's exit status; the launcher's own says nothing.
+# The job's exit status for each reason of a close; the launcher's exit status tells nothing.
 STATUS_OF_REASON = {"client-shutdown": 0, "stopped": 0, "idle-timeout": 0, "walltime": 124}
-# How long each part may take to end by itself. Together less than 15 s, but for a command at the walltime.
+# How long each part may take to end by itself. Together less than 15 s, except for a command at the walltime.
 COMMAND_GRACE_S = 5.0
 COMMAND_GRACE_AT_WALLTIME_S = 10.0
 SCHEDULER_CLOSE_S = 3.0
@@ -29,7 +29,7 @@ AGENTS_CLOSE_WITH_LOST_S = 3.0
 
 @dataclass
 class Opened:
-    """What a boot has opened so far; each step sets its part as soon as it is there.
+    """All that a boot has opened so far; each step sets its attribute as soon as the object exists.
 
     Attributes
     ----------
@@ -55,13 +55,13 @@ def close(context: Context, opened: Opened, status: int, reason: str) -> None:
     Parameters
     ----------
     context : Context
-        What is known of the boot.
+        Options, allocation and directories of this boot.
     opened : Opened
-        What is to be closed.
+        The objects to close.
     status : int
         The job's exit status.
     reason : str
-        Why the job ends; what follows its first line is detail.
+        Why the job ends; the lines after the first are details.
     """
     short_reason, _, detail = reason.partition("\n")
     context.events.phase("closing", reason=short_reason)
@@ -81,7 +81,7 @@ def close(context: Context, opened: Opened, status: int, reason: str) -> None:
     if opened.cluster:
         opened.cluster.close()
     if opened.agents:
-        # The agent of a node that is not yet taken for lost lives: the last worker there has died, and its nanny lives.
+        # A node is not lost while a nanny there may start another worker: such a node's agent still answers.
         lost = opened.cluster is not None and opened.cluster.has_lost_nodes
         opened.agents.close(AGENTS_CLOSE_WITH_LOST_S if lost else AGENTS_CLOSE_S)
     context.directory.clear()

@@ -1,4 +1,4 @@
-"""The running cluster as boot knows it: what the scheduler's preload reports, and what of it goes into the job's events.
+"""The running cluster as boot knows it, from the reports of the scheduler's preload; losses go into the job's events.
 
 Only boot imports this module.
 """
@@ -22,14 +22,14 @@ UNKNOWN_NODE = "?"
 
 @dataclass(frozen=True)
 class Worker:
-    """One worker.
+    """A worker that is connected to the scheduler.
 
     Attributes
     ----------
     node : str
         The node that it runs on.
     rank : int or None
-        The rank of its nanny, which the worker that replaces it has, too; None if its name does not say.
+        The rank of its nanny; a worker that replaces this one has the same. None if the worker's name does not tell.
     """
 
     node: str
@@ -44,7 +44,7 @@ class Cluster:
     control : Control
         Boot's end of the socket to the scheduler.
     events : EventLog
-        Takes the losses.
+        The job's event log, which records lost workers and nodes.
     node_of_address : dict of str to str
         Each node's name, by its address.
 
@@ -53,11 +53,11 @@ class Cluster:
     scheduler : dict or None
         The scheduler's `id`, `address` and `dashboard_port`, once it has connected.
     workers : dict of str to Worker
-        Those that are there, by address.
+        The connected workers, by address.
     close_reason : str or None
-        Why the scheduler closed, if it closed in order.
+        Why the scheduler closed; None if it gave no reason.
     gone : bool
-        Whether the scheduler has connected and gone.
+        Whether the scheduler has connected and then disconnected.
     newest_client : float
         When the newest client connected (time.monotonic).
     """
@@ -76,11 +76,11 @@ class Cluster:
 
     @property
     def has_lost_nodes(self) -> bool:
-        """Whether a node is taken for lost."""
+        """Whether a node is considered lost."""
         return bool(self._lost_nodes)
 
     def listen(self, timeout_s: float = POLL_S) -> None:
-        """Take in the messages of the scheduler that come within `timeout_s` seconds."""
+        """Process the scheduler's messages; wait up to `timeout_s` seconds for the first."""
         for message in self._control.poll(timeout_s):
             self.note(message)
 
@@ -93,7 +93,7 @@ class Cluster:
         self._control.close()
 
     def note(self, message: dict[str, Any]) -> None:
-        """Take in one message; `protocol.control` lists them."""
+        """Process one message; `protocol.control` lists the messages."""
         match message["event"]:
             case "scheduler":
                 self.scheduler = message
@@ -138,30 +138,30 @@ class Cluster:
             self._lost_nodes.discard(worker.node)
 
     def _note_worker_exit(self, message: dict[str, Any]) -> None:
-        """Take in a nanny's message about how its worker's process ended."""
+        """Process a nanny's message about how its worker's process ended."""
         status = message["exit_status"]
         how = f"by signal {-status}" if status < 0 else f"with status {status}"
         if message["memory"] == "limit":
-            how = f"for its memory: it came near its limit of {show_size(message['limit_bytes'])}"
+            how = f"because of its memory: it came near its limit of {show_size(message['limit_bytes'])}"
         elif message["memory"] == "cgroup":
-            how = "for its memory: the kernel ended it, over the job's memory limit"
+            how = "because of its memory: the kernel killed it at the job's memory limit"
         node, rank = self._node(message.pop("ip")), _rank(message.pop("name"))
         self._events.write(**message, host=node, rank=rank, how=how, done="its nanny starts another")
         logger.warning("the worker of rank %s on %s ended %s; its nanny starts another", rank, node, how)
 
     def _note_hung_worker(self, message: dict[str, Any]) -> None:
         worker = self.workers.get(message["address"], Worker(UNKNOWN_NODE, None))
-        done = "it is ended, and its tasks run on the other workers"
+        done = "it is terminated, and its tasks run on the other workers"
         self._events.write(**message, host=worker.node, rank=worker.rank, done=done)
         logger.warning(
-            "the worker of rank %s on %s hangs: silent for %s; it is ended",
+            "the worker of rank %s on %s hangs: silent for %s; it is terminated",
             worker.rank,
             worker.node,
             show_duration(message["silent_s"]),
         )
 
     def note_lost_nodes(self) -> None:
-        """Take a node for lost if no worker has come back there for longer than a nanny needs to start one."""
+        """Consider a node lost if it has had no worker for longer than a nanny needs to start one."""
         for node, since in list(self._empty_since.items()):
             if time.monotonic() - since > NODE_GRACE_S:
                 del self._empty_since[node]

@@ -1,4 +1,4 @@
-"""Batch mode: the user's command, in the staged environment, where a bare `Client()` connects to the cluster.
+"""Batch mode: runs the user's command in the staged environment, where `Client()` connects to the cluster.
 
 Only boot imports this module.
 """
@@ -28,9 +28,9 @@ def start_command(
     Parameters
     ----------
     context : Context
-        What is known of the boot.
+        Options, allocation and directories of this boot.
     staged : Staged
-        What the ranks run from.
+        The environment that the ranks run from.
     variables : mapping of str to str
         The ranks' environment.
     scheduler : mapping
@@ -58,5 +58,5 @@ def start_command(
     except OSError as error:
         raise UsageError(
             f"{command[0]} could not be started: {error.strerror}",
-            "Give the command behind -- with its full path",
+            "Write the full path of the command after --",
         ) from error

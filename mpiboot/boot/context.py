@@ -1,4 +1,4 @@
-"""What the steps of a boot hand on to each other: frozen results, each complete when it is made.
+"""The immutable results that the steps of a boot pass to each other.
 
 Only boot imports this module.
 """
@@ -14,7 +14,7 @@ from mpiboot.protocol.job_directory import JobDirectory
 
 @dataclass(frozen=True)
 class Context:
-    """What is known when a boot starts.
+    """The facts that a boot knows from its start.
 
     Attributes
     ----------

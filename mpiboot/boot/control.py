@@ -14,7 +14,7 @@ from mpiboot.protocol.node import BOOT_SOCKET_NAME, socket_address
 
 
 class Control:
-    """Boot's end of the socket.
+    """Boot's end of the socket to the scheduler.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class Control:
         Returns
         -------
         list of dict
-            What has come, which may be nothing; `{"event": "disconnected"}` when the scheduler is gone.
+            The messages received, possibly none; `{"event": "disconnected"}` once the scheduler has disconnected.
         """
         messages: list[dict[str, Any]] = []
         for key, _ in self._selector.select(timeout_s):

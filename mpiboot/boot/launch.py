@@ -1,4 +1,4 @@
-"""Step 5 of a boot: the ranks' environment is written down, and a launcher starts the ranks.
+"""Step 5 of a boot: writes the ranks' environment to a file, and starts the ranks with a launcher.
 
 Only boot imports this module.
 """
@@ -31,9 +31,9 @@ def prepare_ranks(
     Parameters
     ----------
     context : Context
-        What is known of the boot.
+        Options, allocation and directories of this boot.
     staged : Staged
-        What the ranks run from.
+        The environment that the ranks run from.
     requested : mapping of str to str
         The variables of `--env-var`.
     network : Network
@@ -44,7 +44,7 @@ def prepare_ranks(
     Returns
     -------
     dict of str to str
-        The ranks' environment, but for the variables that the launcher adds.
+        The ranks' environment, without the variables that the launcher adds.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def prepare_ranks(
 def rank_command(context: Context, staged: Staged, network: Network) -> list[str]:
     """The command that all ranks share: dask-mpi, from the staged prefix."""
     return [
-        # The script through its interpreter: its own first line may name another prefix.
+        # Run the script with this prefix's Python: the script's first line may name another prefix.
         *(str(staged.prefix / "bin/python"), str(staged.prefix / "bin/dask-mpi")),
         *("--scheduler-file", str(context.directory.scheduler_file)),
         *("--interface", network.interface),
@@ -96,7 +96,7 @@ def rank_command(context: Context, staged: Staged, network: Network) -> list[str
 
 
 def worker_arguments(node: NodeWorkers) -> list[str]:
-    """The arguments that the ranks of one node have behind the command that all ranks share."""
+    """Return the arguments of one node's ranks, which follow the command that all ranks share."""
     return ["--nthreads", str(node.threads_per_worker), "--memory-limit", str(node.memory_limit_bytes)]
 
 
@@ -113,7 +113,7 @@ def start_ranks(
     Raises
     ------
     MpibootError
-        There is no fitting launcher; see `choose_launcher`.
+        No launcher fits; see `choose_launcher`.
     """
     place = launchers.placement({name: node.n_workers for name, node in sizing.by_node.items()})
     stand_in = [
@@ -136,6 +136,6 @@ def start_ranks(
 
 
 def module_file(prefix: Path, name: str) -> Path:
-    """A file of mpiboot's in a prefix; that of an editable install lies where this module does."""
+    """Return a file of mpiboot in a prefix; for an editable install, the file in the source tree."""
     files = sorted(prefix.glob(f"lib/python3*/site-packages/mpiboot/{name}"))
     return files[0] if files else Path(__file__).parents[1] / name

@@ -1,15 +1,15 @@
-"""The command by which each MPI starts ranks: pure functions that return `list[str]`. Only boot imports this module.
+"""The launcher command of each MPI: pure functions that return `list[str]`. Only boot imports this module.
 
-| MPI | one lost rank must not take the others | more ranks than slots | tried |
+| MPI | how ranks survive the loss of another | more ranks than slots | tested with |
 |---|---|---|---|
 | Open MPI 5 | `--runtime-options recoverable,continuous` (prterun(1)) | `:OVERSUBSCRIBE` | 5.0.11 |
 | Open MPI 4 | `--enable-recovery --continuous` (mpirun(1) of 4.1) | `:OVERSUBSCRIBE` | no |
 | MPICH | `-disable-auto-cleanup` (mpiexec.hydra -help) | hydra never refuses | 5.0.2 |
 | Intel MPI | `I_MPI_FAULT_CONTINUE=on` (Reference Manual, Fault Tolerance) | hydra never refuses | no |
 
-A lost node ends mpirun all the same; agent/adopt.py says why the ranks survive that. `MPI4PY_RC_FINALIZE=0` goes with
-each of them: a rank that survives must not wait in MPI_Finalize for a dead one. A batch system's own launcher stands in
-batch/<system>/allocation.py.
+A lost node ends mpirun nevertheless; agent/adopt.py explains why the ranks survive that. Every MPI also gets
+`MPI4PY_RC_FINALIZE=0`: a surviving rank must not wait in MPI_Finalize for a dead one. The launcher of a batch system is
+in batch/<system>/allocation.py.
 """
 
 import re
@@ -38,7 +38,7 @@ Builder = Callable[[str, "Placement", Path, "str | None", Sequence[str]], list[s
 
 
 def builder(mpi: str, version: str) -> Builder:
-    """The function that builds the command of `mpi`, whose `mpirun --version` prints `version`."""
+    """Return the function that builds the command of `mpi`, whose `mpirun --version` prints `version`."""
     if mpi == "openmpi":
         number = re.search(r"(\d+)\.\d+", version)
         return openmpi4 if number and int(number[1]) < 5 else openmpi

@@ -1,4 +1,4 @@
-"""What a boot does before its ranks: records, the nodes' common interface, secrets, and the workers' sizes.
+"""Steps of a boot before the ranks start: records, the choice of the network interface, secrets, and worker sizes.
 
 Only boot imports this module.
 """
@@ -28,7 +28,7 @@ VALID_WITHOUT_WALLTIME_S = 30 * 86400.0
 
 
 def log_to(path: Path) -> None:
-    """Write what the job's output shows to `boot.log`, too."""
+    """Write boot's log messages to the file `path`, in addition to the job's output."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     handler = logging.StreamHandler(os.fdopen(descriptor, "a"))
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
@@ -52,7 +52,7 @@ def source_prefix(config: Config) -> Path:
 def record(context: Context) -> None:
     """Write `job.json` and the first event."""
     allocation, config = context.allocation, context.config
-    # Not the values of variables: they may be secrets.
+    # Values of variables are left out: they may be secrets.
     options = {**asdict(config), "env_var": [item.partition("=")[0] for item in config.env_var]}
     write_atomic(
         context.directory.job,
@@ -81,12 +81,12 @@ def node_reports(context: Context, agents: Agents) -> AgentAnswers:
         Some nodes failed: the message names each of them with its reason.
     """
     if not context.config.insecure:
-        load_cryptography()  # while the agents start: from a slow file system it takes as long
+        load_cryptography()  # meanwhile the agents start; on a slow file system, both take equally long
     return agents.answers(NODE_TIMEOUT_S)
 
 
 def choose_network(context: Context, reports: AgentAnswers) -> Network:
-    """The interface that all nodes have; a job on one host needs no network.
+    """Choose the interface that all ranks use: one that all nodes have, or the loopback of a job on one host.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def make_secrets(context: Context, network: Network) -> None:
     Raises
     ------
     SecurityError
-        The job's directory is not to be trusted.
+        The job's directory cannot be trusted.
     """
     if context.config.insecure:
         logger.warning("--insecure: anyone who reaches these nodes can run code as you")
@@ -129,13 +129,13 @@ def size(context: Context, reports: AgentAnswers, staged: Staged) -> Sizing:
     Raises
     ------
     UsageError
-        The user's numbers exceed a node's CPUs or memory, or `--min-workers` the number of workers.
+        The user's numbers exceed a node's CPUs or memory, or `--min-workers` exceeds the number of workers.
     """
     config = context.config
     memory_bytes, stage_bytes = {}, {}
     for node in context.allocation.nodes:
         report = reports[node.name]
-        # Where neither batch system nor user set a limit: the share of the host's memory that the job has of its CPUs.
+        # If neither batch system nor user set a limit: the same share of the host's memory as of its CPUs.
         share = min(1.0, node.cpus / report["cpus"])
         memory_bytes[node.name] = node.memory_bytes or config.mem or int(report["memory_bytes"] * share)
         if report["root_is_memory"]:

@@ -1,4 +1,4 @@
-"""Step 7 of a boot: the endpoint is published, and from here on clients connect. Only boot imports this module."""
+"""Step 7 of a boot: publishes the endpoint, by which clients connect. Only boot imports this module."""
 
 import logging
 import time
@@ -20,9 +20,9 @@ def publish(
     Parameters
     ----------
     context : Context
-        What is known of the boot.
+        Options, allocation and directories of this boot.
     staged : Staged
-        What the ranks run from.
+        The environment that the ranks run from.
     network : Network
         The interface that the ranks use.
     sizing : Sizing

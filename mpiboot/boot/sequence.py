@@ -1,7 +1,7 @@
 """`mpiboot boot`, inside the job: from the allocation to a cluster that clients can connect to, and to its end.
 
-Runs on the first node, from the shared file system, so it imports few modules; what it starts runs from the staged
-prefix. The command line imports this module; only it imports the rest of `mpiboot.boot`.
+Runs on the first node, from the shared file system, so it imports few modules; the processes that it starts run from the
+staged prefix. The command line imports this module; only it imports the rest of `mpiboot.boot`.
 """
 
 import logging
@@ -105,9 +105,9 @@ def run_cluster(
     Parameters
     ----------
     context : Context
-        What is known of the boot.
+        Options, allocation and directories of this boot.
     opened : Opened
-        Takes what has to be closed, as soon as it is there.
+        Each step stores here what must be closed, as soon as it exists.
     requested : mapping of str to str
         The variables of `--env-var`.
     walltime : Walltime

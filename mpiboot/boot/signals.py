@@ -1,4 +1,4 @@
-"""What signals and the clock do to a boot.
+"""Signals and the walltime clock of a boot: each ends the job by raising `JobStop`.
 
 Only boot imports this module; it imports no other of mpiboot.
 """
@@ -8,7 +8,7 @@ import time
 from types import FrameType
 from typing import NoReturn
 
-# Enough for a command's last words, the scheduler's close, the ranks' end and the cleaning of all nodes.
+# Enough time to end the command, close the scheduler, end the ranks and clean all nodes.
 CLOSE_BEFORE_END_S = 30.0
 # A batch system may send the walltime's signal up to a minute early (sources: batch/<system>/allocation.py).
 EARLY_S = 60.0
@@ -16,7 +16,7 @@ SOONEST_S = 0.1
 
 
 class JobStop(BaseException):
-    """A signal asks for the job's end: raised in the main thread, through whatever step is under way.
+    """A signal or the clock ends the job: raised in the main thread, where it interrupts the current step.
 
     Attributes
     ----------
@@ -41,18 +41,18 @@ def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def ignore_signals() -> None:
-    """Ignore signals and stop the clock: the end is under way, and nothing may interrupt it."""
+    """Ignore signals and stop the clock, so that nothing interrupts the closing of the job."""
     signal.setitimer(signal.ITIMER_REAL, 0)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGALRM):
         signal.signal(number, signal.SIG_IGN)
 
 
 class Walltime:
-    """The clock of a job: `end_is_near` when clients are to be told, JobStop when it is time to close.
+    """The clock of a job: sets `end_is_near` when boot must warn the clients, raises JobStop when boot must close.
 
-    JobStop interrupts whatever step is under way, staging too. Both times are kept by a timer of this process: the
-    batch system's signal (SIGUSR1, which the job script asks for) comes almost at once if the walltime is shorter than
-    its lead, and some batch systems send none. The signal only starts another look at the end: an administrator may have
+    JobStop interrupts any step, staging too. A timer of this process keeps both times: the batch system's signal
+    (SIGUSR1, which the job script requests) comes almost at once if the walltime is shorter than the signal's lead time,
+    and some batch systems send none. The signal only makes boot ask for the end time again: an administrator may have
     shortened the job.
 
     Parameters
@@ -60,7 +60,7 @@ class Walltime:
     warn_before_s : float, seconds
         How long before the end `end_is_near` becomes True.
     end_time : float, seconds since the epoch, or None
-        The end as the batch system tells it.
+        The end as reported by the batch system; None: it reports none.
     """
 
     def __init__(self, warn_before_s: float, end_time: float | None) -> None:
@@ -71,12 +71,12 @@ class Walltime:
         self.set_end(end_time)
 
     def set_end(self, end_time: float | None) -> None:
-        """Set the end as the batch system tells it now, for jobs are lengthened and shortened.
+        """Set a new end time: administrators can lengthen and shorten a running job.
 
         Parameters
         ----------
         end_time : float, seconds since the epoch, or None
-            None: the batch system does not tell it.
+            The end as reported by the batch system; None: it reports none.
         """
         self.end_time = end_time
         if end_time is None:
@@ -86,7 +86,7 @@ class Walltime:
         self._set_alarm(self.remaining_s() - CLOSE_BEFORE_END_S if self.end_is_near else warn_in_s)
 
     def remaining_s(self) -> float:
-        """Seconds until the batch system ends the job; if it told no end, those that its signal stands for."""
+        """Seconds until the batch system ends the job; if it reported no end, the lead time of its signal."""
         return self.warn_before_s if self.end_time is None else self.end_time - time.time()
 
     def _on_warning(self, _number: int, _frame: FrameType | None) -> None:

@@ -1,6 +1,6 @@
-"""Step 4 of a boot: the archive reaches every node, by one of three transports, and is staged there.
+"""Step 4 of a boot: brings the archive to every node, by one of three transports, and stages it there.
 
-| transport | who reads the archive | what else it costs |
+| transport | who reads the archive | further cost |
 |---|---|---|
 | `direct` | every node | nothing |
 | the batch system's | its daemon on the first node | a copy in each node's staging root, while it is staged |
@@ -20,7 +20,7 @@ from envpack.common.places import HOME_VARIABLE
 from mpiboot.batch import registry
 from mpiboot.batch.allocation import Placement
 from mpiboot.batch.runner import run
-from mpiboot.boot.agents import COMPLAINTS_LENGTH_MAX, AgentAnswers, Agents, check_answers, parse_answers
+from mpiboot.boot.agents import STDERR_LENGTH_MAX, AgentAnswers, Agents, check_answers, parse_answers
 from mpiboot.boot.choose_launcher import choose_launcher, launcher_environment
 from mpiboot.boot.context import Context, Network, Staged
 from mpiboot.common.units import show_duration, show_size
@@ -31,12 +31,12 @@ from mpiboot.protocol.variables import JOB_KEY_VARIABLE
 logger = logging.getLogger(__name__)
 
 STAGE_TIMEOUT_S = 1800.0
-# What a shared file system of 1 GB/s delivers while mpirun and mpi4py start from it: below, `direct` is done sooner.
+# A shared file system of 1 GB/s delivers as much while mpirun and mpi4py start from it: below, `direct` is faster.
 AUTO_DIRECT_BYTES = 4 * 1024**3
 
 
 def find_archive(context: Context) -> Path | None:
-    """The archive to stage: the one that submit has made; without one, the environment is packed now.
+    """Return the archive to stage: the one that submit made; without one, pack the environment now.
 
     Returns
     -------
@@ -54,7 +54,7 @@ def find_archive(context: Context) -> Path | None:
         return Path(context.config.archive)
     source = context.source
     logger.info("packing %s (submit does so beforehand)", source)
-    # By a Python of its own: packing imports conda-pack, and boot starts with few modules.
+    # In a separate Python: packing imports conda-pack, and boot must start with few modules.
     done = subprocess.run(
         [str(source / "bin/python"), "-I", "-m", "envpack", "pack", "--prefix", str(source)],
         env={**os.environ, HOME_VARIABLE: str(context.directory.path.parent.parent)},
@@ -71,7 +71,7 @@ def find_archive(context: Context) -> Path | None:
 
 
 def agent_orders(context: Context, archive: Path | None) -> AgentOrders:
-    """What every agent is told at its start."""
+    """Return the orders that every agent gets when it starts."""
     orders = AgentOrders(
         node_variable=context.system.node_variable,
         first_node=context.allocation.nodes[0].name,
@@ -106,9 +106,9 @@ def stage_all_nodes(
     Parameters
     ----------
     context : Context
-        What is known of the boot.
+        Options, allocation and directories of this boot.
     agents, orders : Agents, AgentOrders
-        The agents, and what they were told at their start.
+        The agents, and the orders that they got when they started.
     archive : path or None
         None: the ranks run from the source prefix.
     reports : dict of str to dict
@@ -153,11 +153,11 @@ def stage_all_nodes(
 
 
 def choose_transport(wanted: str, batch_system: str, n_nodes: int, n_lacking: int, size_bytes: int) -> str:
-    """The transport to use: `wanted`; `auto` is `direct` until all reads together come to 4 GiB, then `mpi`.
+    """Return the transport to use: `wanted`; for `auto`, `direct` if the nodes read at most 4 GiB in total, else `mpi`.
 
-    A node that has the environment reads next to nothing; if all have it, `direct` is used, whatever the user wanted.
-    Measured on three nodes: a broadcast costs 4 to 7 s for the start of mpirun from the shared file system, and reading
-    144 MB three times less than that, from a disk and through sshfs.
+    A node that already has the environment reads almost nothing; if all nodes have it, the transport is `direct`,
+    whatever the user wanted. Measured on three nodes: starting mpirun from the shared file system takes 4 to 7 s of a
+    broadcast; three nodes read 144 MB each in less time, from a disk and through sshfs.
 
     Raises
     ------
@@ -177,13 +177,13 @@ def choose_transport(wanted: str, batch_system: str, n_nodes: int, n_lacking: in
 
 
 def _stage_from(agents: Agents, archive: Path, transport: str, *, remove: bool = False) -> AgentAnswers:
-    """Every agent stages the archive that it finds at that path."""
+    """Let every agent stage the archive at this path."""
     agents.order({"archive": str(archive), "transport": transport, "remove_archive": remove})
     return agents.answers(STAGE_TIMEOUT_S)
 
 
 def _carry(context: Context, agents: Agents, archive: Path, transport: str) -> AgentAnswers:
-    """The batch system copies the archive to every node; each agent stages and removes its copy."""
+    """Let the batch system copy the archive to every node; each agent stages and removes its copy."""
     copy = context.job_folder / "archive"
     try:
         run(context.system.carry_command(archive, copy), timeout_s=STAGE_TIMEOUT_S)
@@ -193,7 +193,7 @@ def _carry(context: Context, agents: Agents, archive: Path, transport: str) -> A
 
 
 def _broadcast(context: Context, orders: AgentOrders, archive: Path, network: Network) -> AgentAnswers:
-    """One rank per node, from the environment on the shared file system: the staged one is not there yet."""
+    """Broadcast the archive to one rank per node; these ranks run from the source prefix, as nothing is staged yet."""
     nodes = context.allocation.node_names
     place = Placement(nodes, (1,) * len(nodes))
     broadcast_orders = json.dumps({**orders, "archive": str(archive)})
@@ -215,8 +215,8 @@ def _broadcast(context: Context, orders: AgentOrders, archive: Path, network: Ne
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise StageError(
-            f"{launch.command[0]}, which broadcasts the environment: {error}",
+            f"{launch.command[0]} could not broadcast the environment: {error}",
             "Submit the job again with --transport direct",
         ) from error
-    complaints = done.stderr.decode(errors="replace").strip()[-COMPLAINTS_LENGTH_MAX:]
-    return check_answers(nodes, parse_answers(done.stdout), complaints)
+    error_output = done.stderr.decode(errors="replace").strip()[-STDERR_LENGTH_MAX:]
+    return check_answers(nodes, parse_answers(done.stdout), error_output)

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 MIN_WORKERS_GRACE_S = 30.0
 # A client that has just connected may not listen yet.
 NEW_CLIENT_S = 2.0
-# In the last minutes the batch system is asked this often whether the end has moved.
+# In the last minutes, boot asks the batch system this often whether the end time has changed.
 ASK_END_S = 30.0
 
 
@@ -72,7 +72,7 @@ def wait_for_workers(
 
 
 def scheduler_died(cluster: Cluster, job_folder: Path) -> bool:
-    """Whether rank 0 ended before it reached boot: the launcher lets the other ranks wait for it without end."""
+    """Whether rank 0 ended before it connected to boot. No launcher reports that: the other ranks would wait forever."""
     try:
         pid = (job_folder / SCHEDULER_PID_NAME).read_text()
     except FileNotFoundError:
@@ -83,9 +83,9 @@ def scheduler_died(cluster: Cluster, job_folder: Path) -> bool:
 def launch_failure(
     context: Context, cluster: Cluster, ranks: "subprocess.Popen[bytes]", sizing: Sizing
 ) -> LaunchError:
-    """The error for ranks that ended before the cluster was complete."""
+    """Return the error for ranks that ended before the cluster was complete."""
     log = f"The end of {context.directory.ranks_log}:\n{tail(context.directory.ranks_log)}"
-    # What MPICH's library says under Open MPI's mpirun, and dask-mpi's own words for ranks that are each alone.
+    # Messages of MPICH's library under Open MPI's mpirun, and of dask-mpi if every rank has a world of its own.
     if any(words in log for words in ("unsupported PMI version", "Not enough MPI ranks", "WorldTooSmall")):
         return LaunchError(
             "the ranks do not find each other: the environment's mpi4py uses another MPI library than this mpirun.\n"
@@ -96,7 +96,7 @@ def launch_failure(
     status = ranks.poll()
     how = "the scheduler ended" if status is None else f"mpirun ended with status {status}"
     return LaunchError(
-        f"{how} with {len(cluster.workers)} of {sizing.n_workers} workers there.\n{log}",
+        f"{how} with {len(cluster.workers)} of {sizing.n_workers} workers connected.\n{log}",
         "If the log does not say why, check the environment and the launcher: mpiboot doctor",
     )
 
@@ -113,7 +113,7 @@ def supervise(
     Parameters
     ----------
     context : Context
-        What is known of the boot.
+        Options, allocation and directories of this boot.
     cluster : Cluster
         The connection to the scheduler.
     ranks : Popen
@@ -150,7 +150,7 @@ def supervise(
 
 
 def loss(context: Context, cluster: Cluster, ranks: "subprocess.Popen[bytes]") -> ClusterLostError:
-    """The error for a cluster that ended by itself: what died, as far as it shows."""
+    """Return the error for a cluster that ended by itself; it names the process that died, if boot knows it."""
     status, log = ranks.poll(), context.directory.ranks_log
     first = context.allocation.nodes[0].name
     if status is None or cluster.gone:
@@ -165,7 +165,7 @@ def loss(context: Context, cluster: Cluster, ranks: "subprocess.Popen[bytes]") -
 
 
 class LauncherWatch:
-    """Tells a launcher that was killed from one that gave up.
+    """Distinguishes a launcher that was killed from one that ended by itself.
 
     Parameters
     ----------
@@ -174,7 +174,7 @@ class LauncherWatch:
     ranks : Popen
         The launcher of the ranks.
     events : EventLog
-        Takes the end of a launcher that gave up.
+        The job's event log, which records a launcher that ended by itself.
     """
 
     def __init__(self, cluster: Cluster, ranks: "subprocess.Popen[bytes]", events: EventLog) -> None:
@@ -186,7 +186,8 @@ class LauncherWatch:
     def died(self) -> bool:
         """Whether someone killed the launcher.
 
-        The ranks no longer need one that ends by itself, over a lost node say (agent/adopt.py).
+        A launcher that ends by itself, such as for a lost node, does not count: the ranks no longer need it
+        (agent/adopt.py).
         """
         status = self._ranks.poll()
         if status is None or self._gave_up:
@@ -201,14 +202,14 @@ class LauncherWatch:
 
 
 class WorkersWatch:
-    """Ends the job once too few workers have been left for longer than a nanny needs to start one.
+    """Ends the job if fewer than `min_workers` are left for longer than a nanny needs to start one.
 
     Parameters
     ----------
     cluster : Cluster
-        Has the workers.
+        The running cluster.
     min_workers : int
-        How many the user wants at least.
+        The smallest number of workers that the user accepts.
     events_path : path
         The file of the job's events, for the message.
     """
@@ -220,7 +221,7 @@ class WorkersWatch:
         self._too_few_since: float | None = None
 
     def check(self) -> None:
-        """Look at the number of workers.
+        """Check the number of workers.
 
         Raises
         ------
@@ -247,12 +248,12 @@ class WorkersWatch:
 
 
 class WalltimeWatch:
-    """Tells the clients that the job's end is near, once the batch system has confirmed it: jobs may be lengthened.
+    """Warns the clients that the job's end is near, after asking the batch system whether the end time has changed.
 
     Parameters
     ----------
     context : Context
-        What is known of the boot.
+        Options, allocation and directories of this boot.
     cluster : Cluster
         Passes the announcement on to the clients.
     walltime : Walltime
@@ -268,7 +269,7 @@ class WalltimeWatch:
         self._announced_at = 0.0
 
     def check(self) -> None:
-        """Announce the end if it is near, has moved, or a client has come since."""
+        """Announce the end when it is near, and again when it has changed or a new client has connected."""
         newest_client = self._cluster.newest_client
         client_is_new = self._announced_at < newest_client < time.monotonic() - NEW_CLIENT_S
         if self._announced_end is not None and client_is_new:

@@ -131,7 +131,7 @@ def test_a_job_that_can_never_start_is_waited_for_as_long_as_asked(alice, connec
         (["--mpi", "mpich"], "mpirun ended with status", "disable-auto-cleanup"),
         (
             ["--env-var", "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL=nonsense"],
-            *("the scheduler ended with 0 of 2 workers there", "Invalid time unit: nonsense"),
+            *("the scheduler ended with 0 of 2 workers connected", "Invalid time unit: nonsense"),
         ),
     ],
     ids=["mpirun-fails", "scheduler-dies-at-once"],

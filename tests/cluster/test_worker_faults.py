@@ -67,7 +67,7 @@ def test_memory_hang_deadly_task_and_a_killed_notebook(alice):
     ]
     greedy, hung, *killed = job.named("worker-exit")
     assert greedy["memory"] == "limit"
-    assert greedy["how"].startswith("for its memory: it came near its limit of 5")
+    assert greedy["how"].startswith("because of its memory: it came near its limit of 5")
     assert hung["address"] == job.named("hung-worker")[0]["address"]
     assert [event["how"] for event in killed] == ["by signal 9"] * 11
     shown = alice.types("mpiboot", "status", job.job_id).stdout
@@ -100,7 +100,10 @@ def test_a_worker_that_the_jobs_cgroup_kills():
         assert notebook(alice, job, GREEDY_ALONE) == "greedy-job all right\n"
         (killed,) = job.named("worker-exit")
         assert (killed["memory"], killed["exit_status"]) == ("cgroup", -signal.SIGKILL)
-        assert "for its memory: the kernel ended it" in alice.types("mpiboot", "status", job.job_id).stdout
+        assert (
+            "because of its memory: the kernel killed it"
+            in alice.types("mpiboot", "status", job.job_id).stdout
+        )
         job.stop()
         assert_nothing_remains(alice, (1, 2))
 

@@ -19,7 +19,7 @@ def test_answers_come_in_the_order_of_the_nodes():
 
 
 @pytest.mark.parametrize(
-    ("answers", "complaints", "problem"),
+    ("answers", "error_output", "problem"),
     [
         (
             {"n1": {"error": "no room"}, "n2": {}, "n3": {}},
@@ -35,9 +35,9 @@ def test_answers_come_in_the_order_of_the_nodes():
         ({"n1": {"error": "no room"}, "n2": {}}, "", "1 of 3 nodes could not be prepared:\n  n1: no room"),
     ],
 )
-def test_every_node_that_failed_is_named(answers, complaints, problem):
+def test_every_node_that_failed_is_named(answers, error_output, problem):
     with pytest.raises(StageError) as error:
-        agents.check_answers(["n1", "n2", "n3"], answers, complaints)
+        agents.check_answers(["n1", "n2", "n3"], answers, error_output)
     assert str(error.value) == (
-        f"{problem}\nCorrect what is said of these nodes, or leave them out, and submit the job again"
+        f"{problem}\nCorrect these failures, or exclude the nodes, and submit the job again"
     )

@@ -67,8 +67,8 @@ def test_a_node_is_lost_when_no_worker_comes_back(written, monkeypatch):
     ("memory", "how"),
     [
         (None, "by signal 9"),
-        ("limit", "for its memory: it came near its limit of 2.0 GB"),
-        ("cgroup", "for its memory: the kernel ended it, over the job's memory limit"),
+        ("limit", "because of its memory: it came near its limit of 2.0 GB"),
+        ("cgroup", "because of its memory: the kernel killed it at the job's memory limit"),
     ],
 )
 def test_how_a_worker_ended(written, memory, how):

@@ -77,8 +77,8 @@ def test_missing_workers_are_counted_on_each_node(context, events):
 @pytest.mark.parametrize(
     ("status", "message", "words"),
     [
-        (None, {"event": "disconnected"}, "the scheduler ended with 0 of 3 workers there"),
-        (9, SCHEDULER, "mpirun ended with status 9 with 0 of 3 workers there"),
+        (None, {"event": "disconnected"}, "the scheduler ended with 0 of 3 workers connected"),
+        (9, SCHEDULER, "mpirun ended with status 9 with 0 of 3 workers connected"),
     ],
 )
 def test_an_end_before_the_workers_are_there(context, events, status, message, words):

@@ -68,13 +68,13 @@ def test_what_a_job_has_lost_is_said_once():
         "host": "n1",
         "rank": 3,
         "address": "a",
-        "how": "for its memory",
+        "how": "because of its memory",
     }
     lost = {"time": 1.0, "event": "lost-worker", "host": "n1", "rank": 3, "address": "a"}
     node = {"time": 2.0, "event": "lost-node", "host": "n2"}
     lines = show.faults([exit, lost, {**lost, "time": 20.0}, {"time": 2.0, "event": "worker"}, node])
     assert [line[9:] for line in lines] == [
-        "n1 rank 3: the worker ended for its memory",
+        "n1 rank 3: the worker ended because of its memory",
         "n1 rank 3: the worker is lost",
         "n2: no worker is left on this node",
     ]
