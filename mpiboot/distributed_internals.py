@@ -1,8 +1,8 @@
-"""Every name of distributed that is used without being in its documentation.
+"""All uses of names of distributed that are not in its documentation.
 
 Client and preloads import this module, and use such names nowhere else; it imports distributed alone. Each name was seen
-in distributed 2026.8.0, and has a test of its own in tests/unit/test_distributed_internals.py, which says at once which
-of them a new release has taken away.
+in distributed 2026.8.0, and has a test of its own in tests/unit/test_distributed_internals.py, which shows which of them
+a new release has removed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from distributed.deploy.cluster import Cluster
 from distributed.node import ServerNode
 from distributed.utils import Log, Logs
 
-# The client that the scheduler keeps for tasks which nobody waits for (client.py, `fire_and_forget`).
+# The scheduler's own client, which holds the tasks of `fire_and_forget` (client.py).
 FIRE_AND_FORGET_CLIENT = "fire-and-forget"
 
 
@@ -32,7 +32,7 @@ def after_http_start(act: Callable[[Any], None]) -> None:
     Parameters
     ----------
     act : callable
-        Takes the `distributed.Scheduler` or `distributed.Worker`.
+        Called with the `distributed.Scheduler` or `distributed.Worker`.
     """
     start = ServerNode.start_http_server
     if hasattr(start, "mpiboot_act"):
@@ -53,34 +53,34 @@ def http_application(server: Any) -> Any:
 
 
 def replace_http_application(server: Any, application: Any) -> None:
-    """Let another tornado application, or router, answer the HTTP requests to a scheduler or worker."""
+    """Let another tornado application or router answer the HTTP requests to a scheduler or worker."""
     server.http_server.request_callback = application
 
 
 def scheduler_dashboard_port(scheduler: Scheduler) -> int | None:
-    """Return the port of the scheduler's HTTP server; None without one."""
+    """Return the port of the scheduler's HTTP server; None if it has none."""
     dashboard = scheduler.services.get("dashboard")
     return dashboard.port if dashboard else None
 
 
 def is_worker_dashboard(scheduler: Scheduler, host: str, port: int) -> bool:
-    """Tell whether a worker of the scheduler has its HTTP server at that host and port."""
+    """Whether a worker of the scheduler has its HTTP server at that host and port."""
     workers = scheduler.workers.values()
     return any(worker.host == host and worker.services.get("dashboard") == port for worker in workers)
 
 
 def watch_for_hung_workers(scheduler: Scheduler, interval_s: float) -> None:
-    """Let the scheduler look for workers that have fallen silent at least every `interval_s` seconds.
+    """Let the scheduler check for silent workers at least every `interval_s` seconds.
 
-    It looks as often as it gives workers time (`distributed.scheduler.worker-ttl`), so the last would be found after
-    twice that; it does not look at all if that is not set.
+    By default the interval is the allowed silence itself (`distributed.scheduler.worker-ttl`), so that a hung worker may
+    be noticed only after twice that time. Without `worker-ttl`, the scheduler does not check.
     """
     if check := scheduler.periodic_callbacks.get("worker-ttl"):
         check.callback_time = min(check.callback_time, interval_s * 1000)
 
 
 def hung_workers(topic: str, message: Any) -> tuple[list[str], float]:
-    """Return the workers that an event of the scheduler calls hung, and the seconds that they were silent for.
+    """Return the hung workers that an event of the scheduler names, and how long they were silent, in seconds.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ def hung_workers(topic: str, message: Any) -> tuple[list[str], float]:
     Returns
     -------
     tuple[list[str], float]
-        Addresses, none of them for any other event.
+        The workers' addresses, and the silence; the list is empty for any other event.
     """
     if topic == "scheduler" and message.get("action") == "worker-ttl-timed-out":
         return list(message["workers"]), float(message["ttl"])
@@ -98,7 +98,7 @@ def hung_workers(topic: str, message: Any) -> tuple[list[str], float]:
 
 
 def has_work(scheduler: Scheduler) -> bool:
-    """Tell whether the scheduler has tasks to run, or has just had some."""
+    """Whether the scheduler has tasks to run, or has just had some."""
     return scheduler.check_idle() is None
 
 
@@ -125,12 +125,12 @@ def on_worker_exit(nanny: Nanny, report: Callable[[int], None]) -> None:
 
 
 def last_ended_for_memory(nanny: Nanny) -> int | None:
-    """Return the process id of the last worker that a nanny ended for its memory; None if it watches no memory."""
+    """Return the process id of the last worker that a nanny ended near its memory limit; None if there is no limit."""
     return getattr(nanny.memory_manager, "_last_terminated_pid", None)
 
 
 def worker_memory_limit(nanny: Nanny) -> int | None:
-    """Return the memory limit of a nanny's worker in bytes; None: no limit."""
+    """Return the memory limit of a nanny's worker in bytes; None if there is no limit."""
     limit: int | None = nanny.memory_manager.memory_limit
     return limit
 
@@ -173,12 +173,12 @@ async def ask_server(
     timeout_s : float, seconds
         How long connecting may take.
     connection_args : mapping
-        Of `Security.get_connection_args`.
+        The result of `Security.get_connection_args`.
 
     Returns
     -------
     list of dict
-        One answer per operation. Whatever listens there may have sent anything.
+        One answer per operation, unchecked: another program may listen at the address.
     """
     comm = await connect(address, timeout=timeout_s, **connection_args)
     try:
@@ -194,13 +194,13 @@ async def ask_server(
 class RemoteCluster(Cluster):  # type: ignore[misc]
     """A `distributed.deploy.Cluster` whose scheduler and workers run somewhere else.
 
-    A subclass says what else belongs to the cluster, by overriding `on_close` and `more_logs`. Dask's own messages are
-    not printed.
+    A subclass overrides `on_close` and `more_logs` for what else belongs to the cluster. Dask's own messages are not
+    printed.
 
     Parameters
     ----------
     asynchronous, loop, name
-        As of every Dask cluster.
+        As for every Dask cluster.
     """
 
     status: Any  # of distributed.core.Status
@@ -214,7 +214,7 @@ class RemoteCluster(Cluster):  # type: ignore[misc]
             self._log(line)
 
     def connect_now(self, address: str, security: Security | None) -> None:
-        """Start the event loop, and `connect` in it."""
+        """Start the event loop, and run `connect` in it."""
         self._loop_runner.start()
         self.sync(self.connect, address, security)
 
@@ -225,7 +225,7 @@ class RemoteCluster(Cluster):  # type: ignore[misc]
         await super()._start()
 
     async def on_close(self) -> None:
-        """Close what else belongs to the cluster; called once."""
+        """Close what else belongs to the cluster, such as its job. Called once."""
 
     async def more_logs(self) -> dict[str, str]:
         """Return further logs by name."""

@@ -12,7 +12,7 @@ from typing import TypedDict
 
 from mpiboot.errors import UsageError
 
-# linux/sockios.h, linux/if.h, linux/if_arp.h. Asked by ioctl, since /sys may show another network namespace.
+# linux/sockios.h, linux/if.h, linux/if_arp.h. The facts come from ioctl, since /sys may show another network namespace.
 _SIOCGIFFLAGS, _SIOCGIFADDR, _SIOCGIFHWADDR = 0x8913, 0x8915, 0x8927
 _IFF_UP, _IFF_LOOPBACK, _IFF_RUNNING = 0x1, 0x8, 0x40
 INFINIBAND = 32
@@ -30,7 +30,7 @@ class Interface(TypedDict):
     loopback : bool
         Whether it reaches this host alone.
     speed_mbits : int
-        Its speed in Mbit/s; -1 if the driver does not say.
+        Its speed in Mbit/s; -1 if the driver does not report it.
     """
 
     address: str
@@ -40,7 +40,7 @@ class Interface(TypedDict):
 
 
 def interfaces() -> dict[str, Interface]:
-    """The interfaces of this node that are up and have an IPv4 address, by name."""
+    """Return the interfaces of this node that are up and have an IPv4 address, by name."""
     result: dict[str, Interface] = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
@@ -59,7 +59,7 @@ def interfaces() -> dict[str, Interface]:
 
 
 def _speed(name: str) -> int:
-    """The speed of an interface in Mbit/s; -1 if the driver does not say."""
+    """Return the speed of an interface in Mbit/s; -1 if the driver does not report it."""
     try:
         return int(Path(f"/sys/class/net/{name}/speed").read_text())
     except (OSError, ValueError):
@@ -75,19 +75,19 @@ def choose_interface(wanted: str, of_nodes: Mapping[str, Mapping[str, Interface]
     Parameters
     ----------
     wanted : str
-        A name, or `auto`.
+        The name of an interface, or `auto`.
     of_nodes : mapping of str to mapping
         The `interfaces()` of each node, by the node's name.
 
     Returns
     -------
     str
-        Its name.
+        The name of the interface.
 
     Raises
     ------
     UsageError
-        A node lacks it; the message names the nodes and the interfaces that they have.
+        A node lacks the interface; the message names the nodes and the interfaces that they have.
     """
     if wanted != "auto":
         nodes_without = {node: names for node, names in of_nodes.items() if wanted not in names}
@@ -133,5 +133,5 @@ def choose_interface(wanted: str, of_nodes: Mapping[str, Mapping[str, Interface]
 
 
 def _distinct(name: str, of_nodes: Mapping[str, Mapping[str, Interface]]) -> bool:
-    """Whether each node has another address on that interface."""
+    """Whether all nodes have different addresses on that interface."""
     return len({node[name]["address"] for node in of_nodes.values()}) == len(of_nodes)

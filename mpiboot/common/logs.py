@@ -1,4 +1,4 @@
-"""Reading log files: the end of one, and what is added to several. Client and boot may import this module."""
+"""Reads log files: the end of one file, or the lines added to several. Client and boot may import this module."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 EMPTY = "(empty)"
-# What a message shows instead of the end of a job's log, if the job has none.
+# A message shows this if the job has no log.
 NO_LOG = "It left no log."
 
 
@@ -17,15 +17,16 @@ def tail(path: Path, *, size_bytes: int = 3000, lines: int | None = None) -> str
     Parameters
     ----------
     path : Path
+        The log file.
     size_bytes : int
-        How much is read at most.
+        How much of its end is read at most.
     lines : int, optional
         How many lines are returned at most; None: all that were read.
 
     Returns
     -------
     str
-        Without blank lines and spaces at both ends; "(empty)" if the file is missing, empty or not readable.
+        The text, stripped of whitespace at both ends; "(empty)" if the file is missing, empty or not readable.
     """
     text = ""
     with contextlib.suppress(OSError), path.open("rb") as file:

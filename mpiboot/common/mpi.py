@@ -7,14 +7,14 @@ import re
 
 from mpiboot.errors import LaunchError
 
-# Variables that a launcher sets for the ranks of its own run; they mislead another launcher, and another run. PMI_, PMI2_
-# and PMIX_ are the process managers' (batch systems, Hydra, PRRTE); OMPI_ is Open MPI's, PRTE_ PRRTE's, HYDRA_ and HYDI_
-# MPICH's.
+# Variables that a launcher sets for the ranks of its own run; they would mislead the launcher of another run. PMI_,
+# PMI2_ and PMIX_ belong to process managers (batch systems, Hydra, PRRTE), OMPI_ to Open MPI, PRTE_ to PRRTE, HYDRA_ and
+# HYDI_ to MPICH.
 LAUNCH_PREFIXES = ("PMI", "OMPI_", "PRTE_", "HYDRA_", "HYDI_")
-# Left out of the ranks' environment: those, and the settings of Intel MPI's own launcher.
+# Prefixes left out of the ranks' environment: those above, and the settings of Intel MPI's own launcher.
 RANK_UNSET_PREFIXES = (*LAUNCH_PREFIXES, "I_MPI_HYDRA_")
-# Left out of the workers' environment, where a task that imports mpi4py must not take itself for a rank: those, and what
-# MPICH's library and launcher tell a rank (MPI_LOCALNRANKS, MPI_LOCALRANKID).
+# Prefixes left out of the workers' environment, so that a task that imports mpi4py does not start as a rank: those of
+# launchers, and the variables of MPICH's library and launcher for a rank (MPI_LOCALNRANKS, MPI_LOCALRANKID).
 WORKER_UNSET_PREFIXES = (*LAUNCH_PREFIXES, "MPIR_", "MPI_LOCAL")
 
 # The package of each implementation on PyPI, with its mpirun and its library.
@@ -33,7 +33,7 @@ _LIBRARY_WORDS = {
 
 
 def launcher_mpi(version: str) -> str:
-    """Name the MPI implementation that an mpirun belongs to.
+    """Return the MPI implementation that an mpirun belongs to.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def launcher_mpi(version: str) -> str:
 
 
 def library_mpi(version: str) -> str | None:
-    """Name the MPI implementation of a library.
+    """Return the MPI implementation of a library.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def library_mpi(version: str) -> str | None:
     Returns
     -------
     str or None
-        `openmpi`, `mpich` or `intelmpi`; None for any other.
+        `openmpi`, `mpich` or `intelmpi`; None for any other implementation.
     """
     return _first_match(_LIBRARY_WORDS, version)
 

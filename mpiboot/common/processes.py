@@ -1,4 +1,4 @@
-"""Processes of this host: what /proc says of them, and how they are ended.
+"""Processes of this host: reads their state from /proc, and ends them.
 
 Client, boot and agent may import this module; it imports no other of mpiboot.
 """
@@ -26,7 +26,8 @@ class ProcessStat(NamedTuple):
     parent : int
         Process id of its parent.
     start : str
-        When it started, in clock ticks since the host booted. With the process id it names a process for good.
+        When it started, in clock ticks since the host booted. Process id and start together identify a process: ids are
+        reused.
     """
 
     state: str
@@ -35,12 +36,12 @@ class ProcessStat(NamedTuple):
 
 
 def process_ids() -> Iterator[int]:
-    """Every process of this host."""
+    """Yield the process ids of all processes of this host."""
     return (int(name) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208 - one list, no Path for each
 
 
 def process_stat(pid: int) -> ProcessStat | None:
-    """Read the state of a process; None if there is none, or if it has ended and waits for its parent."""
+    """Return the state of a process; None if there is no such process, or if it has ended and waits for its parent."""
     try:
         # The name, in parentheses, may hold spaces and parentheses itself.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -50,13 +51,13 @@ def process_stat(pid: int) -> ProcessStat | None:
 
 
 def process_start(pid: int) -> str | None:
-    """Give `ProcessStat.start` of a process; None if it has ended."""
+    """Return `ProcessStat.start` of a process; None if it has ended."""
     stat = process_stat(pid)
     return stat and stat.start
 
 
 def descendants(pid: int) -> set[int]:
-    """Give the process ids of all living descendants of a process."""
+    """Return the process ids of all living descendants of a process."""
     parents = {process: stat.parent for process in process_ids() if (stat := process_stat(process))}
     family = {pid}
     while children := {child for child, parent in parents.items() if parent in family} - family:
@@ -66,7 +67,7 @@ def descendants(pid: int) -> set[int]:
 
 def keep_orphans() -> None:
     """Make orphans of our children our own children, so that none can outlive the job unseen."""
-    import ctypes  # only boot needs it; agents start without
+    import ctypes  # only boot needs it; agents must import few modules
 
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
@@ -83,7 +84,7 @@ def end_all(
     Parameters
     ----------
     living : callable
-        Gives the process ids of those that have not ended yet; called again and again.
+        Returns the process ids of those that have not ended yet; called repeatedly.
     by_themselves_s : float, seconds, default 0
         How long to wait before the first signal.
     after_term_s, after_kill_s : float, seconds
@@ -141,7 +142,7 @@ def end_descendants(grace_s: float = 1.0, spare: int | None = None) -> None:
     grace_s : float, seconds, default 1
         How long to wait at most after SIGTERM, and again after SIGKILL.
     spare : int, optional
-        Process id of a child that is left alone, with its own descendants.
+        Process id of a child that is not ended, nor are its descendants.
     """
 
     def living() -> set[int]:

@@ -1,6 +1,6 @@
-"""Tell whether a path may be trusted: who owns it, and who else could have made, changed or replaced it.
+"""Checks whether a path can be trusted: who owns it, and who else could have made, changed or replaced it.
 
-All rooms may import this; it imports `envpack.common.trust`, which envpack needs alike, and the errors. Agents import it
+All rooms may import this; it imports `envpack.common.trust`, which envpack uses too, and the errors. Agents import it
 from the shared file system, on all nodes at once, so it imports few modules.
 """
 
@@ -31,7 +31,7 @@ def check_trusted(path: StrPath, kind: Literal["directory", "file"]) -> None:
     Parameters
     ----------
     path : str or os.PathLike
-        The path that is about to be used. It must belong to this user, with no permissions for others.
+        The path. It must belong to this user, with no permissions for others.
     kind : {"directory", "file"}
         What it must be.
 
@@ -74,8 +74,8 @@ def open_trusted(path: StrPath, max_bytes: int, *, secret: bool = True) -> bytes
     max_bytes : int
         Its largest allowed size, in bytes.
     secret : bool, default True
-        Refuse a file that others can read. False: only one that others can write, as others may read Dask's own
-        scheduler file.
+        Whether to refuse a file that others can read. False: refuse only a file that others can write; others may read
+        Dask's own scheduler file.
 
     Returns
     -------
@@ -91,7 +91,7 @@ def open_trusted(path: StrPath, max_bytes: int, *, secret: bool = True) -> bytes
     """
     path = Path(path)
     try:
-        # O_NONBLOCK: to open a FIFO that somebody put there would wait for its writer.
+        # O_NONBLOCK: opening a FIFO that another user put there would wait for a writer.
         file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise
@@ -130,7 +130,7 @@ def remove_files(directory: StrPath) -> None:
     """
     directory = Path(directory)
     with contextlib.suppress(FileNotFoundError):
-        # By descriptor, so that no other directory can take its place meanwhile.
+        # By descriptor, so that nobody can replace the directory meanwhile.
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             with os.scandir(descriptor) as entries:
@@ -163,7 +163,7 @@ def _walk(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
 
 
 def _passable_fault(status: os.stat_result) -> str | None:
-    """Say why a directory or link on the way is not safe; None if it is."""
+    """Return why a directory or link on the way is not safe; None if it is safe."""
     if status.st_uid not in (0, os.geteuid()):
         return f"belongs to {user_name(status.st_uid)}, who could swap what lies behind it"
     if stat.S_ISLNK(status.st_mode):

@@ -1,4 +1,4 @@
-"""Walltimes as people type them, and durations and sizes as messages show them (`envpack.common.units` reads those).
+"""Parses walltimes, and formats durations and sizes for messages (`envpack.common.units` parses those).
 
 Every room may import this module.
 """
@@ -21,7 +21,7 @@ def parse_walltime_s(text: str) -> float:
     """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
     if not match:
-        # Here: agents and fork servers import this module, and each file costs their start time.
+        # Imported here: agents and fork servers import this module, and each further file slows their start.
         from envpack.errors import MalformedValueError
 
         raise MalformedValueError(

@@ -1,11 +1,11 @@
-"""The guard of the HTTP servers of scheduler and workers: they answer the job's owner alone.
+"""The guard of the HTTP servers of scheduler and workers: only the job's owner gets answers.
 
-The guard stands before the web application and decides by a request's head, so it covers every route: pages, plots,
+The guard checks the head of each request before the web application sees it, so it covers every route: pages, plots,
 statics, JSON, metrics, websockets. These requests pass:
 
     Authorization: Bearer TOKEN   scheduler and workers (Prometheus, curl, the scheduler's proxy)
     GET …?token=TOKEN             scheduler: sets the job's cookie, and redirects to the address without the token
-    the job's cookie              scheduler: websockets too, unless a page from elsewhere opened them
+    the job's cookie              scheduler: websockets too, unless a page of another origin opened them
 
 `preloads.secure` imports this module; it imports distributed and tornado.
 """
@@ -55,8 +55,8 @@ _REFUSAL = {
 def arm(job_directory: Path) -> None:
     """Guard every HTTP server that this process's scheduler or worker will start, before its first request.
 
-    To be called while a preload is imported: distributed imports preloads before it listens, and an error then ends the
-    process. It would only log an error of `dask_setup`, and go on unguarded.
+    Call this while a preload is imported: distributed imports preloads before it listens, and an import error ends the
+    process. An error in `dask_setup` is only logged, and the server would run unguarded.
 
     Parameters
     ----------
@@ -82,12 +82,12 @@ def arm(job_directory: Path) -> None:
 
 
 def install(server: Any, job_directory: Path) -> None:
-    """Put the guard before the HTTP server of a scheduler or worker; a second time changes nothing.
+    """Put the guard before the HTTP server of a scheduler or worker; a second call changes nothing.
 
     Parameters
     ----------
     server : distributed.Scheduler or distributed.Worker
-        With its HTTP server started.
+        The scheduler or worker; its HTTP server has started.
     job_directory : path
         The job's directory.
     """
@@ -98,16 +98,16 @@ def install(server: Any, job_directory: Path) -> None:
 
 
 class GuardResponse(NamedTuple):
-    """A response that the guard gives in the place of the application.
+    """A response that the guard gives instead of the application.
 
     Attributes
     ----------
     status : HTTPStatus
         403, or 302 to the address without its token.
     headers : dict of str to str
-        Beside those that every response has.
+        Headers in addition to those of every response.
     body : str
-        Text for a reader.
+        The text of the response.
     """
 
     status: HTTPStatus
@@ -143,22 +143,23 @@ class Guard(Router):  # type: ignore[misc]
         if response is None:
             return self.application.find_handler(request, **kwargs)
         if response.status is HTTPStatus.FORBIDDEN:
-            # The path alone: a query may hold another job's token.
+            # Log only the path: the query may contain another job's token.
             logger.debug("refused %s %s from %s", request.method, request.path, request.remote_ip)
         return _ResponseWriter(request, response)
 
     def judge(self, request: HTTPServerRequest) -> GuardResponse | None:
-        """Return the guard's response to a request; None: it may pass."""
+        """Return the guard's response to a request; None if the request may pass."""
         refused = GuardResponse(HTTPStatus.FORBIDDEN, {}, _REFUSAL[self.has_pages])
         tokens = request.query_arguments.get("token")
         if tokens:
-            # Only the token decides, so that no token, right or wrong, reaches the application and its log.
+            # Only the token decides here, so that no token, right or wrong, reaches the application and its log.
             right = self.has_pages and request.method in ("GET", "HEAD") and _same(tokens[-1], self.token)
             return self._welcome(request) if right else refused
         if not self._is_bearer(request) and not self._has_cookie(request):
             return refused
         if self.has_pages and (target := re.match(r"/proxy/(\d+)/(.*?)/", request.path)):
-            # The scheduler passes on its workers' pages, and its websockets would connect to any address in a request.
+            # The scheduler is a proxy for its workers' pages, and its websocket proxy would connect to any address in a
+            # request.
             if not is_worker_dashboard(self.server, host=target[2], port=int(target[1])):
                 return refused
             request.headers["Authorization"] = f"Bearer {self.token}"
@@ -172,8 +173,8 @@ class Guard(Router):  # type: ignore[misc]
         cookie = request.cookies.get(self.cookie_name)
         if not self.has_pages or cookie is None or not _same(cookie.value, self.cookie_value):
             return False
-        # A browser sends the cookie with requests of pages from another port of this host, SameSite or not, and lets
-        # such a page read a websocket. It then names the page's origin.
+        # Even with SameSite, a browser sends the cookie with requests of pages from other ports of this host, and lets
+        # such a page read a websocket. The header Origin then names the page's origin.
         origin = request.headers.get("Origin")
         return origin is None or urllib.parse.urlsplit(origin).netloc.lower() == request.host.lower()
 
@@ -213,11 +214,11 @@ class _ResponseWriter(HTTPMessageDelegate):  # type: ignore[misc]
 
 
 def _same(given: str | bytes, right: str) -> bool:
-    """Compare in constant time."""
+    """Compare a secret that a request contains with the right one, in constant time."""
     return hmac.compare_digest(given if isinstance(given, bytes) else given.encode(), right.encode())
 
 
 def _without_token(path: str, query: str) -> str:
-    """Return an address without its token, relative: so it is right behind a proxy, and leads to no other host."""
+    """Return an address without its token: relative, so that it works behind a proxy and leads to no other host."""
     rest = [pair for pair in query.split("&") if urllib.parse.unquote_plus(pair.partition("=")[0]) != "token"]
     return "./" + path.rpartition("/")[2] + ("?" + "&".join(rest) if rest else "")

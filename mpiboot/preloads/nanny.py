@@ -1,6 +1,7 @@
-"""Preload of every nanny: its worker does not take itself for an MPI rank, and boot learns how a worker process ended.
+"""Preload of every nanny: hides MPI's variables from the worker, and reports to boot how a worker process ended.
 
-distributed imports this module by name (`protocol.rank_environment`); it imports distributed, and what preloads may.
+distributed imports this module by name (`protocol.rank_environment`); it imports distributed and the rooms that preloads
+may import.
 """
 
 import os
@@ -22,7 +23,7 @@ OWN_CGROUPS = Path("/proc/self/cgroup")
 
 def dask_setup(nanny: Nanny) -> None:
     """Prepare a nanny; distributed calls this before the nanny starts its worker, and may call it twice."""
-    # A task that imports mpi4py would take itself for the nanny's rank, and wait for ever in MPI_Init.
+    # With these variables, a task that imports mpi4py would start as the nanny's rank, and wait forever in MPI_Init.
     mpi_only = (*os.environ.get(MPI_ONLY_VARIABLE, "").split(), MPI_ONLY_VARIABLE)
     for name in [name for name in os.environ if name.startswith(WORKER_UNSET_PREFIXES) or name in mpi_only]:
         del os.environ[name]
@@ -50,16 +51,17 @@ def exit_reporter(nanny: Nanny) -> Callable[[int], None]:
 
 
 def worker_exit_message(nanny: Nanny, exit_status: int, memory: str | None) -> dict[str, Any]:
-    """Return what `protocol.control` calls a `worker-exit` event.
+    """Return a `worker-exit` event (see `protocol.control`).
 
     Parameters
     ----------
     nanny : distributed.Nanny
         The worker's nanny.
     exit_status : int
-        As of `Popen.wait`: negative for a signal.
+        As returned by `Popen.wait`: negative for a signal.
     memory : {"limit", "cgroup"} or None
-        Whether the nanny ended the worker for its memory limit, or the kernel for the job's.
+        `limit`: the nanny ended the worker near its memory limit; `cgroup`: the kernel killed it at the job's limit;
+        None: neither.
     """
     return {
         "address": nanny.worker_address,

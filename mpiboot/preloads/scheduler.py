@@ -1,7 +1,7 @@
 """Preload of the scheduler: reports to boot, and closes the scheduler when boot asks, when boot dies, or when idle.
 
-distributed imports this module by name (`protocol.rank_environment`); it imports distributed, and what preloads may. The
-messages are those of `protocol.control`.
+distributed imports this module by name (`protocol.rank_environment`); it imports distributed and the rooms that preloads
+may import. `protocol.control` lists the messages.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ IDLE_CHECK_MS = 1000
 
 
 class Reporter(SchedulerPlugin):  # type: ignore[misc]
-    """Reports to boot what the scheduler sees, and does what boot asks for.
+    """Reports the scheduler's events to boot, and executes boot's commands.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ class Reporter(SchedulerPlugin):  # type: ignore[misc]
         self.idle_check = PeriodicCallback(self.check_idle, IDLE_CHECK_MS)
 
     async def connect(self, folder: str) -> None:
-        """Connect to boot, whose socket is in `folder`, and say where the scheduler listens."""
+        """Connect to boot, whose socket is in `folder`, and report where the scheduler listens."""
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         reader, self.writer = await asyncio.open_unix_connection(socket_address(handle, BOOT_SOCKET_NAME))
         os.close(handle)
@@ -77,7 +77,7 @@ class Reporter(SchedulerPlugin):  # type: ignore[misc]
             self.writer.write(encode({"event": event, "time": time.time(), **details}))
 
     async def listen(self, reader: asyncio.StreamReader) -> None:
-        """Do what boot asks for, until boot has ended; then close the scheduler."""
+        """Execute boot's commands until boot has ended; then close the scheduler."""
         # If boot was killed before it had read everything, the kernel resets the connection instead of closing it.
         with contextlib.suppress(ConnectionError):
             async for line in reader:
@@ -86,22 +86,22 @@ class Reporter(SchedulerPlugin):  # type: ignore[misc]
                     await self.close_scheduler(command["reason"])
                 elif command["command"] == "announce":
                     self.scheduler.log_event(EVENT_TOPIC, command["message"])
-        # Without boot, nobody records how the job ended, keeps its deadlines, or cleans up.
+        # Without boot, no process records how the job ended, keeps its deadlines, or cleans up.
         await self.close_scheduler("boot-died")
 
     async def close_scheduler(self, reason: str) -> None:
-        """Tell the clients why, and close the scheduler."""
+        """Send the clients the reason, and close the scheduler."""
         self.close_reason = reason
         self.scheduler.log_event(EVENT_TOPIC, {"event": "closing", "reason": reason})
         await asyncio.sleep(
             FLUSH_S
-        )  # closing aborts the clients' connections, and drops what is not sent yet
+        )  # closing aborts the clients' connections, and drops messages that are not sent yet
         await self.scheduler.close(reason=f"mpiboot: {reason}")
 
     def check_idle(self) -> None:
-        """Close the scheduler once it is idle for long enough.
+        """Close the scheduler if it has been idle for the idle timeout.
 
-        A connected client counts as use: Dask's own idle timeout ends a cluster while its user is thinking.
+        A connected client counts as use: Dask's own idle timeout would end a cluster while its user is thinking.
         """
         if user_clients(self.scheduler) or has_work(self.scheduler):
             self.last_use = time.monotonic()
@@ -118,7 +118,7 @@ class Reporter(SchedulerPlugin):  # type: ignore[misc]
             self.tell("lost-worker", address=worker, n=len(scheduler.workers))
 
     def log_event(self, topic: str, message: Any) -> None:
-        """Pass on what a nanny says of its worker's end (preloads/nanny.py), and which workers hang."""
+        """Pass on to boot the nannies' reports of ended workers (preloads/nanny.py), and which workers hang."""
         if topic == WORKER_EXIT_TOPIC:
             self.tell("worker-exit", **message)
         addresses, silent_s = hung_workers(topic, message)
@@ -149,7 +149,7 @@ async def dask_setup(scheduler: Scheduler) -> None:
 
 
 async def dask_teardown(scheduler: Scheduler) -> None:
-    """Tell boot why the scheduler closes; distributed calls this as it does."""
+    """Tell boot why the scheduler closes; distributed calls this when the scheduler closes."""
     reporter: Reporter = scheduler.plugins[PLUGIN_NAME]
     reporter.idle_check.stop()
     reporter.tell("closed", reason=reporter.close_reason)

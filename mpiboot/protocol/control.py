@@ -1,15 +1,15 @@
-"""What boot and the scheduler's preload tell each other, over boot's socket in the job's folder on the first node.
+"""The messages between boot and the scheduler's preload, over boot's socket in the job's folder on the first node.
 
-One JSON object per line, both ways. Each side sees at once when the other dies: boot's death closes the scheduler, and
-the scheduler's death ends the job.
+One JSON object per line, both ways. Each side notices at once when the other dies: the scheduler then closes, or boot
+then ends the job.
 
-| event of the scheduler | keys beside `time`, in seconds since the epoch |
+| event of the scheduler | keys besides `time`, in seconds since the epoch |
 |---|---|
-| `scheduler` | `id`, `address`, `dashboard_port` (None: no dashboard): it listens |
-| `worker`, `lost-worker` | `address`, `n`: workers that there are now; of a new one also `name`, `ip` |
-| `worker-exit`, a nanny's | `address`, `name`, `ip`, `exit_status`, `limit_bytes`, `memory` |
-|  | (`limit`, `cgroup` or None: what ended it for its memory) |
-| `hung-worker` | `address`, `silent_s`: it is ended |
+| `scheduler` | `id`, `address`, `dashboard_port` (None: no dashboard): the scheduler listens |
+| `worker`, `lost-worker` | `address`, `n`: the number of workers now; for a new worker also `name`, `ip` |
+| `worker-exit`, from a nanny | `address`, `name`, `ip`, `exit_status`, `limit_bytes`, `memory` |
+|  | (`limit`, `cgroup` or None: which memory limit ended it) |
+| `hung-worker` | `address`, `silent_s`: the worker is terminated |
 | `client`, `lost-client` | `client` |
 | `closed` | `reason` |
 
@@ -26,11 +26,11 @@ from typing import Any
 
 
 def encode(message: dict[str, Any]) -> bytes:
-    """Return a message as it is sent."""
+    """Return a message as a line of JSON."""
     return json.dumps(message).encode() + b"\n"
 
 
 def decode(line: bytes) -> dict[str, Any]:
-    """Return a message as it was before `encode`."""
+    """Return the message in a line of JSON."""
     message: dict[str, Any] = json.loads(line)
     return message

@@ -1,4 +1,4 @@
-"""The endpoint: what a job publishes for its clients in `endpoint.json`, and how its JSON is checked.
+"""The endpoint: the addresses that a job publishes for its clients in `endpoint.json`, and the check of its JSON.
 
 Boot makes one; clients read it, through `JobDirectory`. This module imports the errors alone.
 """
@@ -16,7 +16,7 @@ MAX_ENDPOINT_BYTES = 1024**2
 
 
 class Endpoint(NamedTuple):
-    """What to connect to, published once the expected workers have answered.
+    """The cluster's addresses and sizes, published once the expected workers have answered.
 
     Attributes
     ----------
@@ -27,11 +27,11 @@ class Endpoint(NamedTuple):
     nonce : str
         Random; differs between two runs of one job.
     restart_count : int
-        How often the batch system had requeued the job.
+        How often the batch system has requeued the job.
     scheduler_id : str
-        What the scheduler calls itself; whoever answers at `address` must give the same.
+        Dask's id of the scheduler; the scheduler that answers at `address` must have the same.
     address : str
-        The scheduler's, such as `tls://10.0.0.1:41234`.
+        The scheduler's address, such as `tls://10.0.0.1:41234`.
     dashboard : str
         Link to the dashboard, without its token.
     n_workers : int
@@ -49,7 +49,7 @@ class Endpoint(NamedTuple):
     source_prefix : str
         The prefix on the shared file system.
     end_time : float or None
-        End of the walltime in seconds since the epoch; None if the batch system tells no end.
+        End of the walltime in seconds since the epoch; None if the batch system reports no end.
     published : float
         When this was written, in seconds since the epoch.
     version : int
@@ -75,7 +75,7 @@ class Endpoint(NamedTuple):
     version: int = ENDPOINT_VERSION
 
 
-# JSON does not tell 1 from 1.0.
+# JSON does not distinguish 1 from 1.0.
 _JSON_TYPES: dict[Any, tuple[type, ...]] = {
     str: (str,),
     int: (int,),
@@ -96,7 +96,7 @@ def parse_endpoint(data: bytes, path: Path) -> Endpoint:
     Parameters
     ----------
     data : bytes
-        The JSON text; may hold anything.
+        The text of the file, which may be damaged.
     path : Path
         Where it was read, for the message.
 

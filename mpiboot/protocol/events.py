@@ -1,6 +1,6 @@
 """The job's events, `events.jsonl`: one JSON object per line for each phase and each fault.
 
-Boot alone writes the file while it lives; an agent adds the last line once boot is lost. Clients read it, through
+Only boot writes the file; if boot's node is lost, an agent adds the last line. Clients read it, through
 `JobDirectory`. This module imports no other of mpiboot.
 """
 
@@ -44,7 +44,7 @@ class EventLog:
         event : str
             Its kind, such as `phase`, `worker`, `lost-worker`, `closed`.
         **details
-            Further keys, JSON; `time` in seconds since the epoch (default: now).
+            Further keys, with values for JSON; `time` is in seconds since the epoch (default: now).
         """
         line = json.dumps({"time": details.pop("time", time.time()), "event": event, **details}) + "\n"
         try:
@@ -58,7 +58,7 @@ class EventLog:
 
 
 def parse_events(data: bytes) -> Iterator[dict[str, Any]]:
-    """Yield the events of `events.jsonl`; skip lines that are no events, as a half-written last line."""
+    """Yield the events of `events.jsonl`; skip lines that are no events, such as a half-written last line."""
     for line in data.splitlines():
         try:
             event = json.loads(line)

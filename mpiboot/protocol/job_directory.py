@@ -35,13 +35,14 @@ class JobDirectory:
     key : str
         Its name, `<batch system>-<cluster>-<job_id>`.
     endpoint, scheduler_file, job, events, boot_log, ranks_log : Path
-        `endpoint.json`, Dask's `scheduler.json`, `job.json` (what was asked for), `events.jsonl` and the two logs.
+        `endpoint.json`, Dask's `scheduler.json`, `job.json` (the job's options and nodes), `events.jsonl` and the two
+        logs.
     tls : Path
         Folder of the job's secrets (`protocol.secrets`).
     rank_environment : Path
-        What every rank reads first (`protocol.node.RankPlan`).
+        The file that every rank reads first (`protocol.node.RankPlan`).
     host_file : Path
-        What the MPI launcher reads.
+        The host file of the MPI launcher.
     dashboard_page : Path
         Page that sends the user's browser to the dashboard, with the token.
     """
@@ -59,7 +60,7 @@ class JobDirectory:
         self.host_file = path / "hosts"
         self.dashboard_page = path / "dashboard.html"
         self.tls = path / "tls"
-        # What leads to the cluster; it goes with the secrets.
+        # The files that lead to the cluster; `clear` removes them with the secrets.
         self._pointers = (
             self.endpoint,
             self.scheduler_file,
@@ -70,7 +71,7 @@ class JobDirectory:
 
     @classmethod
     def create(cls, home: Path, key: str) -> "JobDirectory":
-        """Make the job's directory; if the same job had one before its requeue, take that and empty it of its endpoint.
+        """Make the job's directory. A requeued job keeps its directory, without the old endpoint.
 
         Parameters
         ----------
@@ -100,26 +101,26 @@ class JobDirectory:
         for stale in (directory.endpoint, directory.scheduler_file, directory.rank_environment):
             stale.unlink(missing_ok=True)
         for shared in (directory.ranks_log, directory.host_file):
-            shared.touch(mode=0o600)  # those who write it later leave the mode as it is
+            shared.touch(mode=0o600)  # later writers keep the mode
         return directory
 
     def is_clear(self) -> bool:
-        """Tell whether `clear` has nothing left to do."""
+        """Whether `clear` has nothing left to do."""
         return not any(path.exists() for path in (*self._pointers, self.tls))
 
     def quiet_s(self) -> float:
-        """Give the seconds since the job last wrote an event, or since its directory was made."""
+        """Return the seconds since the job last wrote an event, or since its directory was made."""
         latest = self.events if self.events.exists() else self.path
         return time.time() - latest.stat().st_mtime
 
     def clear(self) -> None:
-        """Remove the secrets, and what leads to the cluster. Boot and the agents of several nodes may all try."""
+        """Remove the secrets and the files that lead to the cluster. Boot and several agents may call this at once."""
         for path in self._pointers:
             path.unlink(missing_ok=True)
         remove_files(self.tls)
 
     def publish(self, endpoint: "Endpoint") -> None:
-        """Write `endpoint.json`: from here on clients connect."""
+        """Write `endpoint.json`, after which clients can connect."""
         with contextlib.suppress(FileNotFoundError):
             self.scheduler_file.chmod(0o600)  # Dask's own, written with the user's umask
         write_atomic(self.endpoint, endpoint._asdict())
@@ -162,14 +163,14 @@ class JobDirectory:
 
 
 def write_atomic(path: Path, content: Any) -> None:
-    """Write JSON to `path`, mode 0600. Readers on every node see all of it or none.
+    """Write JSON to `path`, mode 0600. Readers on every node see the whole content or the previous file.
 
     Parameters
     ----------
     path : Path
-        The file; replaced if it is there.
+        The file; an existing one is replaced.
     content
-        What `json.dump` takes.
+        Any object that `json.dump` takes.
     """
     temporary = path.with_name(f".{path.name}-{os.urandom(8).hex()}")
     try:

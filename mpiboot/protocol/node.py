@@ -1,4 +1,4 @@
-"""What boot, agent and ranks of one node have in common: orders, requests, and the job's folder on the node.
+"""What boot, agent and ranks of a node share: the types of their messages, and the job's folder on the node.
 
 Boot, agent and rank import it. An agent starts on every node at once from a slow file system, so it imports little.
 """
@@ -9,7 +9,7 @@ from typing import TypedDict
 from envpack.common.places import host_name, user_folder
 from mpiboot.protocol.variables import CONTROL_FOLDER_VARIABLE, PMI_RANK, PMIX_RANK
 
-# How often boot writes an empty line to each agent, and the silence after which an agent takes boot's node for lost.
+# How often boot writes an empty line to each agent, and the silence after which an agent considers boot's node lost.
 HEARTBEAT_S = 5.0
 SILENCE_S = 45.0
 # Sockets in the job's folder: boot's for the scheduler, on the first node; and the agent's for its node's stand-ins, with
@@ -22,7 +22,7 @@ SCHEDULER_PID_NAME = "scheduler.pid"
 
 
 class AgentOrders(TypedDict):
-    """What boot tells every agent at its start.
+    """The orders that boot gives every agent when it starts.
 
     Attributes
     ----------
@@ -52,14 +52,14 @@ class AgentOrders(TypedDict):
 
 
 class StageOrder(TypedDict):
-    """What boot tells every agent when the archive can be read.
+    """The order that boot gives every agent when the archive can be read.
 
     Attributes
     ----------
     archive : str
         Path of the archive.
     transport : str
-        How the archive came there: goes into the record of the stage.
+        How the archive came there; recorded with the stage.
     remove_archive : bool
         Whether the archive is this node's own copy, to be removed once it is staged.
     """
@@ -70,12 +70,12 @@ class StageOrder(TypedDict):
 
 
 class RankPlan(TypedDict):
-    """What every rank of the job reads first: `rank-environment.json` in the job's directory.
+    """The file that every rank of the job reads first: `rank-environment.json` in the job's directory.
 
     Attributes
     ----------
     set, unset : dict of str to str, list of str
-        Variables that the rank has, and those that it must not inherit from its launcher; `set` wins.
+        Variables that the rank gets, and variables that it must not inherit from its launcher; `set` has precedence.
     required_files : list of str
         Files that the rank must be able to read; otherwise it does not start.
     agent_folder : str
@@ -95,7 +95,7 @@ class RankPlan(TypedDict):
 
 
 class RankRequest(TypedDict):
-    """What a stand-in asks of its node's agent, and the agent of the fork server: a rank.
+    """The request to start a rank, sent by a stand-in to its node's agent, and by the agent to the fork server.
 
     Attributes
     ----------
@@ -125,7 +125,8 @@ class RankRequest(TypedDict):
 
 
 def job_folder(root: Path, job_key: str) -> Path:
-    """The job's own folder on each node, for spill files, MPI's session folders and sockets; removed with the job."""
+    """Return the job's own folder on each node, for spill files, MPI's session folders and sockets; removed with the
+    job."""
     return user_folder(root) / ".jobs" / job_key
 
 
@@ -135,15 +136,15 @@ def socket_address(folder: int, name: str) -> str:
 
 
 def start_failure(error: Exception) -> str:
-    """The message of a rank that could not be started."""
+    """Return the message of a rank that could not be started."""
     return f"mpiboot: a rank on {host_name()} could not be started: {error}"
 
 
 def report_scheduler(environment: dict[str, str], pid: int) -> None:
     """Write the pid of rank 0, which becomes the scheduler, where boot reads it; do nothing for another rank.
 
-    Boot then sees the end of a scheduler that has not reached it yet. Launchers with PMIx set PMIX_RANK, those with PMI-1
-    or PMI-2 PMI_RANK.
+    So boot notices the end of a scheduler that has not connected yet. Launchers with PMIx set PMIX_RANK, those with
+    PMI-1 or PMI-2 set PMI_RANK.
     """
     if environment.get(PMIX_RANK, environment.get(PMI_RANK)) == "0":
         Path(environment[CONTROL_FOLDER_VARIABLE], SCHEDULER_PID_NAME).write_text(str(pid))

@@ -1,4 +1,4 @@
-"""Which environment is meant, and whether a job can run from it: checked before anything is packed, submitted or started.
+"""Finds the environment that the user means, and checks whether a job can run from it, before it is packed.
 
 Client and boot import this module; it imports `envpack.common`, `common.mpi`, `protocol.variables` and the errors.
 """
@@ -34,7 +34,7 @@ def active_prefix(
     Returns
     -------
     Path
-        Its prefix; in a job, that of the source, since the staged prefix is on the job's nodes alone.
+        The environment's prefix; in a job, the source prefix, since the staged prefix is only on the job's nodes.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def check_environment(prefix: Path) -> None:
             ("mpi4py", "mpi4py"),
             ("distributed", "distributed"),
         )
-        # An editable install leaves a .dist-info, and no folder of its name.
+        # An editable install has a .dist-info, and no folder of the package's name.
         if not any(
             [*folder.glob(f"{module}/__init__.py"), *folder.glob(f"{module}-*.dist-info")] for folder in site
         )
@@ -93,16 +93,16 @@ def check_environment(prefix: Path) -> None:
         )
 
 
-# Without MPI_Init, which login nodes often forbid.
+# This does not call MPI_Init, which login nodes often forbid.
 _MPI_LIBRARY = (
     "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; print(MPI.Get_library_version())"
 )
 
 
 def check_mpi(prefix: Path) -> None:
-    """Refuse an environment whose own mpirun is of another MPI than the library that its mpi4py loads.
+    """Refuse an environment whose own mpirun belongs to another MPI than the library that its mpi4py loads.
 
-    An environment without an mpirun passes: in the job, a site's module may bring both.
+    An environment without an mpirun is accepted: in the job, a site's module may provide both.
 
     Parameters
     ----------
@@ -111,17 +111,15 @@ def check_mpi(prefix: Path) -> None:
 
     Raises
     ------
-    EnvironmentUnfitError
-        As `mpi_of`.
-    LaunchError
-        As `mpi_of`.
+    EnvironmentUnfitError, LaunchError
+        As raised by `mpi_of`.
     """
     if (prefix / "bin/mpirun").exists():
         mpi_of(prefix, prefix / "bin/mpirun")
 
 
 def mpi_of(prefix: Path, mpirun: str | Path, environ: Mapping[str, str] | None = None) -> tuple[str, str]:
-    """Name the MPI of an mpirun, and check that an environment's mpi4py loads a library of the same.
+    """Return the MPI of an mpirun, after checking that an environment's mpi4py loads a library of the same MPI.
 
     Parameters
     ----------
@@ -135,14 +133,14 @@ def mpi_of(prefix: Path, mpirun: str | Path, environ: Mapping[str, str] | None =
     Returns
     -------
     tuple[str, str]
-        `openmpi`, `mpich` or `intelmpi`; and what the library calls itself, such as `Open MPI v5.0.11`.
+        `openmpi`, `mpich` or `intelmpi`; and the library's own name, such as `Open MPI v5.0.11`.
 
     Raises
     ------
     EnvironmentUnfitError
         mpi4py loads another MPI, or none; the message names the package to install.
     LaunchError
-        The mpirun is of no MPI that mpiboot knows.
+        The mpirun belongs to no MPI that mpiboot knows.
     """
     python = prefix / "bin/python"
     mpi = launcher_mpi(_output_of([os.fspath(mpirun), "--version"], environ))
@@ -157,7 +155,7 @@ def mpi_of(prefix: Path, mpirun: str | Path, environ: Mapping[str, str] | None =
 
 
 def _output_of(command: Sequence[str], environ: Mapping[str, str] | None = None) -> str:
-    """Return what a command prints, or why it could not be run."""
+    """Return the output of a command, or the reason why it could not be run."""
     env = None if environ is None else dict(environ)
     try:
         done = subprocess.run(

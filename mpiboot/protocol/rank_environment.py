@@ -32,10 +32,10 @@ def rank_variables(
     encrypted: bool,
     dashboard_tls: bool,
 ) -> dict[str, str]:
-    """Make the environment that every rank finds, but for the variables that its launcher adds.
+    """Make the environment of every rank, without the variables that its launcher adds.
 
-    From weak to strong: settings of Dask and MPI; the user's environment, activated in `prefix`, less what belongs to a
-    host or to a run; the variables of `--env-var`; preloads and encryption.
+    Later layers have precedence: settings of Dask and MPI; the user's environment, activated in `prefix`, without
+    variables of one host or one run; the variables of `--env-var`; preloads and encryption.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def rank_variables(
     """
     mpi = dict(names.MPI_TCP_ONLY)
     if interface:
-        # With all of a node's devices in it, an address of UCX's is longer than a value may be in a batch system's PMI-1
+        # A UCX address that contains all of a node's devices exceeds the limit of a value in a batch system's PMI-1
         # (1024 bytes), and MPICH aborts.
         mpi |= {names.UCX_TRANSPORTS: "tcp,self,sm", names.UCX_DEVICES: interface}
     users = carried(activation(prefix, relocated(environ, source, prefix), source), batch_prefixes)
@@ -99,7 +99,7 @@ def rank_variables(
 
 
 def relocated(environ: Mapping[str, str], source: Path, prefix: Path) -> dict[str, str]:
-    """Return `environ` with `prefix` active in the place of `source`."""
+    """Return `environ` with `prefix` active instead of `source`."""
     variables = {name: value for name, value in environ.items() if name not in names.PYTHON_VARIABLES}
     path = [
         part for part in variables.get("PATH", os.defpath).split(":") if part and not _inside(part, source)
@@ -130,7 +130,7 @@ def activation(prefix: Path, environ: Mapping[str, str], source: Path) -> dict[s
     prefix : Path
         The prefix; without such scripts, nothing changes.
     environ : mapping
-        Environment that the scripts find.
+        The environment of the scripts.
     source : Path
         The prefix that `prefix` is a copy of, for the remedy.
 
@@ -142,7 +142,8 @@ def activation(prefix: Path, environ: Mapping[str, str], source: Path) -> dict[s
     scripts = sorted((prefix / "etc/conda/activate.d").glob("*.sh"))
     if not scripts:
         return dict(environ)
-    # Scripts test unset variables and print to stdout: neither may end this, nor get into what is read back.
+    # The scripts may test unset variables, which must not end the shell, and print to stdout, which must not get into
+    # the output that is parsed.
     code = 'exec 3>&1 >&2; for script in "$@"; do . "$script"; done; env -0 >&3'
     command = ["bash", "-c", code, "activate", *map(str, scripts)]
     try:
@@ -163,12 +164,12 @@ def activation(prefix: Path, environ: Mapping[str, str], source: Path) -> dict[s
 
 
 def carried(environ: Mapping[str, str], batch_prefixes: tuple[str, ...]) -> dict[str, str]:
-    """Return what goes from the first node to every rank: all but what belongs to a host, a login session or a step.
+    """Return the variables that every rank gets from boot: all except those of a host, a login session or a step.
 
     Parameters
     ----------
     environ : mapping
-        Variables.
+        The environment of boot.
     batch_prefixes : tuple of str
         How the names of batch systems' variables start.
     """
@@ -181,9 +182,9 @@ def carried(environ: Mapping[str, str], batch_prefixes: tuple[str, ...]) -> dict
 
 
 def of_another_job(name: str) -> bool:
-    """Tell whether a variable belongs to the cluster, or the MPI run, that a submit may run in.
+    """Whether a variable belongs to the cluster, or the MPI run, in which a submit runs.
 
-    The job that is submitted must not inherit it. Variables of batch systems are `batch.registry`'s part.
+    The submitted job must not inherit it. `batch.registry` decides about the variables of batch systems.
     """
     if name in names.USER_VARIABLES:
         return False
@@ -200,7 +201,7 @@ def requested_variables(items: Sequence[str], environ: Mapping[str, str]) -> dic
     Parameters
     ----------
     items : sequence of str
-        Each `NAME=VALUE`, or `NAME`, whose value `environ` has.
+        Each is `NAME=VALUE`, or `NAME` with its value in `environ`.
     environ : mapping
         Environment variables.
 
@@ -221,7 +222,7 @@ def requested_variables(items: Sequence[str], environ: Mapping[str, str]) -> dic
 
 
 def login_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return what a login would have set and `environ` lacks: mpirun ends where HOME is not set (`--export=NONE`)."""
+    """Return the variables of a login that `environ` lacks: mpirun fails without HOME (unset by `--export=NONE`)."""
     user = pwd.getpwuid(os.getuid())
     usual = {"HOME": user.pw_dir, "USER": user.pw_name, "LOGNAME": user.pw_name, "PATH": os.defpath}
     return {name: value for name, value in usual.items() if not environ.get(name)}

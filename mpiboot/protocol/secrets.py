@@ -1,7 +1,8 @@
-"""A job's secrets, as all of its processes use them: the files' names, reading, checking, and Dask's settings for them.
+"""A job's secrets, as all of its processes use them: file names, functions that read and check them, and Dask's
+settings.
 
     <job directory>/tls/     0700
-        ca.pem               certificate of the job's own authority, whose key is thrown away once the three are signed
+        ca.pem               certificate of the job's own authority, whose key is discarded once the three are signed
         <role>.pem           certificate of scheduler, worker, client
         <role>-key.pem       its key
         token                what the dashboard and the HTTP routes ask for
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 ROLES = ("scheduler", "worker", "client")
 SECRET_NAMES = ("ca.pem", *(f"{role}{end}.pem" for role in ROLES for end in ("", "-key")), "token")
 
-# Named first among the preloads of scheduler, worker and nanny (see mpiboot/preloads/secure.py).
+# The first of the preloads of scheduler, worker and nanny (see mpiboot/preloads/secure.py).
 GUARD_PRELOAD = "mpiboot.preloads.secure"
 
 _SECRET_MAX_BYTES = 64 * 1024
@@ -88,7 +89,7 @@ def read_token(job_directory: StrPath) -> str:
     Returns
     -------
     str
-        The token, which must not get into a log or onto a command line.
+        The token; never write it to a log or a command line.
 
     Raises
     ------
@@ -109,7 +110,7 @@ def check_rank_secrets(job_directory: StrPath) -> None:
     Raises
     ------
     SecurityError
-        Some are missing, unreadable, empty, or open to others; names all of them.
+        Secrets are missing, unreadable, empty, or open to others; the message names all of them.
     """
     tls = tls_folder(job_directory)
     faults = []
@@ -144,7 +145,7 @@ def dask_tls_environment(job_directory: StrPath) -> dict[str, str]:
     Returns
     -------
     dict[str, str]
-        Dask's configuration; it has names of files, and no secret.
+        Variables of Dask's configuration; they contain names of files, and no secret.
     """
     tls = tls_folder(job_directory)
     environment = {DASK_REQUIRE_ENCRYPTION: "True", DASK_TLS_CA_FILE: str(tls / "ca.pem")}
@@ -229,7 +230,7 @@ def dashboard_cookie(job_name: str, token: str) -> tuple[str, str]:
         Name and value. Browsers send a cookie to every port of a host, so each job's cookie has a name of its own: two
         jobs on one host must not overwrite each other's. The value does not reveal the token.
     """
-    # Two names never quote to the same, and a cookie's name may have a "%" (RFC 6265, section 4.1.1).
+    # Different names have different quoted forms, and a cookie's name may contain "%" (RFC 6265, section 4.1.1).
     name = "mpiboot-" + urllib.parse.quote(job_name, safe="")
     value = hmac.new(token.encode(), b"mpiboot dashboard cookie\0" + job_name.encode(), hashlib.sha256)
     return name, value.hexdigest()

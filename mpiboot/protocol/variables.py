@@ -1,7 +1,7 @@
-"""Names of the environment variables that mpiboot reads or sets, whoever they belong to.
+"""Names of all environment variables that mpiboot reads or sets, its own and those of other programs.
 
-Every room may import this module; agents do, so it imports next to nothing. Batch systems' variables stand in
-`batch/<system>/`; prefixes of MPI's variables in `common.mpi`. A test fails on any other name in the sources.
+Every room may import this module; agents do, so it imports almost nothing. Variables of batch systems are in
+`batch/<system>/`, prefixes of MPI's variables in `common.mpi`. A test fails on any other name in the sources.
 """
 
 from envpack.common.places import HOME_VARIABLE, STAGE_ROOT_VARIABLE
@@ -11,10 +11,10 @@ USER_VARIABLES = (HOME_VARIABLE, STAGE_ROOT_VARIABLE)
 
 # mpiboot's own, set by boot in the ranks, by boot in a batch command (the last three), and by submit for the job script.
 MPIBOOT_PREFIX = "MPIBOOT_"
-JOB_KEY_VARIABLE = "MPIBOOT_JOB_KEY"  # by it an agent knows the job's processes
+JOB_KEY_VARIABLE = "MPIBOOT_JOB_KEY"  # marks the job's processes for its agents
 JOB_DIRECTORY_VARIABLE = "MPIBOOT_JOB_DIRECTORY"  # only if the job is encrypted
 CONTROL_FOLDER_VARIABLE = "MPIBOOT_CONTROL_FOLDER"  # the job's folder on the node
-IDLE_TIMEOUT_VARIABLE = "MPIBOOT_IDLE_TIMEOUT_S"  # empty: the cluster never idles out
+IDLE_TIMEOUT_VARIABLE = "MPIBOOT_IDLE_TIMEOUT_S"  # empty: no idle timeout
 MPI_ONLY_VARIABLE = (
     "MPIBOOT_MPI_ONLY"  # names, separated by blanks, that neither tasks nor the command inherit
 )
@@ -41,11 +41,11 @@ DASK_DASHBOARD_CA_FILE = "DASK_DISTRIBUTED__SCHEDULER__DASHBOARD__TLS__CA_FILE"
 DASK_DASHBOARD_CERT = "DASK_DISTRIBUTED__SCHEDULER__DASHBOARD__TLS__CERT"
 DASK_DASHBOARD_KEY = "DASK_DISTRIBUTED__SCHEDULER__DASHBOARD__TLS__KEY"
 
-# Of environments: which one is active.
+# Variables that name the active environment.
 CONDA_PREFIX = "CONDA_PREFIX"
 VIRTUAL_ENV = "VIRTUAL_ENV"
 PYTHON_NO_USER_SITE = "PYTHONNOUSERSITE"
-# Python's that make an interpreter look outside its prefix (python(1)).
+# Variables that make Python search for modules outside its prefix (python(1)).
 PYTHON_VARIABLES = (
     "PYTHONHOME",
     "PYTHONPATH",
@@ -58,19 +58,19 @@ PYTHON_VARIABLES = (
 # Lists of folders, separated by colons, that may lie in a prefix.
 PATH_LISTS = ("LD_LIBRARY_PATH", "LIBRARY_PATH", "CPATH", "PKG_CONFIG_PATH", "MANPATH", "XDG_DATA_DIRS")
 
-# Of one host, or one login session.
+# Variables of one host, or one login session.
 HOST_PREFIXES = ("XDG_", "SSH_", "DBUS_")
 HOST_VARIABLES = frozenset(
     ("HOSTNAME", "HOST", "_", "SHLVL", "OLDPWD", "DISPLAY", "XAUTHORITY", "TERM_SESSION_ID")
 )
 NO_COLOR = "NO_COLOR"  # https://no-color.org
 
-# MPI's. Rank 0 is known by PMIX_RANK (Open MPI, and launchers with PMIx) or PMI_RANK (MPICH, and launchers with PMI-2).
+# MPI's. PMIX_RANK (Open MPI, and launchers with PMIx) or PMI_RANK (MPICH, and launchers with PMI-2) identifies rank 0.
 PMIX_RANK = "PMIX_RANK"
 PMI_RANK = "PMI_RANK"
 MPI4PY_FINALIZE = "MPI4PY_RC_FINALIZE"
-# The ranks use MPI only to be numbered, which TCP can do. Open MPI's libfabric sleeps a second in MPI_Init, looking for
-# something better; and ranks that wait in MPI for their scheduler would take the cores from it.
+# The ranks use MPI only to learn their numbers, for which TCP is enough. Open MPI's libfabric sleeps a second in
+# MPI_Init while it looks for faster networks; and ranks that wait in MPI for the scheduler would take CPU time from it.
 MPI_TCP_ONLY = {
     "OMPI_MCA_pml": "ob1",
     "OMPI_MCA_btl": "^ofi,uct,openib,usnic",

@@ -2,10 +2,10 @@
 
     python fork_server.py SOCKET DASK_MPI ARGUMENT...
 
-The node's agent (agent/adopt.py) starts it, and asks it for each rank over the socket whose descriptor is SOCKET: one
-byte, and with it the descriptors of a `RankRequest` in a file of memory, of the stand-in's connection, and of MPI's. Each
-child becomes a rank, and runs dask-mpi as an interpreter of its own would. Workers, which nannies spawn, import by
-themselves.
+The node's agent (agent/adopt.py) starts the fork server, and requests each rank over the socket whose descriptor is
+SOCKET. A request is one byte, sent with these descriptors: a memory file with a `RankRequest`, the stand-in's
+connection, and MPI's connections. Each forked child becomes a rank, and runs dask-mpi as a newly started Python would.
+Workers do not profit: nannies spawn them as new processes.
 """
 
 import contextlib
@@ -27,8 +27,8 @@ from mpiboot.protocol.node import DESCRIPTORS_MAX, RankRequest, report_scheduler
 
 
 def main() -> None:
-    """Serve the agent; return in the server at its end, and in each rank at the rank's end."""
-    # As an interpreter that runs the rank's script has it. The agent ignores these signals, and a child inherits that.
+    """Serve the agent. Returns in the server when that ends, and in each rank when the rank ends."""
+    # Restore what a new Python that runs the rank's script has: a child inherits that the agent ignores these signals.
     sys.path[0] = str(Path(sys.argv[2]).parent)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGUSR1, signal.SIG_DFL)
@@ -45,12 +45,12 @@ def main() -> None:
 
 
 def serve(agent: socket.socket) -> list[int]:
-    """Fork ranks, and tell their stand-ins how they end, until the agent has closed its socket and all ranks have ended.
+    """Fork ranks and report their ends to their stand-ins, until the agent closes its socket and all ranks have ended.
 
     Parameters
     ----------
     agent : socket
-        The agent's requests come from here.
+        The connection to the agent, which sends the requests.
 
     Returns
     -------
@@ -93,9 +93,10 @@ def serve(agent: socket.socket) -> list[int]:
 
 
 def fork() -> int:
-    """Fork; return the child's process id, 0 in the child, and -1 if there can be no child.
+    """Fork; return the child's process id, 0 in the child, and -1 if the fork failed.
 
-    Python 3.12 warns of OpenBLAS's threads, but those end before a fork and start again after it (pthread_atfork(3)).
+    Python 3.12 and later warn of OpenBLAS's threads, but those end before a fork and start again after it
+    (pthread_atfork(3)).
     """
     try:
         with warnings.catch_warnings():
@@ -118,16 +119,16 @@ def reap(stand_ins: dict[int, socket.socket]) -> None:
 
 
 def become(memory: int, connection: int, *mpi: int) -> None:
-    """Turn this process into the rank that a stand-in asked for.
+    """Turn this process into the rank that a stand-in requested.
 
     Parameters
     ----------
     memory : int
-        Descriptor of the file of memory with the `RankRequest`.
+        Descriptor of the memory file with the `RankRequest`.
     connection : int
         Descriptor of the stand-in's connection.
     mpi : int
-        Descriptors of MPI's; they get the numbers that they have in the stand-in.
+        Descriptors of MPI's connections; in this process they get the same numbers as in the stand-in.
     """
     with os.fdopen(memory, "rb") as file:
         file.seek(0)
@@ -136,7 +137,7 @@ def become(memory: int, connection: int, *mpi: int) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
-    # A scheduler of hundreds of workers needs thousands of descriptors; dask-mpi leaves the soft limit as it is.
+    # A scheduler of hundreds of workers needs thousands of descriptors, and dask-mpi does not raise the soft limit.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     # Move descriptors above 1000 first: a target number may be in use. The copy of the stand-in's connection stays open
@@ -148,7 +149,7 @@ def become(memory: int, connection: int, *mpi: int) -> None:
         os.dup2(descriptor, number)
         os.close(descriptor)
     if request["lock"]:
-        # Held by this process and its children: while it is, `envpack gc` spares the stage.
+        # This process and its children hold the lock; meanwhile `envpack gc` keeps the staged prefix.
         hold_folder(request["lock"])
     report_scheduler(request["environment"], os.getpid())
     sys.argv = request["command"][1:]

@@ -1,8 +1,8 @@
-"""What the MPI launcher starts as each rank: `python -I -S stand_in.py JOB_DIRECTORY`.
+"""The program that the MPI launcher starts as each rank: `python -I -S stand_in.py JOB_DIRECTORY`.
 
-The node's agent (agent/adopt.py) has the rank itself started; the stand-in waits for it, and ends as the rank has ended.
-A launcher passes on whatever environment it likes, and that of a rank may hold secrets, so it comes from a file that only
-the user can read. Every rank of a job runs this at once, so it imports few modules, and none of mpiboot.
+The node's agent (agent/adopt.py) starts the rank itself; the stand-in waits for it, and ends with the rank's exit
+status. The rank's environment comes from a file that only the user can read: it may hold secrets, and launchers differ
+in the variables that they pass on. All ranks of a job run this at once, so it imports few modules, and none of mpiboot.
 """
 
 import array
@@ -18,13 +18,13 @@ def main() -> int:
     with open(os.path.join(directory, "rank-environment.json")) as file:  # noqa: PTH118, PTH123
         plan = json.load(file)
     for path in plan["required_files"]:
-        # Without its TLS files, a rank would not encrypt, or hang.
+        # Without its TLS files, a rank would hang, or would not encrypt.
         if not os.access(path, os.R_OK):
             sys.exit(
                 f"mpiboot: a rank on {os.uname().nodename} cannot read {path}, and does not start without it. "
                 f"Look at it on that node: ls -l {path}"
             )
-    # `set` wins over `unset`: `--env-var PYTHONPATH` is the user's wish.
+    # `set` has precedence over `unset`: the user may set PYTHONPATH with `--env-var`.
     kept = {name: value for name, value in os.environ.items() if name not in plan["unset"]}
     environment = {**kept, **plan["set"]}
     # The open connection to MPI's process manager (PMI-1 and PMI-2 of Hydra and of a batch system's PMI-2).
@@ -60,7 +60,7 @@ def hand_over(folder: str, request: "dict[str, object]") -> int:
     """
     agent = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # By descriptor, since the path of a socket may have only 108 bytes (unix(7)).
+        # By descriptor, since the path of a socket is limited to 108 bytes (unix(7)).
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         agent.connect(f"/proc/self/fd/{handle}/agent.sock")
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", request["descriptors"]))]  # type: ignore[call-overload]
