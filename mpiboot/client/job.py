@@ -78,7 +78,7 @@ class Job:
         """Add why the job ended: boot's last event says it, unless boot was killed."""
         last = self._last_event()
         if last["event"] == "closed":
-            reason = str(last["reason"]).partition("\n")[0]  # the end of a log may follow
+            reason = str(last["reason"]).partition("\n")[0].removesuffix(":")  # details may follow
             if state.phase == "unknown":
                 word = self.batch.ended_word(last["exit_status"])
                 return replace(state, phase="ended", state=word, reason=reason)

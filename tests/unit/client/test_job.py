@@ -64,7 +64,7 @@ def test_why_a_job_ended(job, batch, said, events, expected):
     batch.state = JobState("7", "mpiboot", phase, state, reason)
     log = EventLog(job.directory.events)
     for event in events:
-        log.write(event, reason="mpirun ended\nthe end of a log", exit_status=1)
+        log.write(event, reason="mpirun ended:\nthe end of a log", exit_status=1)
     log.close()
     answer = job.ask()
     assert (answer.phase, answer.state, answer.reason) == expected
