@@ -13,8 +13,9 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from envpack.common.places import HOME_VARIABLE
 from envpack.common.prefix import kind_of
-from envpack.errors import BrokenEnvironmentError, NotAnEnvironmentError
+from envpack.errors import BrokenEnvironmentError, EnvpackError, NotAnEnvironmentError
 from envpack.pack import store
 from envpack.pack.archive_writer import ArchiveWriter
 
@@ -125,7 +126,13 @@ def pack(
         folder = store.folder_for(prefix, home)
         # One by one, as mkdir gives only the last folder this mode.
         for path in (folder.parent.parent, folder.parent, folder):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise EnvpackError(
+                    f"cannot make the folder {path}: {error.strerror}",
+                    f"Set {HOME_VARIABLE} to a folder on the shared file system that you can write",
+                ) from error
         candidates = store.newest_first(folder)
     else:
         output = Path(output)

@@ -140,7 +140,13 @@ def submit_command(
     if output_folder is None and not config.command:
         output_folder = home / "logs"
     if output_folder:
-        output_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            output_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"the folder {output_folder} could not be made: {error.strerror}",
+                f"Set {HOME_VARIABLE} to a folder on the shared file system that you can write",
+            ) from error
     boot_config = replace(config, home=str(home) if os.environ.get(HOME_VARIABLE) else None)
     return batch.submit_command(
         config,

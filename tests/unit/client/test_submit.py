@@ -5,7 +5,7 @@ import pytest
 from mpiboot import config as configuration
 from mpiboot.batch import registry
 from mpiboot.client import submit
-from mpiboot.errors import BatchError
+from mpiboot.errors import BatchError, UsageError
 
 
 def test_a_dry_run_hands_values_on_in_front_of_the_command(monkeypatch, tmp_path):
@@ -43,4 +43,16 @@ def test_a_refusal_comes_with_the_partitions_limits_and_before_packing(commands,
         "sbatch: allocation failure: Node count specification invalid\n"
         "The partitions here:\n  p: Default=YES MaxNodes=2 TotalNodes=9 MaxTime=1:00:00\n"
         "Change the options that it names; see: mpiboot submit --help"
+    )
+
+
+def test_a_home_that_cannot_be_made_is_named_with_the_remedy(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MPIBOOT_HOME", str(tmp_path / "file"))
+    config = configuration.merge({"env": "/e", "batch_system": "slurm"})
+    with pytest.raises(UsageError) as error:
+        submit.submit_command(config, registry.batch_system("slurm"), tmp_path / "job.sh")
+    assert str(error.value) == (
+        f"the folder {tmp_path}/file/logs could not be made: Not a directory. "
+        "Set MPIBOOT_HOME to a folder on the shared file system that you can write"
     )

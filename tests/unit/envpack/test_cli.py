@@ -114,6 +114,18 @@ def test_a_named_failure_is_one_line_and_status_1(
     assert out == "" and err.startswith(f"envpack: {message}") and err.count("\n") == 1
 
 
+def test_a_home_that_cannot_be_made_is_named_with_the_remedy(
+    prefix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MPIBOOT_HOME", str(tmp_path / "file/home"))
+    assert main(["pack", "--prefix", str(prefix)]) == 1
+    assert capsys.readouterr().err == (
+        f"envpack: cannot make the folder {tmp_path}/file/home: Not a directory. "
+        "Set MPIBOOT_HOME to a folder on the shared file system that you can write\n"
+    )
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
