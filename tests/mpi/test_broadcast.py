@@ -93,4 +93,4 @@ def test_another_archive_than_the_one_submitted_is_refused_everywhere(comm, fold
     from mpiboot.agent import broadcast
 
     answer = broadcast.stage_broadcast(comm, {**orders, "pack_id": "0" * 64})
-    assert "submit again" in answer["error"]
+    assert "Submit the job again" in answer["error"]
