@@ -17,7 +17,9 @@ OTHER_UID = 54321
 @pytest.fixture
 def second_user():
     if os.geteuid() != 0:
-        reason = "a second user can be made only by root: sudo python -m pytest tests/unit/test_trust.py"
+        reason = (
+            "a second user can be made only by root: sudo python -m pytest tests/unit/common/test_trust.py"
+        )
         (pytest.fail if os.environ.get("MPIBOOT_REQUIRE_CLUSTER") == "1" else pytest.skip)(reason)
     return OTHER_UID
 
