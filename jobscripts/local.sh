@@ -24,5 +24,5 @@ if [ ! -x "$prefix/bin/python" ]; then
     echo "Add --env PREFIX after the script's name; all nodes must see that folder." >&2
     exit 2
 fi
-# -I: a secrets.py in the folder of the submit must not replace Python's own module.
+# -I: a secrets.py in the working directory must not replace Python's own module.
 exec "$prefix/bin/python" -I -m mpiboot boot --batch-system "$batch_system" "$@"

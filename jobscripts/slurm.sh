@@ -17,7 +17,7 @@
 #SBATCH --no-kill
 batch_system=slurm
 
-trap '' USR1 # boot acts on this signal; until boot can, the walltime's signal must not end this script
+trap '' USR1 # boot handles this signal; before boot does, the walltime's signal must not end this script
 
 # From here to the end, all job scripts are the same: find the environment's Python, and start `mpiboot boot` with it.
 eval "${MPIBOOT_SETUP-}" # the site's `setup` lines, such as `module load openmpi`
@@ -36,5 +36,5 @@ if [ ! -x "$prefix/bin/python" ]; then
     echo "Add --env PREFIX after the script's name; all nodes must see that folder." >&2
     exit 2
 fi
-# -I: a secrets.py in the folder of the submit must not replace Python's own module.
+# -I: a secrets.py in the working directory must not replace Python's own module.
 exec "$prefix/bin/python" -I -m mpiboot boot --batch-system "$batch_system" "$@"

@@ -2,7 +2,7 @@
 
 Submit a job with `mpiboot.submit`, connect to it with `mpiboot.connect`, or do both with `mpiboot.MPICluster`.
 
-Importing this package imports nothing but the errors: the other names are imported when they are first used, since
+Importing this package imports only the errors; the other names are imported when they are first used, since
 `mpiboot boot` starts from a slow shared file system and must not pay for distributed.
 """
 

@@ -24,7 +24,7 @@ from mpiboot.common.units import parse_walltime_s, show_duration, show_size
 from mpiboot.errors import UsageError
 from mpiboot.protocol.variables import DASK_OPTIONS_PREFIX
 
-# The places where an option may stand.
+# The places where an option may be set.
 SUBMIT = "the command line of submit"
 BOOT = "the command line of boot"
 PYTHON = "a Python call"
@@ -40,15 +40,15 @@ class Kind:
     Parameters
     ----------
     parse : callable
-        Makes the value of what a user typed or a file holds; raises MalformedValueError.
+        Parses a value that a user typed or a file contains; raises MalformedValueError.
     write : callable
-        Makes the argument of `boot` that `parse` reads back as the same value.
+        Returns the argument of `boot` that `parse` turns into the same value.
     show : callable
-        Makes the text that shows a default value to a person.
+        Returns a default value as text for the user.
     units : str
         A sentence about the units of a value, for the documentation.
     choices : tuple of str
-        The values there are; empty: any that `parse` takes.
+        The allowed values; empty: all that `parse` accepts.
     """
 
     parse: Callable[[Any], Any]
@@ -60,31 +60,32 @@ class Kind:
 
 @dataclass(frozen=True)
 class Option:
-    """One option, with every fact about it but its value.
+    """The description of one option; `Config` holds its value.
 
     Parameters
     ----------
     kind : Kind
+        How its values are read and written.
     help : str
-        What it means, in a few words.
+        Its meaning, in a few words.
     default : object
-        None if it depends on the environment or on the job.
+        Its default value; None if that depends on the environment or on the job.
     metavar : str
-        Stands for the value in a command line's help.
+        The placeholder for the value in a command line's help.
     default_words : str
-        Says what the default is, where no value can.
+        Describes the default if it is not a fixed value.
     allowed_in : collection of str
-        Where it may stand.
+        The places where it may be set.
     elsewhere : str
-        What to do instead, where it may not stand: the remedy of an error.
+        The remedy of the error if it is set in another place.
     repeatable : bool
-        May be given several times; its value is a tuple.
+        Whether it may be given several times; its value is then a tuple.
     same_as : str
-        The option of sbatch or dask-mpi that means the same.
+        The option of sbatch or dask-mpi with the same meaning.
     variable : str
-        Environment variable that sets it, beside `DASK_MPIBOOT__NAME`.
+        Another environment variable that sets it, besides `DASK_MPIBOOT__NAME`.
     name : str
-        In Python and in files; set by `OPTIONS`.
+        Its name in Python and in files; set by `OPTIONS`.
     """
 
     kind: Kind
@@ -101,7 +102,7 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """Its name on a command line."""
+        """The option's name on a command line."""
         return "--" + self.name.replace("_", "-")
 
     @property
@@ -116,12 +117,12 @@ class Option:
         return self.kind.show(self.default)
 
     def parse(self, value: Any) -> Any:
-        """Make the option's value of what a user typed or a file holds.
+        """Parse a value that a user typed or a file contains.
 
         Raises
         ------
         UsageError
-            It is not a value of this option; says what would be one.
+            `value` is not a value of this option; the message says which values are.
         """
         try:
             if self.repeatable:
@@ -144,7 +145,7 @@ def _count(text: str | int) -> int:
 
 
 def _walltime(text: str | int) -> str:
-    """A walltime as sbatch takes it, checked and not changed."""
+    """Check a walltime, and return it unchanged: sbatch takes the same forms."""
     parse_walltime_s(str(text))
     return str(text)
 
@@ -165,7 +166,7 @@ def _choice(*choices: str) -> Kind:
 
 
 def _exact(number: float) -> str:
-    """The shortest decimal number that is read back as `number`."""
+    """Return the shortest decimal number that equals `number` when parsed."""
     return str(int(number)) if number.is_integer() else repr(number)
 
 
@@ -173,7 +174,7 @@ TEXT = Kind(str)
 PATH = Kind(str)
 COUNT = Kind(_count)
 FLAG = Kind(_flag)
-# A bare number is MiB, as for sbatch, so that the argument has to name a unit.
+# The argument names a unit, since a number without unit means MiB, as for sbatch.
 SIZE = Kind(
     parse_size_bytes,
     lambda size_bytes: _exact(size_bytes / 1024) + "K",
@@ -182,7 +183,7 @@ SIZE = Kind(
 )
 DURATION = Kind(parse_duration_s, _exact, show_duration, "In seconds, or text such as '30 min'")
 WALLTIME = Kind(_walltime, units="Minutes, H:MM:SS or D-HH:MM:SS")
-# The arguments of a job can be read by every user of the machine: values of variables are handed on in its environment.
+# Every user of the machine can read the arguments of a job, so values of variables are passed in its environment.
 VARIABLE = Kind(str, lambda item: item.partition("=")[0])
 BATCH_SYSTEM = _choice("auto", *registry.NAMES)
 MPI = _choice("auto", *PYPI_PACKAGES, *registry.launchers())
@@ -190,7 +191,7 @@ TRANSPORT = _choice("auto", "direct", *registry.transports(), "mpi")
 
 
 def _option(kind: Kind, help: str, default: Any = None, **facts: Any) -> Any:
-    """A field of `Config` that is an option."""
+    """Return a field of `Config` that is an option."""
     if kind.choices:
         facts["metavar"] = "{" + ",".join(kind.choices) + "}"
     return field(default=default, metadata={"option": Option(kind, help, default, **facts)})
@@ -290,7 +291,7 @@ class Config:
         repeatable=True,
         allowed_in=EVERYWHERE - {BOOT, ENVIRONMENT},
     )
-    # It must be typed each time: neither a file nor the environment may turn encryption off in silence.
+    # The user must type it each time: neither a file nor the environment may turn encryption off silently.
     insecure: bool = _option(
         FLAG,
         "no TLS and no token: for closed test networks only",
@@ -362,17 +363,17 @@ OPTIONS: dict[str, Option] = {
 
 
 def options_in(place: str) -> list[Option]:
-    """The options that may stand in `place`."""
+    """Return the options that may be set in `place`."""
     return [option for option in OPTIONS.values() if place in option.allowed_in]
 
 
 def check_names(names: Iterable[str], place: str) -> None:
-    """Refuse what is no option, or may not stand in `place`.
+    """Refuse names that are no options, or options that may not be set in `place`.
 
     Raises
     ------
     UsageError
-        Lists the options that may stand there.
+        A name is refused; the message lists the options that may be set there.
     """
     valid = [option.name for option in options_in(place)]
     for name in names:
@@ -385,19 +386,19 @@ def check_names(names: Iterable[str], place: str) -> None:
 
 
 def merge(*layers: Mapping[str, Any], command: Sequence[str] = ()) -> Config:
-    """Make one Config of the values in several layers.
+    """Merge the values of several layers into one Config.
 
     Parameters
     ----------
     *layers : mapping
-        Values by option name, as typed; None means not given. A later layer comes before an earlier one.
+        Values by option name, as typed; None means not given. Later layers have precedence.
     command : sequence of str
-        What batch mode runs.
+        The command of batch mode.
 
     Raises
     ------
     UsageError
-        A value is not one of its option.
+        A value does not fit its option.
     """
     values: dict[str, Any] = {}
     for layer in layers:
@@ -408,7 +409,7 @@ def merge(*layers: Mapping[str, Any], command: Sequence[str] = ()) -> Config:
 
 
 def environment_layer(environ: Mapping[str, str]) -> dict[str, str]:
-    """The options that environment variables set. `boot` runs this without Dask, which reads them on the client."""
+    """Return the options that environment variables set. Boot uses this; on the client, Dask reads the variables."""
     upper = {
         name.upper(): value for name, value in environ.items() if name.upper().startswith(DASK_OPTIONS_PREFIX)
     }
@@ -421,7 +422,7 @@ def environment_layer(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def home(environ: Mapping[str, str], override: str | None = None) -> Path:
-    """mpiboot's folder on the shared file system: `--home`, `MPIBOOT_HOME`, `~/.mpiboot`."""
+    """Return mpiboot's folder on the shared file system: `--home`, else `MPIBOOT_HOME`, else `~/.mpiboot`."""
     chosen = override or places.default_home(environ)
     return Path(os.path.abspath(chosen))  # noqa: PTH100 - not resolve(): a link is the user's choice of name
 
@@ -437,7 +438,7 @@ def parse_boot_arguments(arguments: Sequence[str], environ: Mapping[str, str]) -
     Raises
     ------
     UsageError
-        An unknown option, or a value that is not one.
+        An option is unknown, or a value does not fit its option.
     """
     end = list(arguments).index("--") if "--" in arguments else len(arguments)
     parser = _Parser(
@@ -456,13 +457,14 @@ def parse_boot_arguments(arguments: Sequence[str], environ: Mapping[str, str]) -
 
 
 def boot_arguments(config: Config, leave_out: Collection[str] = ()) -> list[str]:
-    """The arguments of which `parse_boot_arguments` makes `config` again, without values of variables.
+    """Return the arguments that `parse_boot_arguments` turns into the same `config`, without values of variables.
 
     Parameters
     ----------
     config : Config
+        The options.
     leave_out : collection of str
-        Names of options that the batch system hands on to `boot` itself.
+        Names of options that boot learns from the batch system.
     """
     arguments = []
     for option in options_in(BOOT):
@@ -473,6 +475,6 @@ def boot_arguments(config: Config, leave_out: Collection[str] = ()) -> list[str]
             arguments.append(option.flag)
         else:
             values = value if option.repeatable else [value]
-            # One word: a value may begin with a dash.
+            # A single argument `--name=value`, since a value may begin with a dash.
             arguments += [f"{option.flag}={option.kind.write(item)}" for item in values]
     return arguments + (["--", *config.command] if config.command else [])

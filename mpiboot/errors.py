@@ -23,8 +23,8 @@ from envpack.errors import ExplainedError
 class MpibootError(ExplainedError):
     """Something failed that mpiboot can explain: `MpibootError(problem, remedy)`.
 
-    Raised itself where no class below fits: the results of the demo are wrong, a cluster without encryption was not
-    asked for, a client runs another Python than the cluster.
+    Raised directly if no class below fits: wrong results of the demo, a cluster without encryption that the user did not
+    accept, a client with another Python than the cluster.
     """
 
 
@@ -52,16 +52,16 @@ class AllocationError(MpibootError):
 
 
 class BatchError(MpibootError):
-    """The batch system refused a request, is not there, or knows no such job.
+    """The batch system refused a request, is not installed, or knows no such job.
 
-    The message repeats the batch system's own words.
+    The message contains the batch system's own words.
     """
 
 
 class BatchAwayError(BatchError):
-    """The batch system does not answer for now, as while it restarts.
+    """The batch system temporarily does not answer, such as during a restart.
 
-    mpiboot has asked again for a while before it raises this. Try later.
+    mpiboot raises this after several attempts. Try again later.
     """
 
 
@@ -79,12 +79,12 @@ class LaunchError(MpibootError):
 class SecurityError(MpibootError):
     """A file or folder could have been changed by somebody else, or a rank has no TLS files.
 
-    Never ignored. Remove what the message names, or set `MPIBOOT_HOME` to a folder that you alone can change.
+    Do not ignore it. Remove what the message names, or set `MPIBOOT_HOME` to a folder that only you can change.
     """
 
 
 class RendezvousError(MpibootError):
-    """What should lead to a running cluster does not: an endpoint or a scheduler file is damaged, or out of date.
+    """An endpoint or a scheduler file does not lead to a running cluster: it is damaged, or out of date.
 
     Nothing, or another scheduler, answers at the published address. `mpiboot status` shows the state of the job.
     """
@@ -93,7 +93,7 @@ class RendezvousError(MpibootError):
 class JobEndedError(MpibootError):
     """The job ended, or can never start, while somebody waited for its workers.
 
-    The message has the batch system's reason and the end of the job's log.
+    The message contains the batch system's reason and the end of the job's log.
     """
 
 

@@ -1,7 +1,7 @@
-"""What a batch system gave a job, node by node, and what else it does for a job from inside.
+"""The allocation of a job, and the interface of a batch system inside the job.
 
 Each `batch/<system>/allocation.py` has an `AllocationSystem` as `SYSTEM`; boot finds it here, by the job's environment.
-MPI's ranks are never read from a batch system: only MPI knows them.
+Never read MPI's ranks from a batch system: only MPI knows them.
 """
 
 import importlib
@@ -15,7 +15,7 @@ from mpiboot.batch.runner import run
 from mpiboot.common.units import parse_walltime_s
 from mpiboot.errors import AllocationError
 
-# Runs a command and returns its output: `mpiboot.batch.runner.run`, but in tests.
+# A function that runs a command and returns its output: `mpiboot.batch.runner.run`, or a replacement in tests.
 Run = Callable[..., str]
 
 
@@ -26,7 +26,7 @@ class Node:
     Attributes
     ----------
     name : str
-        As the batch system calls it.
+        The node's name in the batch system.
     cpus : int
         CPUs of the job on this node.
     memory_bytes : int or None
@@ -43,20 +43,20 @@ class Node:
 
 @dataclass(frozen=True)
 class Allocation:
-    """One job's share of the machine.
+    """The nodes, CPUs and memory that a batch system gave a job.
 
     Attributes
     ----------
     batch_system : str
-        The name of its folder, which is the word for `--batch-system`.
+        The name of the batch system, as in `--batch-system`.
     job_id, job_key : str
-        The batch system's name of the job, and the name of the job's directory.
+        The batch system's id of the job, and the name of the job's directory.
     nodes : tuple of Node
         At least one; the boot runs on the first.
     cpus_per_task : int or None
-        None unless the user asked for it.
+        CPUs of each task; None unless the user asked for a number.
     end_time : float or None
-        When the batch system ends the job, in seconds since the epoch; None if it does not say.
+        When the batch system ends the job, in seconds since the epoch; None if it reports no end.
     restart_count : int
         How often the job was requeued.
     """
@@ -75,7 +75,7 @@ class Allocation:
 
     @property
     def least_cpus(self) -> int:
-        """CPUs of the node that has fewest."""
+        """The number of CPUs of the node that has the fewest."""
         return min(node.cpus for node in self.nodes)
 
     @property
@@ -86,7 +86,7 @@ class Allocation:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where MPI's ranks run: they are numbered from the first node on.
+    """The nodes on which MPI's ranks run; ranks are numbered from the first node on.
 
     Attributes
     ----------
@@ -107,7 +107,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Launch:
-    """How ranks are started.
+    """A launcher's command, with its host file and variables.
 
     Attributes
     ----------
@@ -125,19 +125,19 @@ class Launch:
 
 
 class AllocationSystem:
-    """A batch system, as a job sees it from inside.
+    """A batch system, as boot uses it inside a job.
 
-    Methods build commands and parse their output. Those that have to ask the batch system get `run`. The defaults are
-    those of a batch system with one node and without commands.
+    The methods build commands and parse their output. Methods that must query the batch system get `run`. The defaults
+    fit a batch system with one node and without commands.
 
     Attributes
     ----------
     several_hosts : bool
         Whether a job's nodes may be several hosts, which reach each other over a network.
     node_variable : str or None
-        The variable by which a program that was started on a node knows the node's name; None: the host's name counts.
+        The variable with the node's name, in a program started on a node; None: the node's name is the host's name.
     unset_variables : tuple of str
-        Variables of the job that must not reach what is started on its nodes.
+        Variables of the job that the programs started on its nodes must not inherit.
     """
 
     several_hosts = False
@@ -157,7 +157,7 @@ class AllocationSystem:
         raise NotImplementedError
 
     def end_time(self, job_id: str, run: Run) -> float | None:
-        """When the batch system ends the job by what it says now, in seconds since the epoch; None if it does not say.
+        """Ask the batch system when it ends the job, in seconds since the epoch; None if it reports no end.
 
         Raises
         ------
@@ -167,19 +167,19 @@ class AllocationSystem:
         return None
 
     def on_every_node(self, allocation: Allocation, command: Sequence[str]) -> list[str]:
-        """The command that runs `command` once on each node, with the output of all, and with stdin for all."""
+        """Return the command that runs `command` once per node, passes its stdin to all, and merges their output."""
         return list(command)
 
     def cancel_command(self, job_id: str) -> list[str] | None:
-        """The command that cancels the job; None if it ends with its boot."""
+        """Return the command that cancels the job; None if the job ends with its boot."""
         return None
 
     def carry_command(self, source: Path, target: Path) -> list[str]:
-        """The command that copies a file to every node: the `transport` in the batch system's facts."""
+        """Return the command that copies a file to every node: the `transport` in the batch system's facts."""
         raise NotImplementedError
 
     def launch(self, place: Placement, host_file: Path, rank: Sequence[str], run: Run) -> Launch:
-        """How the batch system's own launcher starts ranks: the `launcher` in the batch system's facts.
+        """Return how the batch system's own launcher, the `launcher` in its facts, starts ranks.
 
         Parameters
         ----------
@@ -188,7 +188,7 @@ class AllocationSystem:
         host_file : path
             Where the text of the host file will be.
         rank : sequence of str
-            What each rank runs.
+            The command that each rank runs.
         run : callable
             Runs a command.
         """
@@ -196,7 +196,7 @@ class AllocationSystem:
 
 
 def system(name: str) -> AllocationSystem:
-    """The batch system of that name."""
+    """Return the batch system of that name."""
     found: AllocationSystem = importlib.import_module(f"{__package__}.{name}.allocation").SYSTEM
     return found
 
@@ -211,9 +211,9 @@ def read_allocation(
     environ : mapping
         The job's environment.
     batch_system : str, default "auto"
-        The batch system's name; `auto`: the one whose variables are there.
+        The batch system's name; `auto`: the one whose variables are set.
     walltime : str, optional
-        The job's walltime, counted from now: used if the batch system says of no end.
+        The job's walltime, counted from now: used if the batch system reports no end.
 
     Raises
     ------
@@ -246,6 +246,6 @@ def _name_of_jobs_system(environ: Mapping[str, str], batch_system: str) -> str:
 
 
 def batch_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables of `environ` that belong to a job of any batch system."""
+    """Return the variables of `environ` that belong to a job of any batch system."""
     prefixes = registry.variable_prefixes()
     return {name: value for name, value in environ.items() if name.startswith(prefixes)}

@@ -1,10 +1,10 @@
-"""`Facts`: what has to be known of a batch system before any of its code is imported."""
+"""`Facts`: the description of a batch system, available before any of its code is imported."""
 
 from typing import NamedTuple
 
 
 class Facts(NamedTuple):
-    """What a batch system's folder says of itself in its `__init__.py`.
+    """The description of a batch system, in the `__init__.py` of its folder.
 
     Attributes
     ----------
@@ -15,15 +15,16 @@ class Facts(NamedTuple):
     command : str or None
         The command that submits a job; a machine has the batch system if this is on the PATH. None: every machine has it.
     job_variable : str or None
-        The environment variable that every job has and nothing else; None: its jobs cannot be told by a variable.
+        An environment variable that exists in every job, and only there; None: no variable identifies a job.
     variables : tuple of str
-        How the names of its variables in a job start. They describe that one job, so another job must not inherit them.
+        Prefixes of the variables that it sets in a job. They describe that one job, so another job must not inherit
+        them.
     kept_variables : tuple of str
         Variables that match `variables` but belong to the user or the site, such as the path of a configuration file.
     launcher : str or None
-        Its own launcher of MPI ranks, a word for `--mpi`.
+        Its own launcher of MPI ranks, as named in `--mpi`; None if it has none.
     transport : str or None
-        Its own way to carry a file to all nodes, a word for `--transport`.
+        Its own command that copies a file to all nodes, as named in `--transport`; None if it has none.
     """
 
     name: str

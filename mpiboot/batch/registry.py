@@ -1,4 +1,4 @@
-"""The batch systems that mpiboot knows: one line each.
+"""The list of batch systems that mpiboot knows, and functions that find one by its name.
 
 `NAMES` is the list. A name is that of a folder beside this module and of a job script in `jobscripts/`. A folder is
 imported when its batch system is used, so everything may import this module at its start.
@@ -42,7 +42,7 @@ def variable_prefixes() -> tuple[str, ...]:
 
 
 def describes_a_job(variable: str) -> bool:
-    """Tell whether a batch system set this environment variable for one job, so that another must not inherit it."""
+    """Whether a batch system set this environment variable for one job, so that another job must not inherit it."""
     return any(
         variable.startswith(each.variables) and variable not in each.kept_variables for each in all_facts()
     )

@@ -1,7 +1,7 @@
-"""Runs a batch system's commands: one place for time limits and for the words of a failure.
+"""Runs a batch system's commands, with a time limit, and turns failures into errors.
 
-`CommandBatchSystem` (system.py) uses it on the client's side, and a system's `allocation.py` inside the job. It starts
-with boot, so it imports little.
+`CommandBatchSystem` (system.py) uses it on the client's side, and a system's `allocation.py` inside the job. Boot
+imports it at its start, so it imports few modules.
 """
 
 import os
@@ -34,15 +34,15 @@ def run(
         The command's whole environment; None: this process's own.
     timeout_s : float, seconds
     is_away : callable
-        Whether an error text means that the batch system does not answer for now, as while it restarts. For a command
-        that did not end in time, the text starts with "timed out".
+        Whether an error text means that the batch system temporarily does not answer, such as during a restart. For a
+        command that did not end in time, the text starts with "timed out".
     remedy : str, optional
         The remedy when the command fails or does not end in time. Default: to type the command.
 
     Raises
     ------
     BatchAwayError
-        The batch system does not answer for now; asking again later may help.
+        The batch system temporarily does not answer; a later attempt may succeed.
     BatchError
         The command is not installed here, or it failed; the message holds what it wrote to standard error.
     """

@@ -1,6 +1,6 @@
-"""The workers that fit in an allocation, node by node.
+"""Computes the workers that fit in an allocation, node by node.
 
-Boot sizes the workers; the client uses `check_min_workers`. It knows no batch system.
+Boot sizes the workers; the client uses `check_min_workers`. It is independent of the batch system.
 """
 
 from collections.abc import Mapping
@@ -13,22 +13,22 @@ from mpiboot.errors import UsageError
 MIB = 1024**2
 GIB = 1024**3
 CPUS_PER_WORKER = 4
-# A worker that holds no data uses about as much: with less, its nanny would restart it again and again.
+# A worker without data uses about as much: with less, its nanny would restart it again and again.
 LEAST_WORKER_BYTES = 64 * MIB
 
 
 @dataclass(frozen=True)
 class NodeWorkers:
-    """The workers of one node, which are all alike.
+    """The workers of one node, which all have the same size.
 
     Attributes
     ----------
     n_workers : int
-        How many there are.
+        Number of workers.
     threads_per_worker : int
-        Threads of each.
+        Threads of each worker.
     memory_limit_bytes : int
-        Memory limit of each.
+        Memory limit of each worker, in bytes.
     """
 
     n_workers: int
@@ -43,7 +43,7 @@ class Sizing:
     Attributes
     ----------
     by_node : dict of str to NodeWorkers
-        In the order of the allocation.
+        The workers of each node, by the node's name, in the order of the allocation.
     """
 
     by_node: dict[str, NodeWorkers]
@@ -98,14 +98,16 @@ def size_workers(
     memory_bytes : mapping of str to int
         Memory that the job may use on each node.
     workers_per_node, cpus_per_worker : int or None
-        The user's options.
+        The user's options of these names.
     stage_bytes : mapping of str to int, optional
-        Size of the staged environment on the nodes whose staging root is memory: it counts against the node's memory.
+        Size of the staged environment on the nodes whose staging root is memory: it is subtracted from the node's
+        memory.
 
     Raises
     ------
     UsageError
-        The user's numbers exceed a node's CPUs, or a node's memory is too little for its workers; names the node.
+        The user's numbers exceed a node's CPUs, or a node's memory is too little for its workers; the message names the
+        node.
     """
     return Sizing(
         {

@@ -1,7 +1,8 @@
-"""What a batch system's `submission.py` has to write, and what the client may ask of it.
+"""The two interfaces of a batch system on the client's side.
 
-`Submission` is the part that differs: pure functions that build commands and parse their output. `system.py` runs them,
-which makes a `BatchSystem` of a `Submission`. The client uses `BatchSystem` alone.
+`Submission` is what a batch system's `submission.py` implements: pure functions that build commands and parse their
+output. `BatchSystem` is what the client uses. `CommandBatchSystem` (system.py) runs the commands of a `Submission`,
+which makes it a `BatchSystem`.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ if TYPE_CHECKING:
 class Submission(Protocol):
     """The commands of one batch system. No method runs anything; each returns a command or parses text.
 
-    A subclass writes the methods that raise NotImplementedError here. The others have a default, for a batch system that
-    has nothing better.
+    A subclass writes the methods that raise NotImplementedError here. The others have a default, for batch systems that
+    cannot do better.
 
     Attributes
     ----------
     facts : Facts
         The folder's facts.
     passed_options : tuple of str
-        Options that reach boot by the batch system itself, such as the nodes: they are left out of boot's arguments.
+        Options that boot learns from the batch system, such as the nodes: they are left out of boot's arguments.
     """
 
     facts: Facts
@@ -78,7 +79,7 @@ class Submission(Protocol):
         return None
 
     def is_invalid(self, text: str) -> bool:
-        """Whether a refusal would be the same at any time, whatever else runs on the cluster."""
+        """Whether a refusal would be the same at any time, independent of other jobs on the cluster."""
         return True
 
     def limits_command(self, text: str) -> list[str] | None:
@@ -86,7 +87,7 @@ class Submission(Protocol):
         return None
 
     def parse_limits(self, output: str) -> list[str]:
-        """Return the limits for a message, a line each."""
+        """Return the limits for a message, one per line."""
         return []
 
     # Ask.
@@ -167,11 +168,11 @@ class Submission(Protocol):
         return "cluster"
 
     def job_id_of(self, text: str) -> str | None:
-        """Return the job id that a user may mean with `text`; None: it is none of this batch system's."""
+        """Return the job id that a user means with `text`; None if this batch system has no such ids."""
         return text if text.isdigit() else None
 
     def is_away(self, text: str) -> bool:
-        """Whether an error text means that the batch system does not answer for now (see `runner.run`)."""
+        """Whether an error text means that the batch system temporarily does not answer (see `runner.run`)."""
         return text.startswith(TIMED_OUT)
 
     def query_environment(self, environ: Mapping[str, str]) -> dict[str, str]:
@@ -180,10 +181,10 @@ class Submission(Protocol):
 
 
 class BatchSystem(Protocol):
-    """What the client asks of a batch system.
+    """A batch system, as the client uses it.
 
-    Every method but `submit_command`, `job_id_of` and `ended_word` may run commands. It raises BatchError if one fails,
-    and BatchAwayError if the batch system does not answer for now.
+    All methods except `submit_command`, `job_id_of` and `ended_word` may run commands. They raise BatchError if a
+    command fails, and BatchAwayError if the batch system temporarily does not answer.
     """
 
     facts: Facts
@@ -212,13 +213,13 @@ class BatchSystem(Protocol):
         """Raise BatchError if the submit command would be refused at any time."""
 
     def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
-        """Return the state of each job, by one question; `unknown(job_id)` for one that it does not know."""
+        """Return the state of each job, with one query; `system.unknown` for jobs that the batch system does not know."""
 
     def jobs(self) -> list[JobState]:
         """Return this user's live jobs that mpiboot submitted, the newest last."""
 
     def restarts(self, job_id: str) -> int:
-        """Return how often the job was requeued; what an earlier run of it has published is void."""
+        """Return how often the job was requeued; an endpoint that an earlier run published is void."""
 
     def output(self, job_id: str) -> Path | None:
         """Return the file with the job's output; None if the batch system does not know it."""
@@ -236,7 +237,7 @@ class BatchSystem(Protocol):
         """Return the job id of a job directory's name; None if it belongs to another cluster, host or batch system."""
 
     def job_id_of(self, text: str) -> str | None:
-        """Return the job id that a user may mean with `text`; None: it is none of this batch system's."""
+        """Return the job id that a user means with `text`; None if this batch system has no such ids."""
 
     def describe(self) -> str:
-        """Return what the batch system is, after it has answered a question."""
+        """Return a description of the batch system, after checking that it answers."""

@@ -72,7 +72,7 @@ class CommandBatchSystem:
                 raise self._refusal(error) from error
 
     def _refusal(self, error: BatchError) -> BatchError:
-        """Return the error of a submit command with the remedy, and with the limits if it is about them."""
+        """Return the error of a submit command with a remedy, and with the limits if the request exceeds one."""
         if isinstance(error, BatchAwayError):
             return error
         limits = []
@@ -157,5 +157,5 @@ class CommandBatchSystem:
 
 
 def unknown(job_id: str) -> JobState:
-    """The state of a job that the batch system does not know."""
+    """Return the state of a job that the batch system does not know."""
     return JobState(job_id, "", "unknown", "UNKNOWN")

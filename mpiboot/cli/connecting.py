@@ -39,7 +39,7 @@ def connect(job_or_name: str | None, timeout: str, queue_timeout: str | None, in
 
 
 def wait_and_show(job: Job, timeout: str, queue_timeout: str | None, insecure: bool) -> None:
-    """Wait as a notebook would; then print what the user needs next."""
+    """Wait for a job's workers, with a progress display; then print how to connect to them."""
     from mpiboot.client import show
     from mpiboot.client.connect import connect as connect_to
     from mpiboot.client.settings import load_site

@@ -1,4 +1,4 @@
-"""The `mpiboot` command as a whole, and the one boundary where errors become messages and exit statuses."""
+"""The `mpiboot` command: puts the subcommands together, and turns errors into messages and exit statuses."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments : sequence of str, optional
-        Default: those of this process.
+        The command line after `mpiboot`. Default: the arguments of this process.
 
     Returns
     -------
     int
-        0: done; 1: a named failure; 2: wrong usage; 124: a deadline or the walltime has passed; 130: interrupted;
+        0: success; 1: an explained failure; 2: wrong usage; 124: a deadline or the walltime has passed; 130: interrupted;
         in batch mode the exit status of the user's command.
     """
     try:

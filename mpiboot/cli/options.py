@@ -1,4 +1,4 @@
-"""Options, arguments and help that several commands have in common."""
+"""Options, arguments and help that several commands share."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ job_argument = click.argument("job_or_name", metavar="[JOB]", required=False, sh
 
 
 def job_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command the named options of a job; without names, all that `submit` takes."""
+    """Add the named options of a job to a command; without names, all options of `submit`."""
     options = [option for option in config.options_in(config.SUBMIT) if not names or option.name in names]
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,7 +44,7 @@ def job_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any
 
 
 def _settings(option: config.Option) -> dict[str, Any]:
-    """Describe the option to click. Its value is parsed later, as one from a file or the environment is."""
+    """Return click's settings for an option. `Option.parse` reads the value later, as one from a file."""
     settings: dict[str, Any] = {"help": option.full_help, "default": None}
     if option.kind is config.FLAG:
         return {**settings, "is_flag": True, "flag_value": True}
@@ -58,6 +58,6 @@ def _settings(option: config.Option) -> dict[str, Any]:
     return settings
 
 
-def given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that were typed."""
+def typed_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that the user typed."""
     return {name: value for name, value in options.items() if value}

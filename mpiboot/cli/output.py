@@ -1,10 +1,10 @@
-"""What several commands print."""
+"""Output that several commands share."""
 
 import click
 
 
 def echo_stderr(line: str) -> None:
-    """Print what is not a result of the command: results alone go to stdout."""
+    """Print a line to stderr; only a command's results go to stdout."""
     click.echo(line, err=True)
 
 

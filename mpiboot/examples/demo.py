@@ -1,7 +1,7 @@
 """The demo: real flights and a random array on the workers of a cluster, compared with plain pandas.
 
 `mpiboot demo` runs it on a cluster of its own. `python -m mpiboot.examples.demo` runs it on the cluster that
-`DASK_SCHEDULER_ADDRESS` names, as in batch mode, or on that of `--scheduler-file`.
+`DASK_SCHEDULER_ADDRESS` names, as in batch mode, or on the cluster of `--scheduler-file`.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def main_job(
     ----------
     client : distributed.Client
     out : callable, default print
-        Is called with each piece of text, of at most 80 columns; without colours if stdout is not a terminal.
+        Called with each part of the text, of at most 80 columns; without colours if stdout is not a terminal.
     events : iterable of dict, optional
         The events of the job, to print the phases of its boot too.
     timeout_s : float, default 600
@@ -182,7 +182,7 @@ def main_job(
         out(text)
 
     differences = _differences(result, table)
-    # The sum of x is that of its transpose, and that of the column means over all rows.
+    # The sum of x equals that of its transpose, and that of the column means over all rows.
     if not math.isclose(y_sum, x_sum, rel_tol=1e-9) or not math.isclose(x_sum, side * side / 2, rel_tol=0.01):
         differences.append(f"array: y sums to {y_sum}, x to {x_sum}, expected about {side * side / 2}")
     if differences:
@@ -203,7 +203,7 @@ def _whereabouts(dask_worker: Any) -> dict[str, Any]:
 
 
 def _differences(result: Result, table: pd.DataFrame) -> list[str]:
-    """Name each result that differs from that of plain pandas.
+    """Return a text for each result that differs from that of plain pandas.
 
     The two must be equal to the last bit: sums of whole minutes are exact in float64.
     """
@@ -214,7 +214,7 @@ def _differences(result: Result, table: pd.DataFrame) -> list[str]:
             table.groupby("month")["arr_delay"].mean(),
         ),
     }
-    # Dicts, since the strings of Dask and those of pandas before version 3 differ in type.
+    # Compare dicts, since the strings of Dask and those of pandas before version 3 differ in type.
     return [
         f"{name}: {got.to_dict()}, by pandas {expected.to_dict()}"
         for name, (got, expected) in pairs.items()
@@ -249,7 +249,7 @@ def _report(result: Result, boot: list[timeline.Phase]) -> Iterator[str]:
     )
     for prefix, executable in dict.fromkeys((p.prefix, p.executable) for p in result.places):
         n = sum((p.prefix, p.executable) == (prefix, executable) for p in result.places)
-        # A path is to be copied: it is never cut or folded.
+        # Paths are never cut or wrapped, so that users can copy them.
         yield f"sys.prefix of {n} of {len(result.places)} workers: {prefix}\n  interpreter: {executable}"
 
 

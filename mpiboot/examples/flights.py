@@ -1,4 +1,4 @@
-"""The flights from New York in 2013: read on the client, distributed to the workers. For the examples."""
+"""The flights from New York in 2013: read on the client, distributed to the workers. The examples use this module."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from distributed import Client, Future
 
-# About 6 MB in memory: Dask warns of a large graph from 10 MB per submission.
+# About 6 MB in memory: Dask warns of a large graph above 10 MB per submission.
 ROWS_PER_PIECE = 32_768
 
 

@@ -38,18 +38,18 @@ if TYPE_CHECKING:
 
 PARTITION_BYTES = 64 * 1024**2
 DEFAULT_BYTES = 1024**3
-# A worker spills to disk beyond about half of its memory: the disk would be measured.
+# Beyond about half of its memory, a worker spills to disk, and the test would measure the disk.
 MEMORY_SHARE = 0.4
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """The computation on a number of workers.
+    """The measured computation on a number of workers.
 
     Attributes
     ----------
     n_workers, n_nodes, n_threads : int
-        What it ran on.
+        The numbers of workers, nodes and threads that it used.
     seconds : list of float
         Duration of each repeat.
     median_s : float
@@ -122,7 +122,7 @@ def measure(
     timeout_s : float, default 600
         Longest duration of each run, in seconds.
     progress : callable, optional
-        Is called with a line of text before each number of workers.
+        Called with a line of text before each number of workers.
 
     Returns
     -------
@@ -195,7 +195,7 @@ def _counts(counts: Sequence[int] | None, n_workers: int) -> list[int]:
 
 
 def _workers(client: Client) -> list[_Worker]:
-    """The workers, sorted by host: the first ones fill a node."""
+    """Return the workers sorted by host, so that the first ones fill a node."""
     descriptions = client.run(_describe, on_error="ignore")
     return sorted(
         (_Worker(address=address, **rest) for address, rest in descriptions.items()),
@@ -212,7 +212,7 @@ def _describe(dask_worker: Any) -> dict[str, Any]:
 
 
 def _computation(table: Any) -> list[Any]:
-    """Delays per carrier and month, and distance per route, of a table of pandas or Dask."""
+    """Return delays per carrier and month, and distance per route, of a table of pandas or Dask."""
     # Without sort=True, Dask shuffles data between all workers of the cluster, for a result of a few rows.
     return [
         table.groupby(["carrier", "month"], sort=True)["arr_delay"].agg(["count", "sum"]),
@@ -230,7 +230,7 @@ def _time(
     repeat: int,
     timeout_s: float,
 ) -> list[float]:
-    """Seconds of each repeat on these workers alone. The data are on them before the clock starts."""
+    """Return the seconds of each repeat on these workers alone. Their data are in memory before the clock starts."""
     on_workers, pieces = flights.spread(
         client, table, workers, n_pieces=n_partitions, copies=copies, strict=True
     )
@@ -241,7 +241,7 @@ def _time(
         futures = client.compute(_computation(on_workers), workers=workers, allow_other_workers=False)
         got = gather(client, futures, timeout_s, needs=workers)
         seconds.append(time.perf_counter() - start)
-        del futures  # or the next run would reuse their results
+        del futures  # otherwise the next run would reuse their results
         # Sums of whole minutes and miles are exact in float64.
         if [frame.to_dict() for frame in got] != expected:
             raise MpibootError(

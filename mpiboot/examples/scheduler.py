@@ -1,4 +1,4 @@
-"""The connection to a scheduler, made as a user's script makes it. For the examples."""
+"""Connects to a scheduler as a user's script does. The examples use this module."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ if TYPE_CHECKING:
 
 
 def connect_to_scheduler(module: str, scheduler_file: str | None = None, *, insecure: bool = False) -> Client:
-    """Connect by a scheduler file, else by the environment as a bare `Client()` does.
+    """Connect to the cluster of a scheduler file, else to that of the environment, as `Client()` does.
 
     Parameters
     ----------
     module : str
         The module that the user runs, for the message.
     scheduler_file : str, optional
-        Dask's scheduler file; it is verified.
+        Dask's scheduler file; it is verified before the connection.
     insecure : bool, default False
         Accept a scheduler file that names a `tcp://` address.
 
     Raises
     ------
     UsageError
-        No scheduler is named: a bare `Client()` would start a cluster of its own on this host.
+        No scheduler is named: `Client()` would start another cluster on this host.
     RendezvousError
         Nothing answers there.
     """

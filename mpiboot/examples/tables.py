@@ -1,4 +1,4 @@
-"""Tables of text, for terminals and logs. For the examples."""
+"""Tables of text, for terminals and logs. The examples use this module."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Sequence
 
 
 def text_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a table of at most 80 columns, with numbers to the right.
+    """Lay out a table of at most 80 columns, with numbers aligned to the right.
 
     Parameters
     ----------
     title : str
     columns : sequence of str
-        The heads of the columns.
+        The headings of the columns.
     rows : sequence of sequence of str
-        A column is one of numbers if each of its cells begins with a digit.
+        The cells. A column contains numbers if each of its cells begins with a digit.
 
     Returns
     -------
     str
-        It has colours only if stdout is a terminal.
+        The table, with colours only if stdout is a terminal.
     """
     from rich import box
     from rich.console import Console

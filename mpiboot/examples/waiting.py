@@ -1,4 +1,4 @@
-"""Waits for futures that end: at a deadline, or when the scheduler or a worker is lost. For the examples."""
+"""Waits for futures, until a deadline or the loss of the scheduler or a worker. The examples use this module."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ def wait_for(client: Client, futures: Any, timeout_s: float, *, needs: Iterable[
 
 
 def gather(client: Client, futures: Any, timeout_s: float, *, needs: Iterable[str] = ()) -> Any:
-    """Wait as `wait_for` does; then fetch the results.
+    """Wait for futures as `wait_for` does, and return their results.
 
     Raises
     ------
     MpibootError
-        A task failed, or took its workers down with it.
+        A task failed, or its workers died while they ran it.
     """
     wait_for(client, futures, timeout_s, needs=needs)
     try:

@@ -1,4 +1,4 @@
-"""This machine as a batch system of one node: `submission` for the client, `allocation` for inside the job."""
+"""This machine as a batch system of one node: `submission` for the client, `allocation` for boot inside the job."""
 
 from mpiboot.batch.facts import Facts
 

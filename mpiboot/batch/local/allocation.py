@@ -12,7 +12,7 @@ from mpiboot.common.processes import process_start
 
 
 class LocalAllocation(AllocationSystem):
-    """This host, as far as this process may use it."""
+    """This host, with the CPUs and memory that this process may use."""
 
     def read(self, environ: Mapping[str, str], run: Run) -> Allocation:
         host = socket.gethostname()

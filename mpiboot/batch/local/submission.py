@@ -1,6 +1,6 @@
 """This machine as a batch system of one node: a job is a process in the background.
 
-There are no commands to run and no server to ask, so `Local` is a `BatchSystem` by itself: it looks at processes.
+There are neither commands nor a server, so `Local` implements `BatchSystem` itself, from the host's processes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PREFIX = "local-"
 
 
 class Local:
-    """Jobs of this host. A job id is `<host>-<pid>-<start>`, which no later process can have."""
+    """The jobs of this host. A job id is `<host>-<pid>-<start>`, which no later process can have."""
 
     facts = FACTS
     name = FACTS.name
@@ -66,7 +66,9 @@ class Local:
             )
         job_id = f"{socket.gethostname()}-{process.pid}-{process_start(process.pid)}"
         output.rename(output_file(default_home(environ), job_id))
-        process.returncode = 0  # the job outlives this process: Python shall not warn of it
+        process.returncode = (
+            0  # the job outlives this process; without this, Python would warn of a running child
+        )
         return job_id
 
     def check(self, command: Sequence[str], environ: Mapping[str, str]) -> None:
@@ -94,7 +96,7 @@ class Local:
         return PREFIX + job_id
 
     def job_id_of_key(self, key: str) -> str | None:
-        # The whole host name counts: `login` is the start of `login-2`, whose processes cannot be seen here.
+        # Compare the whole host name: `login` is a prefix of `login-2`, whose processes are not visible here.
         job_id = self.job_id_of(key) if key.startswith(PREFIX) else None
         return job_id if job_id and parse_job_id(job_id)[0] == socket.gethostname() else None
 
@@ -117,7 +119,7 @@ class Local:
 
 
 def batch_system() -> BatchSystem:
-    """The local batch system for the registry."""
+    """Return the local batch system, for the registry."""
     return Local()
 
 
@@ -142,7 +144,7 @@ def parse_job_id(job_id: str) -> tuple[str, int, str]:
     Raises
     ------
     BatchError
-        It is no job id of the local batch system.
+        `job_id` is no job id of the local batch system.
     """
     rest, _, start = job_id.rpartition("-")
     host, _, pid = rest.rpartition("-")

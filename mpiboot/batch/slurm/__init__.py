@@ -1,4 +1,4 @@
-"""Slurm: `submission` for the client, `allocation` for inside the job. Every word of Slurm's is in this folder."""
+"""Slurm: `submission` for the client, `allocation` for boot inside the job. All of Slurm's words are in this folder."""
 
 from mpiboot.batch.facts import Facts
 

@@ -1,4 +1,5 @@
-"""A Slurm job from inside: its allocation, from sbatch's output environment and scontrol, and srun, sbcast, scancel.
+"""Slurm, as used inside a job: reads the allocation from sbatch's output environment and scontrol, and builds the
+commands of srun, sbcast and scancel.
 
 Boot finds `SYSTEM` by the batch system's name; it imports what boot may import at its start.
 """
@@ -13,7 +14,8 @@ from mpiboot.batch.slurm.text import find_word, plain_environment, slurm_time
 from mpiboot.errors import AllocationError, BatchAwayError, BatchError, UsageError
 
 MIB = 1024**2
-# Boot's step and the ranks' run at once in all of the job's memory (--overlap, --mem=0), with boot's environment.
+# Boot's step and the ranks' step run at the same time in all of the job's memory (--overlap, --mem=0), with boot's
+# environment.
 SRUN = ("srun", "--overlap", "--mem=0", "--export=ALL")
 # The start of a step may wait for a slow node.
 TIMEOUT_S = 60.0
@@ -22,9 +24,9 @@ TIMEOUT_S = 60.0
 class SlurmAllocation(AllocationSystem):
     """Slurm 20.11 and later.
 
-    Boot and agents keep to these limits of Slurm's: SIGKILL follows SIGTERM after KillWait (slurm.conf(5): 30 s, less if
-    the site says so); the signal of `--signal` may come up to 60 s early (sbatch(1)); srun passes lines of up to 1024
-    bytes on whole (src/common/io_hdr.h, MAX_MSG_LEN).
+    Boot and agents rely on these limits: SIGKILL follows SIGTERM after KillWait (slurm.conf(5): 30 s by default; a site
+    may set less); the signal of `--signal` may come up to 60 s early (sbatch(1)); srun keeps lines of up to 1024 bytes
+    intact (src/common/io_hdr.h, MAX_MSG_LEN).
     """
 
     several_hosts = True
@@ -33,7 +35,7 @@ class SlurmAllocation(AllocationSystem):
     unset_variables = ("SLURM_EXPORT_ENV",)
 
     def read(self, environ: Mapping[str, str], run: Run) -> Allocation:
-        """The job's allocation, from the output environment of sbatch(1) and `scontrol show job`."""
+        """Return the job's allocation, from the output environment of sbatch(1) and `scontrol show job`."""
 
         def host_names(node_list: str) -> list[str]:
             return run_scontrol(run, environ, "show", "hostnames", node_list).split()
@@ -52,7 +54,7 @@ class SlurmAllocation(AllocationSystem):
                 f"Submit again without --array, and end the array: scancel {array}",
             )
         names = host_names(node_list)
-        # Slurm counts tasks where nobody asked for any, too.
+        # Slurm sets a number of tasks even if the user did not ask for tasks.
         user_asked = "SLURM_NTASKS_PER_NODE" in environ or "SLURM_NTASKS" in environ
         tasks = compressed_counts(environ["SLURM_TASKS_PER_NODE"]) if user_asked else [None] * len(names)
         if not len(names) == len(cpus) == len(tasks):
@@ -82,14 +84,14 @@ class SlurmAllocation(AllocationSystem):
 
     def on_every_node(self, allocation: Allocation, command: Sequence[str]) -> list[str]:
         count = str(len(allocation.nodes))
-        # Stagers and ranks run in this step: where Slurm confines steps, it must have all the job's CPUs. On unequal
-        # nodes no one count says so; srun's default does.
+        # Stagers and ranks run in this step, which must have all of the job's CPUs if Slurm confines steps. If nodes
+        # differ, no single count fits; srun's default does.
         cpus = ("--cpus-per-task", str(allocation.least_cpus)) if allocation.equal_cpus else ()
         return [
             *SRUN,
             *("--nodes", count, "--ntasks", count, "--ntasks-per-node", "1"),
             *cpus,
-            # One node's failure must neither end the others' agents nor hide their answers.
+            # The failure of one node must neither end the agents of the others nor hide their answers.
             *("--cpu-bind=none", "--kill-on-bad-exit=0", "--wait=0", "--no-kill"),
             *command,
         ]
@@ -98,11 +100,11 @@ class SlurmAllocation(AllocationSystem):
         return ["scancel", job_id]
 
     def carry_command(self, source: Path, target: Path) -> list[str]:
-        """sbcast(1): the nodes' daemons carry the file to each other in a tree."""
+        """Return an sbcast(1) command: the nodes' daemons copy the file to each other in a tree."""
         return ["sbcast", "--force", str(source), str(target)]
 
     def launch(self, place: Placement, host_file: Path, rank: Sequence[str], run: Run) -> Launch:
-        """srun(1), `--distribution`: the order of nodes and ranks comes from a file with one line per rank."""
+        """Return how srun(1) starts ranks; a file with one line per rank sets their nodes (`--distribution`)."""
         command = [
             *SRUN,
             *(f"--mpi={pmi_plugin(run)}", f"--ntasks={place.world_size}", f"--nodes={len(place.nodes)}"),
@@ -118,12 +120,12 @@ SYSTEM = SlurmAllocation()
 
 
 def run_scontrol(run: Run, environ: Mapping[str, str], *arguments: str) -> str:
-    """The output of `scontrol ARGUMENTS`."""
+    """Return the output of `scontrol ARGUMENTS`."""
     return run(["scontrol", *arguments], environ=plain_environment(environ), timeout_s=TIMEOUT_S)
 
 
 def pmi_plugin(run: Run) -> str:
-    """The plugin to ask of `srun --mpi`: PMIx serves every MPI, but Slurm also lists one that it cannot load."""
+    """Return the plugin for `srun --mpi`: PMIx serves every MPI, but Slurm also lists one that it cannot load."""
     try:
         run([*SRUN, "--mpi=pmix", "--nodes=1", "--ntasks=1", "true"], timeout_s=TIMEOUT_S)
     except BatchAwayError:
@@ -134,7 +136,7 @@ def pmi_plugin(run: Run) -> str:
 
 
 def compressed_counts(text: str) -> list[int]:
-    """`"8(x2),4"` is `[8, 8, 4]`, one count per node (sbatch(1), SLURM_TASKS_PER_NODE)."""
+    """Parse counts per node: `"8(x2),4"` is `[8, 8, 4]` (sbatch(1), SLURM_TASKS_PER_NODE)."""
     counts: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
@@ -150,7 +152,8 @@ def compressed_counts(text: str) -> list[int]:
 def memory_limits(
     environ: Mapping[str, str], job: str, cpus: Mapping[str, int], host_names: Callable[[str], list[str]]
 ) -> dict[str, int]:
-    """The memory limit of each node in bytes; nodes for which Slurm sets none (no `--mem` and no default) are left out.
+    """Return the memory limit of each node in bytes, without the nodes for which Slurm sets none (no `--mem`, no
+    default).
 
     Parameters
     ----------

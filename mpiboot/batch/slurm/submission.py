@@ -1,4 +1,4 @@
-"""Slurm's commands, as the client uses them."""
+"""Slurm's commands, for the client."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from mpiboot.errors import UsageError
 if TYPE_CHECKING:
     from mpiboot.config import Config
 
-# squeue(1), JOB STATE CODES; slurm.h, enum job_states and the flags beside it. A word in neither set is of a running job.
+# squeue(1), JOB STATE CODES; slurm.h, enum job_states and the flags beside it. A job with a word in neither set is
+# running.
 PENDING = frozenset(
     (
         *("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD"),
         *("SPECIAL_EXIT", "SUSPENDED", "RESIZING"),
     )
 )
-# Pending by its word, but the job's processes are there.
+# Words of pending jobs whose processes exist.
 SUSPENDED = frozenset(("SUSPENDED", "RESIZING"))
 ENDED = frozenset(
     (
@@ -32,7 +33,7 @@ ENDED = frozenset(
         *("OUT_OF_MEMORY", "PREEMPTED", "RECONFIG_FAIL", "REVOKED", "TIMEOUT"),
     )
 )
-# Reasons of a pending job that no waiting removes (squeue(1), JOB REASON CODES).
+# Reasons for which a pending job cannot start unless somebody changes something (squeue(1), JOB REASON CODES).
 CANNOT_START = frozenset(
     (
         "AccountNotAllowed",
@@ -46,21 +47,21 @@ CANNOT_START = frozenset(
         "ReservationDeleted",
     )
 )
-# The jobscript's --comment: how mpiboot's jobs are told from others.
+# The job script's --comment, which identifies mpiboot's jobs.
 COMMENT = "mpiboot"
-# A control character: no job name, reason or path holds it.
+# A control character, which no job name, reason or path contains.
 SEPARATOR = "\x1f"
 SQUEUE_FORMAT = SEPARATOR.join(("%i", "%j", "%T", "%r", "%S", "%e", "%N", "%k"))
 SACCT_FORMAT = "JobID,JobName,State,Reason,Start,End,NodeList"
-# What Slurm's commands print when slurmctld does not answer, as while it restarts (slurm_errno.c).
+# Messages of Slurm's commands when slurmctld does not answer, such as during a restart (slurm_errno.c).
 AWAY = re.compile(
     r"Unable to contact|timed out|Connection (refused|reset)|Zero Bytes were transmitted|standby mode"
     r"|Transport endpoint|temporarily unable",
     re.IGNORECASE,
 )
-# On a machine without slurm.conf the commands do not answer either, but no wait helps.
+# On a machine without slurm.conf the commands fail with such a message too, but waiting does not help.
 NO_CONFIGURATION = "cannot stat file"
-# Errors of a request that are the same under any load, so that `sbatch --test-only` can be believed.
+# Errors that do not depend on the cluster's load, so that `sbatch --test-only` can be trusted.
 INVALID = re.compile(r"invalid|unrecognized option|than permitted", re.IGNORECASE)
 ABOUT_PARTITIONS = re.compile(r"partition|node|time limit|processors|memory", re.IGNORECASE)
 NO_LIMIT = (None, "UNLIMITED", "0", "NO", "UP")
@@ -120,7 +121,7 @@ class Slurm(Submission):
         return ["scontrol", "--oneliner", "show", "partition"] if about_partitions else None
 
     def parse_limits(self, output: str) -> list[str]:
-        """Slurm does not say which limit a request exceeds: `multiple: Default=YES MinNodes=2 TotalNodes=3`."""
+        """Return all partitions, as in `multiple: Default=YES MinNodes=2`: Slurm does not say which limit was exceeded."""
         keys = ("Default", "State", "MinNodes", "MaxNodes", "TotalNodes", "MaxTime", "MaxMemPerNode")
         lines = ["The partitions here:"]
         for line in output.splitlines():
@@ -184,7 +185,7 @@ class Slurm(Submission):
         return ["scontrol", "show", "config"]
 
     def parse_cluster(self, output: str) -> str:
-        """The ClusterName of slurm.conf, which is SLURM_CLUSTER_NAME in a job."""
+        """Return the ClusterName of slurm.conf, which is SLURM_CLUSTER_NAME in a job."""
         for line in output.splitlines():
             if line.startswith("ClusterName"):
                 return line.partition("=")[2].strip()
@@ -198,12 +199,12 @@ class Slurm(Submission):
 
 
 def batch_system() -> BatchSystem:
-    """Slurm for the registry."""
+    """Return Slurm as a batch system, for the registry."""
     return CommandBatchSystem(Slurm())
 
 
 def squeue(*arguments: str) -> list[str]:
-    """Return a squeue command whose output `parse_line` reads; with jobs in hidden partitions, too."""
+    """Return a squeue command whose output `parse_line` reads; it lists jobs in hidden partitions, too."""
     return ["squeue", "--noheader", "--all", *arguments, "--format", SQUEUE_FORMAT]
 
 
@@ -246,6 +247,6 @@ def export_options(
     words = [word for word in export.split(",") if word not in ("NONE", "NIL")]
     if not variables or "ALL" in words:
         return []
-    # NONE alone gives the job its login environment; once names are given, that has to be requested.
+    # NONE alone gives the job its login environment; with names of variables, --get-user-env must request it.
     login = ["--get-user-env"] if export == "NONE" else []
     return [f"--export={','.join(dict.fromkeys([*words, *variables]))}", *login]

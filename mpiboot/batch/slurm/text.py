@@ -9,13 +9,13 @@ from collections.abc import Mapping
 
 
 def plain_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """`environ` without the variables that change what Slurm's commands print (squeue(1), sacct(1))."""
+    """Return `environ` without the variables that change the output of Slurm's commands (squeue(1), sacct(1))."""
     changing = ("SLURM_CLUSTERS", "SLURM_TIME_FORMAT", "SQUEUE_", "SACCT_")
     return {name: value for name, value in environ.items() if not name.startswith(changing)}
 
 
 def find_word(text: str, key: str) -> str | None:
-    """The value of `key=value` in the output of scontrol; None if there is none."""
+    """Return the value of `key=value` in the output of scontrol; None if there is none."""
     match = re.search(rf"(?:^|\s){key}=(\S*)", text)
     return match[1] if match else None
 
