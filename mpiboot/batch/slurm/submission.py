@@ -121,7 +121,7 @@ class Slurm(Submission):
         return ["scontrol", "--oneliner", "show", "partition"] if about_partitions else None
 
     def parse_limits(self, output: str) -> list[str]:
-        """Return all partitions, as in `multiple: Default=YES MinNodes=2`: Slurm does not say which limit was exceeded."""
+        """Return all partitions, as in `multiple: Default=YES MinNodes=2`: Slurm does not name the exceeded limit."""
         keys = ("Default", "State", "MinNodes", "MaxNodes", "TotalNodes", "MaxTime", "MaxMemPerNode")
         lines = ["The partitions here:"]
         for line in output.splitlines():
