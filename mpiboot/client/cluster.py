@@ -51,7 +51,7 @@ class MPICluster(RemoteCluster):
     Raises
     ------
     MpibootError
-        As `submit` and `connect`; the job is then stopped. After a Ctrl-C it goes on.
+        As raised by `submit` and `connect`; the job is then stopped. After a Ctrl-C, the job continues.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class MPICluster(RemoteCluster):
 
     def _boot(self) -> Endpoint:
         """Submit the job and wait for its endpoint."""
-        with display.chosen((lambda line: None) if self._quiet else None) as tell:
+        with display.choose_display((lambda line: None) if self._quiet else None) as tell:
             logged = self._logging(tell)
             self.job = submit_config(self._config, say=logged)
             self.name = f"job {self.job.job_id}"

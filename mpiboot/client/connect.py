@@ -34,8 +34,8 @@ def connect(
     scheduler_file : str or path, optional
         Instead of a job: Dask's scheduler file of a cluster that was started by hand.
     n_workers : int, optional
-        How many workers to wait for. Default: all that the job will have, or those left of a cluster that has lost
-        some; none for a scheduler file.
+        How many workers to wait for. Default: all that the job will have, or the remaining ones of a cluster that has
+        lost some; for a scheduler file: do not wait.
     timeout : str or float, default "10 min"
         How long to wait for the workers, from the start of the job. In seconds, or text such as '30 min'.
     queue_timeout : str or float, optional
@@ -44,11 +44,12 @@ def connect(
     insecure : bool, default False
         Accept a `tcp://` cluster, which anyone on its network can use.
     progress : callable, optional
-        Called with a line of text whenever something changed. Default: a display in a terminal and in a notebook.
+        Called with a line of text after each change. Default: a display in a terminal and in a notebook.
 
     Returns
     -------
     distributed.Client
+        A client that is connected to the cluster.
 
     Raises
     ------
@@ -57,11 +58,11 @@ def connect(
     DeadlineError
         A timeout has passed; the message says how far the job got. It is a TimeoutError, too.
     RendezvousError
-        The endpoint or the scheduler file is not to be trusted, or the right scheduler does not answer there.
+        The endpoint or the scheduler file cannot be trusted, or the right scheduler does not answer there.
     BatchError
         There is no such job, or the batch system does not answer.
     """
-    # Before the batch system is asked, which can take long.
+    # Check these before the query of the batch system, which can take long.
     timeout_s = seconds_of("timeout", timeout)
     queue_timeout_s = None if queue_timeout is None else seconds_of("queue_timeout", queue_timeout)
     if scheduler_file is None:
@@ -73,5 +74,5 @@ def connect(
             insecure=insecure,
             progress=progress,
         )
-    with display.chosen(progress) as tell:
+    with display.choose_display(progress) as tell:
         return connect_scheduler_file(Path(scheduler_file), n_workers, timeout_s, insecure, tell)

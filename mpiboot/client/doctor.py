@@ -38,11 +38,11 @@ class Check:
     Attributes
     ----------
     name : str
-        What was checked.
+        The thing that was checked.
     found : str
-        What there is.
+        The result: a fact about the machine, or the problem.
     remedy : str
-        What to do; empty if the check is passed.
+        How to solve the problem; empty if the check passed.
     """
 
     name: str
@@ -64,7 +64,7 @@ def run_checks(config: Config, *, job_test: bool, out: Callable[[str], None]) ->
 def show(check: Check, out: Callable[[str], None]) -> bool:
     """Print a check; return whether it failed."""
     line = f"{'FAIL' if check.remedy else 'ok  '}  {check.name}: {check.found}"
-    # Long paths and addresses stay in one piece.
+    # Do not break long paths and addresses.
     out(textwrap.fill(line, 80, subsequent_indent=" " * 6, break_long_words=False, break_on_hyphens=False))
     if check.remedy:
         out(f"      remedy: {check.remedy}")
@@ -72,7 +72,7 @@ def show(check: Check, out: Callable[[str], None]) -> bool:
 
 
 def login_checks(config: Config) -> Iterator[Check]:
-    """The checks that need no job. They never call MPI_Init, which login nodes often forbid."""
+    """Yield the checks that need no job. They never call MPI_Init, which login nodes often forbid."""
     yield batch_system_check(config)
     prefix = Path(config.env or sys.prefix)
     try:
@@ -89,7 +89,7 @@ def login_checks(config: Config) -> Iterator[Check]:
 
 
 def batch_system_check(config: Config) -> Check:
-    """Whether there is a batch system, and whether it answers."""
+    """Check whether there is a batch system, and whether it answers."""
     try:
         batch = registry.choose(config.batch_system)
         description = batch.describe()
@@ -105,7 +105,7 @@ def batch_system_check(config: Config) -> Check:
 
 
 def mpirun(prefix: Path, mpi: str) -> Check:
-    """What starts the ranks, and whether it starts those of the environment's mpi4py."""
+    """Check which launcher starts the ranks, and whether it fits the environment's mpi4py."""
     if mpi in registry.launchers():
         return Check("launcher", f"{mpi}, as requested")
     candidates = (f"{folder}/mpirun" for folder in [f"{prefix}/bin", *os.environ.get("PATH", "").split(":")])
@@ -129,7 +129,7 @@ def mpirun(prefix: Path, mpi: str) -> Check:
 
 
 def node_checks(root: Path) -> list[Check]:
-    """The checks that every node must pass, this one too."""
+    """Return the checks that every node must pass, this machine included."""
     up = {name: found["address"] for name, found in interfaces().items() if not found["loopback"]}
     shown = ", ".join(f"{name} {address}" for name, address in up.items())
     no_network = "" if up else "bring an interface up, with an IPv4 address"
@@ -147,7 +147,7 @@ def node_checks(root: Path) -> list[Check]:
 
 
 def staging_root(root: Path) -> Check:
-    """Whether an environment can be staged below `root`: there is room, and programs can run there."""
+    """Check whether an environment can be staged below `root`: there is space, and programs can run there."""
     if not root.is_dir() or not os.access(root, os.W_OK):
         return Check(
             "staging root",
@@ -165,13 +165,13 @@ def staging_root(root: Path) -> Check:
 
 
 def compute_network(config: Config) -> Check:
-    """Whether this machine has the network interface that the workers will use."""
+    """Check whether this machine has the network interface that the workers will use."""
     wanted = config.interface
     here = interfaces()
     if wanted in ("auto", *here):
         return Check(
             "compute network",
-            here[wanted]["address"] if wanted in here else "seen in a job only (--job-test)",
+            here[wanted]["address"] if wanted in here else "known only in a job (--job-test)",
         )
     return Check(
         "compute network",
@@ -181,7 +181,7 @@ def compute_network(config: Config) -> Check:
 
 
 def job_checks(config: Config, out: Callable[[str], None]) -> Iterator[Check]:
-    """The checks of a node, on the nodes of a job that boots a cluster there."""
+    """Yield the checks of each node of a job, which boots a cluster there."""
     python = str(Path(config.env or sys.prefix) / "bin/python")
     only_here = registry.choose(config.batch_system).facts.command is None
     n_nodes = 1 if only_here else max(2, config.nodes)
@@ -210,7 +210,7 @@ def job_checks(config: Config, out: Callable[[str], None]) -> Iterator[Check]:
 
 
 def read_reports(job: Job) -> dict[str, list[Check]]:
-    """Return the checks of each node that the job's command printed, among other output."""
+    """Return the checks of each node, as printed by the job's command among other output."""
     text = "".join(path.read_text(errors="replace") for path in job.log_files()[:1])
     lines = [line.removeprefix(REPORT) for line in text.splitlines() if line.startswith(REPORT)]
     return {
@@ -229,7 +229,7 @@ def existing(path: Path) -> Path:
 
 
 def main(root: str) -> None:
-    """Run as the job's command: each worker checks its node."""
+    """Let each worker check its node, and print the reports. This is the job's command."""
     from distributed import Client
 
     from mpiboot.client import doctor

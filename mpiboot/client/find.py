@@ -1,4 +1,4 @@
-"""Finds jobs by id, by name, or all live ones; and removes the secrets that ended jobs have left."""
+"""Finds a job by id or name, lists the live jobs, and removes secrets that ended jobs have left."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ def find_job(wanted: str | Job | None = None) -> Job:
     if by_name:
         return by_name[0]
     for job in by_id:
-        if job.ask().phase != "unknown":  # a mistyped id must not look like a job that has ended
+        if (
+            job.ask().phase != "unknown"
+        ):  # an unknown id may be mistyped: do not report it as a job that has ended
             return job
     if errors:
         raise errors[0]
@@ -70,13 +72,13 @@ def find_job(wanted: str | Job | None = None) -> Job:
 def _by_id(text: str) -> tuple[list[Job], list[BatchError]]:
     """Return the jobs that `text` may be the id of, one for each batch system here that has such ids.
 
-    With them, the errors of the batch systems that do not answer: another one may have the job.
+    Also returns the errors of the batch systems that do not answer: another batch system may have the job.
     """
     jobs, errors = [], []
     for batch in available().values():
         if (job_id := batch.job_id_of(text)) is not None:
             try:
-                # The name of the job's directory holds the cluster's, which the batch system may have to tell.
+                # The name of the job's directory contains the cluster's name, for which the batch system may be queried.
                 jobs.append(retry_while_away(functools.partial(Job, job_id, batch), FIRST_SILENCE_S))
             except BatchError as error:
                 errors.append(error)
@@ -86,19 +88,20 @@ def _by_id(text: str) -> tuple[list[Job], list[BatchError]]:
 def live_jobs(patience_s: float = FIRST_SILENCE_S) -> list[tuple[Job, JobState]]:
     """Return this user's live jobs of all batch systems here, the oldest first.
 
-    Logs a warning for each batch system that does not answer: a machine may have a batch system's commands alone.
+    Logs a warning for each batch system that does not answer: a machine may have the commands of a batch system that is
+    not running.
 
     Parameters
     ----------
     patience_s : float, seconds
-        How long to ask again a batch system that does not answer.
+        How long to retry if a batch system does not answer.
 
     Raises
     ------
     BatchError
         A batch system does not answer, and the others have no job.
     """
-    with_secrets = directories_with_secrets()  # before the question: a job may start meanwhile
+    with_secrets = directories_with_secrets()  # before the query: a job may start meanwhile
     jobs: list[tuple[Job, JobState]] = []
     errors: list[BatchError] = []
     for batch in available().values():
@@ -124,16 +127,16 @@ def directories_with_secrets() -> list[JobDirectory]:
 
 
 def clear_ended(directories: Sequence[JobDirectory], batch: BatchSystem) -> None:
-    """Remove the secrets of those jobs that have ended, as when a job's first node was lost before boot could.
+    """Remove the secrets of jobs that have ended without removing them, such as after the loss of the first node.
 
-    They open nothing any more, so an error here is no reason to fail.
+    Errors are ignored, since these secrets no longer give access to anything.
     """
     with contextlib.suppress(MpibootError, OSError):
         by_id = {job_id: each for each in directories if (job_id := batch.job_id_of_key(each.key))}
         states = batch.states(list(by_id)) if by_id else {}
         for job_id, directory in by_id.items():
             state = states[job_id]
-            # A job that the batch system has forgotten may still run.
+            # A job that the batch system no longer knows may still run.
             forgotten = state.phase == "unknown" and not state.reason
             if not state.live and (not forgotten or directory.quiet_s() > FORGOTTEN_S):
                 check_trusted(directory.path, "directory")
@@ -141,7 +144,7 @@ def clear_ended(directories: Sequence[JobDirectory], batch: BatchSystem) -> None
 
 
 def describe(live: Sequence[tuple[Job, JobState]]) -> str:
-    """Return a line for each job, for a message that lists several."""
+    """Return one line per job, for a message that lists several jobs."""
     return "\n".join(
         f"  {job.job_id}  {state.name}  {state.state}  {state.nodes or state.reason}".rstrip()
         for job, state in live

@@ -1,4 +1,4 @@
-"""`Job`: one job, as its user sees it: its state, its logs, its end."""
+"""`Job`: a job as its user sees it, with its state, its logs and `stop`."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from mpiboot.protocol.job_directory import JobDirectory
 if TYPE_CHECKING:
     from distributed import Client
 
-# How often a log that is followed is read, and how often the job is asked whether it has more logs.
+# How often a followed log is read, and how often the client looks for further logs of the job.
 FOLLOW_POLL_S = 0.5
 LOG_FILES_POLL_S = 10.0
-# What is read of a log to show its last lines.
+# How much of a log's end is read to show its last lines.
 TAIL_BYTES = 64 * 1024
 
 
@@ -56,14 +56,14 @@ class Job:
         return f"<mpiboot.Job {self.job_id} on {self.batch.name}>"
 
     def ask(self, max_age_s: float = 0.0, *, patience_s: float = SILENCE_S) -> JobState:
-        """Return the job's state; the reason why it ended is boot's, if boot recorded one.
+        """Return the job's state; the reason for its end is the one that boot recorded, if any.
 
         Parameters
         ----------
         max_age_s : float, seconds
-            An answer of the batch system that is not older is used again.
+            Use the last answer of the batch system again if it is no older than this.
         patience_s : float, seconds
-            How long to ask again if the batch system does not answer.
+            How long to retry if the batch system does not answer.
 
         Raises
         ------
@@ -75,7 +75,7 @@ class Job:
         return state if state.live else self._explained(state)
 
     def _explained(self, state: JobState) -> JobState:
-        """Add why the job ended: boot's last event says it, unless boot was killed."""
+        """Add the reason for the job's end, which boot's last event contains unless boot was killed."""
         last = self._last_event()
         if last["event"] == "closed":
             reason = str(last["reason"]).partition("\n")[0].removesuffix(":")  # details may follow
@@ -92,7 +92,7 @@ class Job:
 
     @property
     def state(self) -> str:
-        """The batch system's word for the job's state, shown as it is."""
+        """The job's state, in the batch system's own word."""
         return self.ask().state
 
     @property
@@ -111,14 +111,14 @@ class Job:
         Boot's log itself is in the list only if there is no output.
         """
         output = self.batch.output(self.job_id)
-        # The batch system has forgotten the file, or shows the pattern of its name instead of the name.
+        # The batch system no longer knows the file, or shows the pattern of its name instead of the name.
         if output is None or not output.is_file():
             output = self._submitted_log
         own = self._own_logs()
         return [path for path in ([output, *own[1:]] if output.is_file() else own) if path.is_file()]
 
     def _own_logs(self) -> list[Path]:
-        """Return boot's log and that of the ranks; none if another user could have made the job directory."""
+        """Return boot's log and the log of the ranks; none if another user could have made the job directory."""
         try:
             check_trusted(self.directory.path, "directory")
         except (SecurityError, FileNotFoundError):
@@ -126,11 +126,11 @@ class Job:
         return [self.directory.boot_log, self.directory.ranks_log]
 
     def logs(self) -> str:
-        """Return all of the job's logs, each below its file's name."""
+        """Return the text of all logs of the job, each below its file's name."""
         return "\n".join(f"==> {path} <==\n{path.read_text(errors='replace')}" for path in self.log_files())
 
     def log_tail(self, lines: int = 20) -> str:
-        """Return the end of the log that explains the job's state best: boot's log, else the job's output."""
+        """Return the end of the log that best explains the job's state: boot's log, else the job's output."""
         for path in (*self._own_logs()[:1], *self.log_files()):
             text = tail(path, size_bytes=TAIL_BYTES, lines=lines)
             if text != EMPTY:
@@ -138,7 +138,7 @@ class Job:
         return NO_LOG
 
     def follow(self) -> Iterator[str]:
-        """Yield all of the logs so far, then what is added to them, until the job has ended."""
+        """Yield the logs so far, then the lines added to them, until the job has ended."""
         start = time.monotonic()
         follower = LogFollower()
         files: list[Path] = []
@@ -146,7 +146,7 @@ class Job:
         live = True
         while live:
             now = time.monotonic()
-            # The files are read once more after the job has ended, for what it wrote last.
+            # Read the files once more after the job has ended, for its last lines.
             live = self.ask(max_age_s=poll_interval_s(now - start)).live
             if now - files_at > LOG_FILES_POLL_S or not live or not files:
                 files, files_at = self.log_files(), now
@@ -155,7 +155,7 @@ class Job:
                 time.sleep(FOLLOW_POLL_S)
 
     def expected_workers(self) -> int | None:
-        """Return how many workers the job will have; None until boot has said so."""
+        """Return how many workers the job will have; None until boot has recorded it."""
         for event in reversed(self.directory.read_events()):
             if event["event"] == "phase" and "n_workers" in event:
                 return int(event["n_workers"])
@@ -169,9 +169,9 @@ class Job:
         Parameters
         ----------
         timeout_s : float, seconds, optional
-            None: as long as the job runs.
+            How long to wait; None: without limit.
         polls : callable
-            Seconds until the next question, as a function of the seconds waited so far.
+            Returns the seconds until the next query, from the seconds waited so far.
 
         Raises
         ------

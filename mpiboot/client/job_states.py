@@ -1,4 +1,4 @@
-"""Cache of job states: one question to the batch system answers all threads that wait for jobs in this process."""
+"""Cache of job states: one query of the batch system serves all threads of this process that wait for jobs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mpiboot.batch.submission import BatchSystem
 
 
 class JobStateCache:
-    """The last states that one batch system told, and the jobs that threads wait for."""
+    """The last states that a batch system reported, and the jobs that threads wait for."""
 
     def __init__(self, batch: BatchSystem) -> None:
         self.batch = batch
@@ -24,7 +24,7 @@ class JobStateCache:
 
     @contextlib.contextmanager
     def watching(self, job_id: str) -> Iterator[None]:
-        """Within this context, a question about any job asks about this one, too."""
+        """Within this context, a query about any job includes this one, too."""
         with self._lock:
             self._watched[job_id] += 1
         try:
@@ -43,9 +43,7 @@ class JobStateCache:
             The batch system does not answer.
         """
         now = time.monotonic()
-        with (
-            self._lock
-        ):  # a thread that waited for the lock finds the answer that another thread got meanwhile
+        with self._lock:  # another thread may have queried while this one waited for the lock
             if job_id not in self._states or self._asked_at < now - max_age_s:
                 asked_at = time.monotonic()
                 self._states = self.batch.states(sorted({job_id, *self._watched}))

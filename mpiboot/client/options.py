@@ -1,7 +1,7 @@
-"""The options of a job as arguments of a Python call: for type checkers and editors, and for `help()` and notebooks.
+"""The options of a job as arguments of a Python call, for type checkers, editors, `help()` and notebooks.
 
-`JobOptions` repeats the names of `mpiboot.config`, since a type checker runs no code; a test compares the two. The
-signature and the docstring are made from `mpiboot.config` at import. Used by what takes a job's options.
+`JobOptions` repeats the names of `mpiboot.config`, since a type checker runs no code; a test compares the two. Signatures
+and docstrings are generated from `mpiboot.config` at import. `submit` and `MPICluster` use this.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class JobOptions(TypedDict, total=False):
-    """The options that `mpiboot.submit` and `mpiboot.MPICluster` take, with the types that they may have."""
+    """The options that `mpiboot.submit` and `mpiboot.MPICluster` take, with their types."""
 
     batch_system: str
     env: str | PathLike[str] | None
@@ -54,12 +54,12 @@ TYPES = typing.get_type_hints(JobOptions)
 
 
 def documented(target: T) -> T:
-    """List every option in the signature and in the docstring of `target`, in the place of `**options`.
+    """List every option in the signature and in the docstring of `target`, instead of `**options`.
 
     Parameters
     ----------
     target : function or class
-        Takes `**options`; its docstring has the line `**options` among the parameters.
+        It takes `**options`, and its docstring has the line `**options` among the parameters.
     """
     function: Any = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
     signature = inspect.signature(function)
@@ -81,7 +81,7 @@ def _parameter(name: str, default: Any) -> inspect.Parameter:
 
 
 def _paragraph(option: configuration.Option) -> str:
-    """The option as numpydoc describes a parameter."""
+    """Return the option's paragraph in numpydoc form."""
     default = option.default
     if default in (None, ()):
         given = "optional"
@@ -100,7 +100,7 @@ def _paragraph(option: configuration.Option) -> str:
 
 
 def _type_words(annotation: Any) -> str:
-    """The type as prose: `str or float`, `sequence of str`."""
+    """Return the type in words: `str or float`, `sequence of str`."""
     if annotation == Sequence[str]:
         return "sequence of str"
     parts = [part for part in typing.get_args(annotation) if part is not type(None)] or [annotation]

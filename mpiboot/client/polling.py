@@ -1,4 +1,4 @@
-"""How often the client asks the batch system, and for how long it goes on when there is no answer."""
+"""How often the client queries the batch system, and how long it retries without an answer."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# A batch system may not answer for a while, as while it restarts.
+# A batch system may not answer for some time, such as during a restart.
 SILENCE_S = 120.0
-# The first question of a command: the user sees nothing before it is answered.
+# A shorter limit for the first query of a command: before its answer, the user sees nothing.
 FIRST_SILENCE_S = 20.0
 
 
 def poll_interval_s(waited_s: float) -> float:
-    """Seconds until the next question, after `waited_s`: one a second for the first minute, then one every 10 s."""
+    """Return the seconds until the next query, after `waited_s`: 1 s for the first minute, then 10 s."""
     return 1.0 if waited_s < 60 else 10.0
 
 

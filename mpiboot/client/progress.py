@@ -1,4 +1,4 @@
-"""Shows the progress of a wait: one line in a terminal, the steps so far in a notebook, nothing elsewhere."""
+"""Displays the progress of a wait: one line in a terminal, all steps in a notebook, nothing elsewhere."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Progress = Callable[[str], None]
 
 
 @contextlib.contextmanager
-def chosen(progress: Progress | None) -> Iterator[Progress]:
-    """Give a function that shows a line; a line that repeats is shown once. `progress` replaces the display."""
+def choose_display(progress: Progress | None) -> Iterator[Progress]:
+    """Give a function that displays a line, unless it repeats the last one. `progress` replaces the display."""
     with _display(progress) as show:
         last = ""
 
@@ -52,7 +52,7 @@ def in_notebook() -> bool:
 
 @contextlib.contextmanager
 def terminal() -> Iterator[Progress]:
-    """Show a line with a spinner and the time so far, which disappears when the wait is over."""
+    """Show a line with a spinner and the elapsed time; it disappears when the wait ends."""
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import Progress as Bar
@@ -66,7 +66,7 @@ def terminal() -> Iterator[Progress]:
 
 
 class Notebook:
-    """Shows the steps so far in one output, updated in place. A notebook is saved and shared: no secret is shown."""
+    """Shows the steps so far in one output, updated in place. It shows no secrets, since notebooks are saved and shared."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()
@@ -76,7 +76,7 @@ class Notebook:
     def show(self, line: str) -> None:
         from IPython.display import HTML, display  # type: ignore[import-not-found,unused-ignore]
 
-        # "3 of 8 workers" follows "2 of 8 workers" in its place.
+        # "3 of 8 workers" replaces "2 of 8 workers".
         if self.steps and _kind(self.steps[-1][1]) == _kind(line):
             self.steps.pop()
         self.steps.append((time.monotonic() - self.began, line))

@@ -18,26 +18,26 @@ if TYPE_CHECKING:
 
 
 class PublishedEndpoint:
-    """The endpoint that one job publishes; what the job published before it was requeued does not count."""
+    """The endpoint that a job publishes; an endpoint from before the job was requeued is ignored."""
 
     def __init__(self, job: Job, insecure: bool) -> None:
         self.job = job
         self.insecure = insecure
-        # The nonces of endpoints that were read before: of earlier runs of the job, and of this one.
+        # The nonces of the endpoints read so far, from earlier runs of the job and from this one.
         self._void: set[str] = set()
         self._valid: set[str] = set()
 
     def read(self) -> Endpoint | None:
-        """Return what this run of the job has published; None: nothing yet.
+        """Return the endpoint that this run of the job has published; None if it has published none yet.
 
         Raises
         ------
         RendezvousError, SecurityError
-            The file is not to be trusted, of another job, or no endpoint.
+            The file cannot be trusted, belongs to another job, or is no endpoint.
         """
         directory = self.job.directory
         try:
-            # Opening a directory makes NFS look for names that it remembers as missing.
+            # Opening the directory makes NFS forget its cache of missing names.
             os.listdir(directory.path)  # noqa: PTH208
             check_trusted(directory.path, "directory")
             endpoint = directory.read_endpoint()
@@ -63,12 +63,12 @@ class PublishedEndpoint:
         return endpoint
 
     def verify(self, endpoint: Endpoint) -> Security | None:
-        """Check that the scheduler which published the endpoint answers there, and return what a Client needs for TLS.
+        """Check that the scheduler which published the endpoint answers there; return the Client's TLS settings.
 
         Raises
         ------
         RendezvousError
-            Nobody answers there, or another scheduler.
+            No scheduler, or another one, answers there.
         MpibootError
             The endpoint is not encrypted and `insecure` is false, or the scheduler runs another version of Python.
         """

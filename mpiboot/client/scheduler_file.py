@@ -1,4 +1,4 @@
-"""Connects to a cluster that was started by hand, by Dask's own scheduler file."""
+"""Connects to a cluster that was started by hand, using Dask's own scheduler file."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def connect_scheduler_file(
 ) -> Client:
     """Connect to the cluster of a scheduler file; wait for a missing file until the timeout.
 
-    A file that stays empty or half-written, or whose cluster does not answer, is given up after `SETTLE_S` seconds: a
-    scheduler listens before it writes its file, and writes it at once.
+    Raises RendezvousError if the file is still empty or half-written, or its cluster still does not answer, after
+    `SETTLE_S` seconds: a scheduler listens before it writes its file, and writes all of it at once.
 
     Raises
     ------
     RendezvousError
-        The file is not to be trusted, or its scheduler does not answer.
+        The file cannot be trusted, or its scheduler does not answer.
     DeadlineError
-        There is no such file after `timeout_s` seconds, or fewer than `n_workers` workers.
+        After `timeout_s` seconds, there is no such file, or the cluster has fewer than `n_workers` workers.
     """
     deadline = time.monotonic() + timeout_s
     content, since = b"", time.monotonic()
@@ -73,7 +73,7 @@ def connect_scheduler_file(
 
 
 def _connect_to(path: Path, content: bytes, insecure: bool) -> Client:
-    """Return a client of the very scheduler that wrote `content`."""
+    """Return a client of the scheduler that wrote `content`, after verifying its identity."""
     try:
         fields = json.loads(content)
         address, scheduler_id = str(fields["address"]), str(fields["id"])
@@ -91,12 +91,12 @@ def _connect_to(path: Path, content: bytes, insecure: bool) -> Client:
 
 
 def _start_again(path: Path) -> str:
-    """Return the remedy for a scheduler file that leads nowhere."""
+    """Return the remedy for a scheduler file whose cluster cannot be reached."""
     return f"Start the cluster again, after: rm {shlex.quote(str(path))}"
 
 
 def _security_for(path: Path) -> Security:
-    """Return the TLS files beside the scheduler file of an mpiboot job, else those of Dask's configuration."""
+    """Return the TLS settings for a scheduler file: those of its mpiboot job, else those of Dask's configuration."""
     if (path.parent / "tls").is_dir():
         return Security(**client_security_arguments(path.parent))
     return Security()

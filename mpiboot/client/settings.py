@@ -1,4 +1,4 @@
-"""Merges a job's options: given ones before the environment, before Dask's configuration files, before defaults."""
+"""Merges a job's options: arguments, environment, Dask's configuration files, defaults; the first has precedence."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mpiboot.protocol.variables import DASK_OPTIONS_PREFIX
 
 
 def load_config(options: Mapping[str, Any]) -> Config:
-    """Return a job's options: those given, the others from the environment, the configuration files and the defaults.
+    """Return a job's options: the given ones, and the others from the environment, the configuration files and defaults.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def site_layer() -> dict[str, Any]:
     """
     try:
         import dask
-    except ValueError as error:  # dask reads all of its files when it is imported
+    except ValueError as error:  # dask reads all of its configuration files when it is imported
         raise UsageError(" ".join(str(error).split()), "Correct that file") from error
 
     section = dask.config.get("mpiboot", {}) or {}
@@ -94,12 +94,12 @@ def _source_of(key: Any) -> str:
 
 
 def seconds_of(name: str, value: str | float) -> float:
-    """Return the seconds that the argument `name` says.
+    """Return the value of the argument `name` in seconds.
 
     Raises
     ------
     UsageError
-        It is no duration.
+        The value is no duration.
     """
     try:
         return parse_duration_s(value)

@@ -23,12 +23,12 @@ from mpiboot.protocol.endpoint import Endpoint
 
 COLUMNS = 80
 FAULTS_SHOWN = 5
-# Scheduler and nanny both record a worker that ended: within this time their events are about the same one.
+# Scheduler and nanny both report a worker that ended; two reports within this time are about the same worker.
 SAME_LOSS_S = 10.0
 
 
 def ready(job: Job, ssh_host: str | None, *, with_token: bool) -> str:
-    """Return what a user needs next, once the workers are there: addresses, the ssh line, how to stop.
+    """Return what a user needs once the workers are connected: addresses, the ssh command, how to stop.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def ready(job: Job, ssh_host: str | None, *, with_token: bool) -> str:
     ssh_host : str or None
         The host that the user reaches by ssh from home; None: this host.
     with_token : bool
-        Whether the link has the cluster's token in it, which opens the dashboard to whoever sees it.
+        Whether the link contains the cluster's token, which opens the dashboard to everyone who sees the link.
     """
     endpoint = endpoint_of(job)
     job_id, nodes = job.job_id, endpoint.nodes
@@ -79,7 +79,7 @@ def endpoint_of(job: Job) -> Endpoint:
 
 
 def link(job: Job, endpoint: Endpoint, *, with_token: bool, host: str | None = None) -> str:
-    """Return the dashboard's address; with the token in it, it is the key to the cluster."""
+    """Return the dashboard's address. An address with the token gives access to the cluster."""
     url = urllib.parse.urlsplit(endpoint.dashboard)
     shown = url._replace(netloc=f"{host}:{url.port}") if host else url
     if with_token and endpoint.address.startswith("tls://"):
@@ -90,7 +90,7 @@ def link(job: Job, endpoint: Endpoint, *, with_token: bool, host: str | None = N
 
 
 def tunnel(endpoint: Endpoint, ssh_host: str | None) -> str:
-    """Return the ssh line that forwards a port at home, the same as the dashboard's, to the dashboard."""
+    """Return the ssh command that forwards a port at home, of the same number, to the dashboard."""
     url = urllib.parse.urlsplit(endpoint.dashboard)
     host = ssh_host or socket.getfqdn()
     to = host if "@" in host else f"{getpass.getuser()}@{host}"
@@ -106,7 +106,7 @@ def ends(end_time: float | None) -> str:
 
 
 def table(live: Sequence[tuple[Job, JobState]]) -> str:
-    """Return a table of live jobs, a line each."""
+    """Return a table of live jobs, one line per job."""
     rows = [("JOB", "NAME", "STATE", "LEFT", "NODES, OR WHY IT WAITS")]
     for job, state in live:
         left = show_duration(state.end - time.time()) if state.running and state.end else ""
@@ -119,7 +119,7 @@ def table(live: Sequence[tuple[Job, JobState]]) -> str:
 def redirect_page(job: Job, link: str) -> Path:
     """Write a page that only the user can read and that leads to the dashboard, and return its path.
 
-    A browser's command line can be read by every user of the machine: the link with its token must not be in it.
+    Every user of the machine can read a browser's command line, so the link with its token must not be in it.
     """
     page = job.directory.dashboard_page
     page.unlink(missing_ok=True)
@@ -169,7 +169,7 @@ def faults(events: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def fault(event: dict[str, Any]) -> str | None:
-    """Return what happened, in words; None: the event is no fault."""
+    """Return what happened, in words; None if the event is no fault."""
     match event["event"]:
         case "worker-exit":
             return f"the worker ended {event['how']}"

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 def submit(**options: Unpack[JobOptions]) -> Job:
     """Submit one job that becomes one Dask cluster.
 
-    An option that is left out comes from the environment (`DASK_MPIBOOT__NAME`), else from Dask's configuration files
-    (key `mpiboot`), else it has its default.
+    An omitted option is read from the environment (`DASK_MPIBOOT__NAME`), else from Dask's configuration files (key
+    `mpiboot`); else it has its default.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def submit(**options: Unpack[JobOptions]) -> Job:
     Returns
     -------
     Job
-        Most often it is still pending.
+        The submitted job, which is usually still pending.
 
     Raises
     ------
@@ -68,7 +68,7 @@ def submit_config(
     config : Config
         The job's options, as `load_config` returns them.
     say : callable
-        Called with lines about the packing.
+        Called with lines about the progress of packing.
     output_folder : Path, optional
         The folder of the job's output. None: `logs` in mpiboot's home or, with a command, wherever the batch system
         writes it.
@@ -89,7 +89,7 @@ def submit_config(
         if not config.no_stage:
             from envpack.pack.packing import unchanged_archive
 
-            # Packing takes up to a minute: first see whether the request would be refused.
+            # Packing takes up to a minute: first check whether the batch system would refuse the request.
             if unchanged_archive(config.env) is None:
                 batch.check(submit_command(config, batch, script, output_folder), environ)
             config = replace(config, archive=str(pack_source(Path(config.env), say)))
@@ -98,7 +98,7 @@ def submit_config(
 
 
 def show_submission(config: Config, *, say: Callable[[str], None] = lambda line: None) -> str:
-    """Return the shell line that submits the same job; nothing is packed or submitted."""
+    """Return the shell command that submits the same job, without packing or submitting."""
     from envpack.pack.packing import unchanged_archive
 
     batch = choose(config.batch_system)
@@ -136,7 +136,7 @@ def submit_command(
 ) -> list[str]:
     """Return the command that submits this job; `--dry-run` shows it."""
     home = configuration.home(os.environ)
-    # A cluster leaves no file in the working directory; the output of a batch command belongs there.
+    # The output of a batch command belongs in the working directory; that of a cluster does not.
     if output_folder is None and not config.command:
         output_folder = home / "logs"
     if output_folder:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
 ORDER = ("pending", "stage", "launch", "workers", "ready", "closing")
-# The phases drawn as bars. Waiting in the queue and serving can take hours: in their scale the boot would be too small.
+# The phases drawn as bars. The queue and the use of the cluster can take hours, and would make these too small to see.
 BOOT = ("stage", "launch", "workers")
 COLOURS = {"stage": "tab:blue", "launch": "tab:orange", "workers": "tab:green"}
 
@@ -28,7 +28,7 @@ class Phase:
     start_s : float
         Seconds from the boot's first event.
     seconds : float
-        How long it took.
+        Duration in seconds.
     host : str or None
         The node; None: the whole job.
     """
@@ -49,14 +49,13 @@ def phases(events: Iterable[dict[str, Any]]) -> list[Phase]:
     Parameters
     ----------
     events : iterable of dict
-        The lines of `events.jsonl`; those without a time are skipped. Of a requeued job, only the last boot
-        counts.
+        The lines of `events.jsonl`; those without a time are skipped. For a requeued job, only the last boot counts.
 
     Returns
     -------
     list[Phase]
-        First the job's own, each ending where the next one starts and the last one at the last event; then
-        each node's `stage` and `workers` (from the launch to the node's last worker), sorted by host.
+        First the phases of the job: each ends where the next one starts, the last one at the last event. Then each
+        node's `stage` and `workers` (from the launch to the node's last worker), sorted by host.
     """
     events = _last_boot([e for e in events if isinstance(e.get("time"), (int, float))])
     if not events:
@@ -71,10 +70,10 @@ def phases(events: Iterable[dict[str, Any]]) -> list[Phase]:
     nodes: dict[tuple[str, int], Phase] = {}
     for e in events:
         if e["event"] == "staged":
-            # Not the time of the event: the reports of all nodes may be written together, after the slowest.
+            # The time of the event does not count: boot may write the reports of all nodes together, after the slowest.
             nodes[e["host"], 0] = Phase("stage", began_s.get("stage", 0.0), e["seconds"], e["host"])
         elif e["event"] == "worker" and e["time"] - zero_s <= began_s.get("ready", float("inf")):
-            # Workers that are replaced after the job was ready are no part of the boot.
+            # Workers that are replaced after the job is ready do not belong to the boot.
             nodes[e["host"], 1] = Phase("workers", launch_s, e["time"] - zero_s - launch_s, e["host"])
     return job + [nodes[key] for key in sorted(nodes)]
 
@@ -103,7 +102,7 @@ def render_text(phases: list[Phase], width: int = 80) -> str:
     ----------
     phases : list[Phase]
     width : int, default 80
-        Columns at most, 40 at least.
+        Width in columns, 40 at least.
 
     Returns
     -------
@@ -131,18 +130,18 @@ def render_text(phases: list[Phase], width: int = 80) -> str:
 
 
 def plot_phases(phases: list[Phase], file: str | PathLike[str]) -> None:
-    """Draw the boot: one row for the job and one per node, one bar per phase, so that a slow node is seen.
+    """Draw the boot: one row for the job and one per node, one bar per phase, so that a slow node stands out.
 
     Parameters
     ----------
     phases : list[Phase]
     file : path
-        Its suffix names the format: png, svg, pdf.
+        The file to write; its suffix sets the format: png, svg or pdf.
 
     Raises
     ------
     EnvironmentUnfitError
-        There is no matplotlib in this environment.
+        matplotlib is not installed.
     """
     figure_class = figure_type()
     rows = ["job", *dict.fromkeys(p.host for p in phases if p.host)]

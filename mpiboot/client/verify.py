@@ -1,4 +1,4 @@
-"""Who answers at an address? Asked before a Client is made, which would wait for ever where something else listens."""
+"""Verifies which scheduler answers at an address, before a Client is made: that would wait forever for another program."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from mpiboot.errors import MpibootError, RendezvousError
 
 # How long one attempt to reach a scheduler may take.
 ATTEMPT_S = 4.0
-# A published address is given up when the right scheduler has not answered there for this long.
+# If the right scheduler has not answered at a published address for this long, stop trying.
 SETTLE_S = 8.0
 
 
 @dataclass(frozen=True)
 class SchedulerIdentity:
-    """What a scheduler says of itself.
+    """The identity that a scheduler reports.
 
     Attributes
     ----------
     scheduler_id : str
         Dask's id of the scheduler; each scheduler has its own.
     n_workers : int
-        Workers that it has now.
+        Number of its connected workers.
     python : tuple of int
         Major and minor version of its Python.
     """
@@ -58,10 +58,10 @@ def ask_scheduler(address: str, security: Security | None, timeout_s: float) -> 
     def ask() -> None:
         try:
             outcome.append(asyncio.run(asyncio.wait_for(_ask(address, arguments, timeout_s), timeout_s)))
-        except Exception as error:  # whatever listens there may send anything
+        except Exception as error:  # another program that listens there may send anything
             outcome.append(error)
 
-    # A thread of its own: in a notebook the event loop of this one is running.
+    # In a separate thread: in a notebook, the event loop of this thread is running.
     thread = threading.Thread(target=ask, name="mpiboot-verify", daemon=True)
     thread.start()
     thread.join()
@@ -83,7 +83,7 @@ def check_identity(
     RendezvousError
         Another scheduler listens there now.
     MpibootError
-        It runs another minor version of Python, which cannot read what this one pickles.
+        It runs another minor version of Python, which cannot read the pickles of this one.
     """
     if identity.scheduler_id != scheduler_id:
         raise RendezvousError(
@@ -96,7 +96,7 @@ def check_identity(
         theirs, mine = (f"{major}.{minor}" for major, minor in (identity.python, here))
         raise MpibootError(
             f"the cluster runs Python {theirs} and this is {mine} ({sys.executable}): "
-            "what one of them pickles the other cannot read",
+            "neither can read the other's pickles",
             f"Use the cluster's: {shlex.quote(f'{source_prefix}/bin/python')}"
             if source_prefix
             else f"Use a Python {theirs} here",
@@ -104,7 +104,7 @@ def check_identity(
 
 
 def refuse_plain(address: str, insecure: bool) -> None:
-    """Refuse an address without TLS, unless the user has asked for it.
+    """Refuse an address without TLS, unless the user accepts it.
 
     Raises
     ------
@@ -119,17 +119,17 @@ def refuse_plain(address: str, insecure: bool) -> None:
 
 
 def _why(error: BaseException, timeout_s: float) -> str:
-    """Return the innermost cause, which says most: distributed wraps it once or twice."""
+    """Return the text of the innermost cause, the most precise one: distributed wraps it once or twice."""
     while error.__cause__ is not None:
         error = error.__cause__
     # A timeout at any level: the node may be gone, or something else listens there.
     if isinstance(error, (TimeoutError, asyncio.TimeoutError, asyncio.CancelledError)):
-        return f"nothing was heard within {timeout_s:g} s"
+        return f"no answer within {timeout_s:g} s"
     return str(error) or type(error).__name__
 
 
 async def _ask(address: str, arguments: dict[str, Any], timeout_s: float) -> SchedulerIdentity:
-    # The attempt itself ends a little earlier, so that its own error is seen.
+    # The attempt ends a little earlier than the wait for it, so that its own error is reported.
     identity, versions = await ask_server(
         address, ["identity", "versions"], timeout_s=0.8 * timeout_s, connection_args=arguments
     )

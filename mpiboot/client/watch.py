@@ -1,4 +1,4 @@
-"""Waits for one job: until it runs, until its endpoint is published and verified, until its workers are there."""
+"""Waits for one job: until it runs, until its endpoint is published and verified, until its workers are connected."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from mpiboot.protocol.endpoint import Endpoint
 if TYPE_CHECKING:
     from mpiboot.client.job import Job
 
-# How often the job directory is read while the job runs: two small files.
+# How often the client reads two small files of the job directory while the job runs.
 FILE_POLL_S = 0.25
-# All workers were there when the endpoint was published. Those that a nanny replaces are back after this time.
+# All workers were connected when the endpoint was published. Workers that a nanny replaces are back after this time.
 REPLACED_S = 15.0
 
 
@@ -45,7 +45,7 @@ def connect_job(
     """Wait for a job's cluster and connect to it; see `mpiboot.connect`."""
     timeout_s = seconds_of("timeout", timeout)
     queue_timeout_s = None if queue_timeout is None else seconds_of("queue_timeout", queue_timeout)
-    with display.chosen(progress) as tell:
+    with display.choose_display(progress) as tell:
         try:
             while True:
                 endpoint, security = wait_for_endpoint(
@@ -62,7 +62,7 @@ def connect_job(
 
 
 def how_to_come_back(job: Job) -> str:
-    """Return what a user may type after a Ctrl-C."""
+    """Return the commands that a user may type after a Ctrl-C."""
     return f"job {job.job_id} goes on. Come back: mpiboot connect {job.job_id}; end it: mpiboot stop {job.job_id}"
 
 
@@ -84,12 +84,12 @@ def wait_for_endpoint(
     Returns
     -------
     tuple[Endpoint, Security or None]
-        The published endpoint, verified, and what a Client needs for TLS.
+        The published endpoint, verified, and the Client's TLS settings.
 
     Raises
     ------
     JobEndedError, DeadlineError, RendezvousError
-        As `mpiboot.connect`.
+        As raised by `mpiboot.connect`.
     """
     watch = Watch(job, tell, insecure, timeout_s)
     with job_state_cache(job.batch).watching(job.job_id):
@@ -97,17 +97,18 @@ def wait_for_endpoint(
 
 
 class Watch:
-    """One wait for one job.
+    """A wait for one job.
 
     Parameters
     ----------
     job : Job
+        The job.
     tell : callable
-        Called with a line whenever something changed.
+        Called with a line of progress after each change.
     insecure : bool
         Whether a cluster without TLS is accepted.
     timeout_s : float, seconds
-        From the job's start.
+        How long to wait for the workers, from the job's start.
     """
 
     def __init__(self, job: Job, tell: Progress, insecure: bool, timeout_s: float) -> None:
@@ -120,7 +121,7 @@ class Watch:
         self.state: JobState | None = None
 
     def ask(self) -> JobState:
-        """Return the job's state, from a question as recent as `poll_interval_s` allows.
+        """Return the job's state, from a query that is no older than `poll_interval_s` allows.
 
         Raises
         ------
@@ -133,7 +134,7 @@ class Watch:
         if self.state is None or now >= self.next_question:
             interval_s = poll_interval_s(now - self.began)
             try:
-                # Before the first answer there is nothing to show, so only that question waits for one.
+                # Only the first query waits for an answer: before it, there is no state to show.
                 patience_s = SILENCE_S if self.state is None else 0.0
                 self.state = self.job.ask(
                     max_age_s=min(interval_s, now - self.answered), patience_s=patience_s
@@ -155,19 +156,19 @@ class Watch:
         return self.state
 
     def ask_now(self) -> JobState:
-        """Return the job's state from a new question: something shows that the last answer is out of date."""
+        """Return the job's state from a new query, if the last answer seems out of date."""
         self.next_question = 0.0
         return self.ask()
 
     def wait_for_start(self, queue_timeout_s: float | None) -> None:
-        """Wait until the job runs, for at most `queue_timeout_s` seconds from the first question.
+        """Wait until the job runs, for at most `queue_timeout_s` seconds from the first query.
 
         Raises
         ------
         JobEndedError
             The job has ended or, if there is no `queue_timeout_s`, cannot start.
         DeadlineError
-            It is still pending after `queue_timeout_s`.
+            The job is still pending after `queue_timeout_s`.
         """
         n_cannot_start = 0
         while (state := self.ask()).pending:
@@ -181,8 +182,8 @@ class Watch:
             n_cannot_start = n_cannot_start + 1 if state.cannot_start else 0
             if queue_timeout_s is None and n_cannot_start > 1:  # the first answer about a job can be wrong
                 raise JobEndedError(
-                    f"job {job_id} cannot start: {state.state} ({why}), which no wait changes",
-                    f"Give it up: mpiboot stop {job_id}; and submit another",
+                    f"job {job_id} cannot start: {state.state} ({why}), and waiting does not help",
+                    f"Stop it: mpiboot stop {job_id}; then submit another",
                 )
             if queue_timeout_s is not None and waited_s >= queue_timeout_s:
                 raise DeadlineError(
@@ -193,14 +194,14 @@ class Watch:
             time.sleep(max(0.0, min(self.next_question - time.monotonic(), left_s)))
 
     def deadline(self) -> float:
-        """Return when `timeout_s` will have passed since the job's start, late enough for one good attempt."""
+        """Return the time at which `timeout_s` has passed since the job's start, but leave time for one attempt."""
         assert self.state
         start = self.state.start or time.time()
         left_s = start + self.timeout_s - time.time()
         return time.monotonic() + min(max(left_s, min(SETTLE_S, self.timeout_s)), self.timeout_s)
 
     def check(self, deadline: float, progress: str) -> None:
-        """Raise DeadlineError, with how far the job got, if the deadline has passed."""
+        """Raise DeadlineError if the deadline has passed; its message contains the progress."""
         if time.monotonic() > deadline:
             job_id = self.job.job_id
             raise DeadlineError(
@@ -210,12 +211,12 @@ class Watch:
             )
 
     def wait_for_endpoint(self, queue_timeout_s: float | None) -> tuple[Endpoint, Security | None]:
-        """Wait for the endpoint of a job that may still be pending; see the function of this name."""
+        """Wait for the endpoint of a job that may still be pending; see the function `wait_for_endpoint`."""
         self.wait_for_start(queue_timeout_s)
         deadline = self.deadline()
         failing_since: float | None = None
         while True:
-            if self.ask().restarting:  # requeued: what it had published is void
+            if self.ask().restarting:  # requeued: the endpoint that it published is void
                 self.wait_for_start(queue_timeout_s)
                 deadline, failing_since = self.deadline(), None
             progress, verb = self.progress(), " is"
@@ -226,7 +227,7 @@ class Watch:
                 failing_since = None
             except RendezvousError as error:
                 progress, verb = error.problem, ":"
-                self.ask_now()  # the job may just have ended, or been requeued
+                self.ask_now()  # the job may have ended or been requeued meanwhile
                 failing_since = failing_since or time.monotonic()
                 if time.monotonic() - failing_since > SETTLE_S:
                     raise RendezvousError(
@@ -238,18 +239,18 @@ class Watch:
             time.sleep(FILE_POLL_S if time.monotonic() - self.began < 60 else 4 * FILE_POLL_S)
 
     def progress(self) -> str:
-        """Return how far the job is, in words, from its events."""
+        """Return the job's progress in words, from its events."""
         with contextlib.suppress(FileNotFoundError):
             return progress_of(self.job.directory.read_events(), self.job.expected_workers())
         return "starting"
 
     def wait_for_workers(self, client: Client, endpoint: Endpoint, n_workers: int | None) -> bool:
-        """Wait until the cluster has `n_workers`; None: all of them, or those left when lost ones do not come back.
+        """Wait until the cluster has `n_workers`; None: all workers, or the remaining ones if lost ones do not return.
 
         Returns
         -------
         bool
-            False: the job was requeued meanwhile, and this cluster is gone.
+            False if the job was requeued meanwhile, so that this cluster no longer exists.
         """
         self.ask()
         deadline = self.deadline()
@@ -289,7 +290,7 @@ def progress_of(events: list[dict[str, object]], expected_workers: int | None) -
 
 
 def count_workers(client: Client) -> int | None:
-    """Return how many workers the scheduler has; None if it does not answer."""
+    """Return the scheduler's number of workers; None if it does not answer."""
     try:
         return len(scheduler_identity(client, ATTEMPT_S)["workers"])
     except (

@@ -176,7 +176,7 @@ def test_from_other_pythons_than_the_environments(alice):
     )
     refused = alice.types("python", "-c", f"{code} mpiboot.connect()", check=False)
     minor = theirs.rpartition(".")[0]
-    expected = f"the cluster runs Python {minor} and this is 3.9 (/p): what one of them pickles the other cannot read."
+    expected = f"the cluster runs Python {minor} and this is 3.9 (/p): neither can read the other's pickles."
     assert f"{expected} Use the cluster's: /home/alice/env/bin/python" in refused.stderr
     alice.types("mpiboot", "stop", job_id)
 

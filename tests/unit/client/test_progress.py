@@ -10,7 +10,7 @@ LINES = ["job 7 is PENDING (Resources)", "1 of 8 workers", "1 of 8 workers", "2 
 
 
 def tell(lines=LINES, given=None):
-    with progress.chosen(given) as show:
+    with progress.choose_display(given) as show:
         for line in lines:
             show(line)
 

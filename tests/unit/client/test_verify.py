@@ -14,6 +14,6 @@ def test_a_node_that_has_just_died_is_said_to_be_silent(monkeypatch):
         await asyncio.sleep(60)
 
     monkeypatch.setattr(distributed_internals, "connect", never)
-    message = r"no Dask scheduler answers at tcp://x:1: nothing was heard within 0\.1 s"
+    message = r"no Dask scheduler answers at tcp://x:1: no answer within 0\.1 s"
     with pytest.raises(RendezvousError, match=message):
         verify.ask_scheduler("tcp://x:1", None, 0.1)
