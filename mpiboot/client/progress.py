@@ -66,7 +66,7 @@ def terminal() -> Iterator[Progress]:
 
 
 class Notebook:
-    """Shows the steps so far in one output, updated in place. It shows no secrets, since notebooks are saved and shared."""
+    """Shows the steps so far in one output, updated in place. It shows no secrets: notebooks are saved and shared."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()

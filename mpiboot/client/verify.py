@@ -1,4 +1,4 @@
-"""Verifies which scheduler answers at an address, before a Client is made: that would wait forever for another program."""
+"""Verifies which scheduler answers at an address, before a Client connects, which could wait forever."""
 
 from __future__ import annotations
 
