@@ -158,4 +158,4 @@ class CommandBatchSystem:
 
 def unknown(job_id: str) -> JobState:
     """Return the state of a job that the batch system does not know."""
-    return JobState(job_id, "", "unknown", "UNKNOWN")
+    return JobState(job_id, "", "unknown", "unknown")

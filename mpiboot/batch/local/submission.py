@@ -132,10 +132,10 @@ def state_of(job_id: str) -> JobState:
     """Return the state of a job of this host."""
     host, pid, start = parse_job_id(job_id)
     if host != socket.gethostname():
-        return JobState(job_id, "", "unknown", "UNKNOWN", f"the job ran on {host}. Type this there")
+        return JobState(job_id, "", "unknown", "unknown", f"the job ran on {host}. Type this there")
     if process_start(pid) == start:
         return JobState(job_id, "mpiboot", "running", "RUNNING", nodes=host)
-    return JobState(job_id, "", "unknown", "UNKNOWN", "the process ended without recording a reason")
+    return JobState(job_id, "", "unknown", "unknown", "the process ended without recording a reason")
 
 
 def parse_job_id(job_id: str) -> tuple[str, int, str]:
