@@ -49,8 +49,8 @@ $(VENV)/bin/python $(MPICH_VENV)/bin/python:
 		echo "$(PYTHON) has no venv. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@$(PYTHON) -m venv $(@:/bin/python=)
 
-# Not editable: what runs is what a user installs, and all of it lies in the environment that is staged. The last
-# line replaces the project's own files where only they have changed, and asks no index.
+# Not editable: the tests run what users install, and all of it is inside the staged environment. The last line replaces
+# the project's own files if only they have changed, without an index.
 define install
 	@echo "installing mpiboot[$(1)] into $(2)" >&2
 	@rm -rf build
@@ -93,7 +93,7 @@ connect status stop: $(INSTALLED)
 test: system-deps $(VENV)/.test $(MPICH_VENV)/.test
 	@$(MAKE) --no-print-directory --jobs=2 test-cluster test-host
 
-# One after the other, whatever --jobs says. What they print comes at their end, not between the cluster tests' lines.
+# One after the other, independent of --jobs. Their output comes at their end, not between the cluster tests' lines.
 test-host:
 	@echo 'unit tests, MPI tests and the unit tests on another Python run meanwhile'
 	@mkdir -p .cache; { $(MAKE) --no-print-directory test-unit && $(MAKE) --no-print-directory test-mpi && \
@@ -103,18 +103,18 @@ test-host:
 test-unit: $(VENV)/.test
 	$(BIN)/pytest --numprocesses=2 tests/unit tests/local
 
-# On another Debian's Python. Without root it says why it cannot, and fails under MPIBOOT_REQUIRE_CLUSTER=1.
+# On another Debian's Python. Without root it prints the reason, and fails under MPIBOOT_REQUIRE_CLUSTER=1.
 test-newest-python: $(VENV)/.test
 	$(BIN)/python tests/support/newest_python.py --numprocesses=2 tests/unit
 
-# Open MPI refuses more ranks than slots, and root, unless told.
+# By default, Open MPI refuses more ranks than slots, and refuses root.
 test-mpi: $(VENV)/.test $(MPICH_VENV)/.test
 	OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 \
 		$(BIN)/mpirun -n 3 --map-by :OVERSUBSCRIBE --bind-to none $(BIN)/pytest -p no:cacheprovider --with-mpi tests/mpi
 	$(MPICH_VENV)/bin/mpirun -n 3 $(MPICH_VENV)/bin/pytest -p no:cacheprovider --with-mpi tests/mpi
 
-# As root on Debian and its kin, what the real cluster needs is installed first; SYSTEM_DEPS=0 opts out. Where that
-# cannot be, the tests skip with the reason, or fail under MPIBOOT_REQUIRE_CLUSTER=1.
+# As root on Debian and its derivatives, this installs the packages of the real cluster; SYSTEM_DEPS=0 opts out. Without
+# them, the tests skip with the reason, or fail under MPIBOOT_REQUIRE_CLUSTER=1.
 system-deps:
 ifneq ($(SYSTEM_DEPS),0)
 	@tests/minicluster/minicluster deps --install || true
@@ -129,7 +129,7 @@ endif
 TEST_PACKAGES := chromium dropbear-bin openssh-client mmdebstrap
 APT_LOCK := -o DPkg::Lock::Timeout=120
 
-# Each process boots a cluster of its own. Four keep a machine of two cores busy.
+# Each process boots its own cluster. Four processes keep a machine of two cores busy.
 CLUSTERS ?= 4
 
 test-cluster: $(VENV)/.test system-deps

@@ -405,9 +405,13 @@ def test_refusals(cluster: Minicluster, tmp_path: Path) -> None:
     )
     (tmp_path / "precious").touch()
     assert (
-        refusal("--dir", str(tmp_path), "down") == f"{tmp_path} is no minicluster's folder; it is left alone"
+        refusal("--dir", str(tmp_path), "down")
+        == f"{tmp_path} is not the folder of a minicluster; it is not removed"
     )
-    assert refusal("--dir", str(tmp_path), "up") == f"{tmp_path} is no minicluster's folder; it is left alone"
+    assert (
+        refusal("--dir", str(tmp_path), "up")
+        == f"{tmp_path} is not the folder of a minicluster; it is not removed"
+    )
     assert (tmp_path / "precious").exists()
 
 

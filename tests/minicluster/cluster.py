@@ -1,7 +1,7 @@
-"""Boot, break and end a cluster: one init for the switch, below it one for the login node and one for each node.
+"""Boots, breaks and ends a cluster: one init process for the switch, and below it one for the login node and each node.
 
-The switch's pid namespace holds every process of the cluster, and its network namespace every bridge, so killing that one
-init ends the cluster whatever state it was in; what is left then is the cluster's folder.
+The switch's pid namespace contains all processes of the cluster, and its network namespace all bridges. So killing that
+one init ends the cluster in any state; only the cluster's folder is left.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ SFTP_SERVERS = ("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-serve
 UP_TIMEOUT_S = 60.0
 KILL_TIMEOUT_S = 20.0
 LOCK_TIMEOUT_S = 90.0
-NOT_IN_SERVICE = ("DOWN", "UNKNOWN", "NOT_RESPONDING", "*")  # in a node's state: scontrol(1)
-ENDED = "ended"  # a file beside a host's logs, once a daemon that it needs is gone
+NOT_IN_SERVICE = ("DOWN", "UNKNOWN", "NOT_RESPONDING", "*")  # words in a node's state, scontrol(1)
+ENDED = "ended"  # this file appears beside a host's logs when one of its daemons has ended
 
 
 class MiniclusterError(Exception):
-    """What the user reads, in one line."""
+    """A failure that the user reads as one line."""
 
 
 class Cluster:
-    """The cluster that lives in `folder`, up or not."""
+    """The cluster of a folder, up or not."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -69,7 +69,7 @@ class Cluster:
     def up(self, site: Site) -> None:
         if self.is_up():
             raise MiniclusterError(f"{site.name} is already up in {self.folder}")
-        self.down(only_remains=True)  # what a killed `up`, or a reboot, has left
+        self.down(only_remains=True)  # remains of a killed `up`, or of a reboot
         try:
             self.folder.mkdir(mode=0o755)
             with self.locked():
@@ -101,15 +101,15 @@ class Cluster:
         self._wait(deadline, "every node is idle", self._all_idle, site.host_names())
 
     def down(self, only_remains: bool = False) -> None:
-        """End everything and remove the folder. Idempotent, and right for any state an interrupted `up` can leave."""
+        """End everything and remove the folder. Idempotent; works in any state that an interrupted `up` can leave."""
         if not self.folder.exists():
             return
         if not (self.folder / "site.json").exists():
             try:
-                self.folder.rmdir()  # an `up` that was killed just after making it
+                self.folder.rmdir()  # from an `up` that was killed just after making it
             except OSError:
                 raise MiniclusterError(
-                    f"{self.folder} is no minicluster's folder; it is left alone"
+                    f"{self.folder} is not the folder of a minicluster; it is not removed"
                 ) from None
             return
         try:
@@ -129,9 +129,9 @@ class Cluster:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[bool]:
-        """One command at a time changes the cluster; a killed one's lock is free at once.
+        """Lock the cluster, so that one command at a time changes it. A killed command's lock is free at once.
 
-        Yields whether the folder is still the one that was waited for: another `down` may have removed it.
+        Yields whether the locked folder still exists: another `down` may have removed it during the wait.
         """
         deadline = time.monotonic() + LOCK_TIMEOUT_S
         descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -165,7 +165,7 @@ class Cluster:
             log=self._log_file(host),
             timeout_s=UP_TIMEOUT_S,
         )
-        # The kernel frees a killed node's network namespace, and its cables, a little later than its processes.
+        # The kernel frees a killed node's network namespace, with its cables, a little later than its processes.
         self._switch_ip([f"link del {port}" for port, _ in ports(site, host)], check=False)
         self._switch_ip(plug_commands(site, host, init.process.pid))
         if site.cgroup and host != "login":
@@ -178,19 +178,19 @@ class Cluster:
         ip_batch(commands, prefix=["nsenter", f"--net=/proc/{switch.pid}/ns/net"], check=check)
 
     def kill(self, host: str) -> None:
-        """End all that runs on a node at once, as a power cut does."""
+        """End all processes of a node at once, like a power cut."""
         with self.locked():
             self.process(host).kill(KILL_TIMEOUT_S)
             self.pid_file(host).unlink()
 
     def start(self, host: str) -> None:
-        """Boot a killed node, and return when it may get jobs again."""
+        """Boot a killed node, and return when Slurm may start jobs on it again."""
         if ns.Process.read(self.pid_file(host)) is not None:
             raise MiniclusterError(f"{host} is already up")
         with self.locked():
             deadline = time.monotonic() + UP_TIMEOUT_S
             before = self._slurmd_start_s(host)
-            # Slurm counts whole seconds: one that is started in the second it was killed in would look the same.
+            # Slurm counts whole seconds: it would not notice a node that restarts in the second of its kill.
             wait_until(lambda: time.time() > before + 1, f"{host} has been down for a second", deadline)
             self._spawn_host(self.site, host).wait_ready(deadline)
 
@@ -214,13 +214,13 @@ class Cluster:
     # ---- asking
 
     def run(self, host: str, user: str, argv: list[str]) -> int:
-        """Run a command on a host as a user, on our own standard streams; return its exit status."""
+        """Run a command on a host as a user, with this process's standard streams; return its exit status."""
         site = self.site
         process = self.process(host)
         return ns.run_inside(process, lambda: exec_as(site, user, argv))
 
     def _slurm(self, argv: list[str]) -> str:
-        """Return what a Slurm command says on the login node, "" where slurmctld does not answer yet."""
+        """Return the output of a Slurm command on the login node; "" if slurmctld does not answer yet."""
         login = self.process("login")
         command = ["nsenter", f"--target={login.pid}", "--mount", "--net", "--uts", "--ipc", *argv]
         done = subprocess.run(
@@ -239,7 +239,7 @@ class Cluster:
         ]
 
     def _slurmd_start_s(self, host: str) -> int:
-        """Return when the node's last slurmd that Slurm knows of was started, as seconds since 1970."""
+        """Return the start time of the node's slurmd that Slurm knows, in seconds since the epoch."""
         started = self._node_facts(host).get("SlurmdStartTime", "")
         return int(started) if started.isdecimal() else 0
 
@@ -248,7 +248,7 @@ class Cluster:
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def _wait(self, deadline: float, what: str, probe: Callable[[], bool], hosts: list[str]) -> None:
-        """Wait for what Slurm says, but not for a Slurm that has ended."""
+        """Wait until `probe` is true; fail at once if a Slurm daemon has ended."""
 
         def probe_the_living() -> bool:
             for host in hosts:
@@ -282,7 +282,7 @@ def write_files(folder: Path, site: Site) -> None:
     for path, text in etc_files(site).items():
         file = folder / "etc" / path
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.unlink(missing_ok=True)  # a link would lead to the machine's own
+        file.unlink(missing_ok=True)  # writing through a link would change the machine's own file
         file.write_text(text)
     for name in ("pids", "munge", *(f"log/{host}" for host in ["switch", *site.host_names()])):
         (folder / name).mkdir(parents=True)
@@ -294,9 +294,9 @@ def write_files(folder: Path, site: Site) -> None:
 
 
 def copy_etc(copy: Path) -> None:
-    """Copy the machine's /etc: a package installation replaces files there, and with them what is bound over them."""
+    """Copy the machine's /etc: a package installation would replace the files over which the cluster's are mounted."""
     done = subprocess.run(["cp", "-a", "/etc", str(copy)], capture_output=True, text=True, timeout=60)
-    # A package installation may also remove one of its temporary files meanwhile.
+    # A package installation may remove one of its temporary files during the copy.
     errors = [line for line in done.stderr.splitlines() if "No such file" not in line]
     if errors:
         raise MiniclusterError(f"cannot copy /etc to {copy}: {errors[0]}")
@@ -304,7 +304,7 @@ def copy_etc(copy: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove `site.json` last: it is what says that the folder is ours, should we be interrupted."""
+    """Remove the folder; `site.json` last, since it marks the folder as a minicluster's after an interruption."""
     for entry in folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
@@ -325,12 +325,12 @@ def print_logs(folder: Path, lines: int = 8) -> None:
 
 
 def ports(site: Site, host: str) -> list[tuple[str, str]]:
-    """Return (the switch's end, the host's interface) of each of its cables."""
+    """Return the switch's port and the host's interface of each cable of a host."""
     return [(f"{host}.{index}", name) for index, name in enumerate(site.interfaces())]
 
 
 def plug_commands(site: Site, host: str, pid: int) -> list[str]:
-    """A host that boots again has the hardware addresses that it had, as others remember them."""
+    """Return the commands that connect a host. Its hardware addresses never change, since other hosts cache them."""
     number = site.host_number(host)
     return [
         f"link add {port} master switch{index} up type veth peer name {name} "
@@ -340,7 +340,7 @@ def plug_commands(site: Site, host: str, pid: int) -> list[str]:
 
 
 def ip_batch(commands: list[str], prefix: list[str] | None = None, check: bool = True) -> None:
-    """Run ip(8) commands; without `check`, all of them, whichever fail."""
+    """Run ip(8) commands; without `check`, run all of them even if some fail."""
     argv = [*(prefix or []), "ip", *([] if check else ["-force"]), "-batch", "-"]
     done = subprocess.run(argv, input="\n".join(commands), capture_output=True, text=True, timeout=20)
     if check and done.returncode:
@@ -355,7 +355,7 @@ def cgroup(controller: str, name: str) -> Path:
 
 
 def join_cgroups(name: str, host: str, pid: int) -> None:
-    """Give a node's init groups of its own: Slurm names a job's group alike on every node."""
+    """Put a node's init into separate groups, since Slurm gives a job's group the same name on every node."""
     for controller in CGROUP_CONTROLLERS:
         group = cgroup(controller, name) / host
         if not (group.parent.parent / "cgroup.procs").exists():
@@ -367,7 +367,7 @@ def join_cgroups(name: str, host: str, pid: int) -> None:
 
 
 def remove_cgroups(name: str) -> None:
-    """Remove the groups, which are empty now, innermost first."""
+    """Remove the groups, innermost first. They must be empty."""
     for controller in CGROUP_CONTROLLERS:
         for folder, _, _ in os.walk(cgroup(controller, name), topdown=False):
             Path(folder).rmdir()
@@ -416,15 +416,15 @@ def set_up_network(site: Site, host: str) -> None:
 
 
 def set_up_mounts(site: Site, host: str) -> None:
-    """Give the host all that is its own, and hide the rest of the machine that it could change or look into."""
-    folder = f"/proc/self/fd/{os.open(site.folder, os.O_PATH)}"  # to be reached after it is hidden
+    """Mount the host's own folders, and hide the parts of the machine that it must not change or read."""
+    folder = f"/proc/self/fd/{os.open(site.folder, os.O_PATH)}"  # this path works after the folder is hidden
     ns.mount("proc", "/proc", "proc")
-    # A fresh sysfs shows this network namespace's devices. slurmd ends without a file system at /sys/fs/cgroup; an
-    # empty one keeps it, and all others, off the host's groups.
+    # A new sysfs shows this network namespace's devices. slurmd fails without a file system at /sys/fs/cgroup; an empty
+    # one keeps all programs away from the host's groups.
     ns.mount("sysfs", "/sys", "sysfs")
     ns.tmpfs("/sys/fs/cgroup")
     if site.cgroup and host != "login":
-        ns.unshare(ns.CLONE_NEWCGROUP)  # the groups it has joined are the root of what it sees
+        ns.unshare(ns.CLONE_NEWCGROUP)  # the groups that it has joined become the root of its cgroup tree
         for controller in CGROUP_CONTROLLERS:
             Path("/sys/fs/cgroup", controller).mkdir()
             ns.mount("cgroup", f"/sys/fs/cgroup/{controller}", "cgroup", data=controller)
@@ -477,11 +477,11 @@ def start_login_daemons(site: Site) -> list[Daemon]:
 
 
 def mount_homes(site: Site) -> None:
-    """Mount each home as its user sees it: the server has that user's rights, so files get their owner right."""
+    """Mount each home with its user's rights: the server runs as that user, so files get the right owner."""
     for index, user in enumerate(site.users):
         home = Path(site.home(user))
         home.mkdir()
-        # By default it refuses absolute links and such with `..`: venvs and conda environments have both.
+        # By default sshfs refuses absolute links and links with `..`; venvs and conda environments have both.
         options = f"directport={SFTP_PORT + index},allow_other,default_permissions,no_contain_symlinks"
         done = subprocess.run(
             ["sshfs", "-o", options, f"login:{home}", str(home)], capture_output=True, text=True, timeout=30
@@ -491,7 +491,7 @@ def mount_homes(site: Site) -> None:
 
 
 class Daemon:
-    """A daemon that lives as long as this init; what it prints goes to the init's log."""
+    """A daemon that lives as long as this init; its output goes to the init's log."""
 
     def __init__(self, site: Site, argv: list[str], user: str = "root") -> None:
         uid = site.uid(user)
@@ -534,7 +534,9 @@ def exec_as(site: Site, user: str, argv: list[str]) -> NoReturn:
     if "TERM" in os.environ:
         environment["TERM"] = os.environ["TERM"]
     for signum in (signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(signum, signal.SIG_DFL)  # Python ignores them, and exec would pass that on
+        signal.signal(
+            signum, signal.SIG_DFL
+        )  # Python ignores these signals, and the new program would inherit that
     os.initgroups(user, site.uid(user))
     os.setgid(site.uid(user))
     os.setuid(site.uid(user))

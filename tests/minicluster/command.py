@@ -1,4 +1,4 @@
-"""The command's surface: what it takes, what it says, and its exit status."""
+"""The command line of minicluster: arguments, output, and exit status."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from siteconf import Site
 def command_parser(**options: Any) -> argparse.ArgumentParser:
     """Return a parser of `[--user USER | --root] [CMD...]`."""
     run = argparse.ArgumentParser(prog="minicluster login|node", **options)
-    run.add_argument("--user", help="run as this user (the ordinary one)")
+    run.add_argument("--user", help="run as this user (default: the ordinary one)")
     run.add_argument("--root", action="store_const", const="root", dest="user", help="run as root")
     return run
 
@@ -27,7 +27,9 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="minicluster", description="A real Slurm of some nodes and a login node on this machine."
     )
-    top.add_argument("--name", default="mini", help="several clusters can be up under different names (mini)")
+    top.add_argument(
+        "--name", default="mini", help="several clusters can be up under different names (default: mini)"
+    )
     top.add_argument(
         "--dir", type=Path, help="the folder it lives in (/var/lib/minicluster-NAME); give it every time"
     )
@@ -60,9 +62,9 @@ def parser() -> argparse.ArgumentParser:
         node = commands.add_parser(name, help=text)
         node.add_argument("number", type=int)
         if name in ("cut", "heal"):
-            node.add_argument("--interface", help="only this one (all)")
-    commands.add_parser("status", help="say what is up, and where")
-    deps = commands.add_parser("deps", help="say which Debian packages are missing")
+            node.add_argument("--interface", help="only this interface (default: all)")
+    commands.add_parser("status", help="show what is up, and where")
+    deps = commands.add_parser("deps", help="list the missing Debian packages")
     deps.add_argument("--install", action="store_true", help="install them (no service of theirs is started)")
     return top
 
@@ -134,7 +136,7 @@ def run(options: argparse.Namespace) -> int:
         )
     host = f"node{options.number}" if "number" in options else "login"
     if options.command in ("login", "node"):
-        if host != "login":  # argparse leaves options that follow the number in the remainder
+        if host != "login":  # argparse puts options that follow the number into the remainder
             tail = command_parser()
             tail.add_argument("argv", nargs=argparse.REMAINDER)
             tail.parse_args(options.argv, namespace=options)

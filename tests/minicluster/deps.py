@@ -1,4 +1,4 @@
-"""Which Debian packages the cluster needs, and their installation without their services."""
+"""Lists the Debian packages that the cluster needs, and installs them without starting their services."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SERVICES = ("munge", "slurmctld", "slurmd")
 
 
 def missing_packages(with_sshfs: bool = True) -> list[str]:
-    """Return the packages, each looked for by what the cluster calls from it."""
+    """Return the missing packages. A package is missing if a program that the cluster uses from it is."""
     path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
     def lacks(*programs: str) -> bool:
@@ -52,7 +52,7 @@ def install(packages: list[str]) -> None:
     finally:
         if ours:
             POLICY.unlink()
-    if shutil.which("systemctl"):  # nor at the next boot
+    if shutil.which("systemctl"):  # do not start them at the next boot, either
         subprocess.run(["systemctl", "disable", "--quiet", *SERVICES], timeout=60, check=False)
 
 

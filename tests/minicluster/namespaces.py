@@ -1,7 +1,7 @@
 """Linux namespaces from Python: fork an init into its own, enter another's, mount inside.
 
-Only the standard library. Everything is held alive by processes alone: no namespace is pinned by a file, and no mount is
-made outside a private mount namespace, so the death of an init frees all that it had.
+Only processes keep namespaces alive: no file pins one, and no mount is made outside a private mount namespace. So the
+death of an init frees all of its resources.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def die_with_parent(signum: int = signal.SIGKILL) -> None:
 
 @dataclass(frozen=True)
 class Process:
-    """A process known by pid and start time: a pid alone may have passed on to a stranger."""
+    """A process known by pid and start time: the kernel may give the pid alone to another process."""
 
     pid: int
     start_ticks: int
@@ -96,7 +96,7 @@ class Process:
             return False
 
     def kill(self, timeout_s: float) -> None:
-        """SIGKILL; return when it and, where it is an init, its whole pid namespace are gone."""
+        """Send SIGKILL; return when the process is gone and, if it is an init, its whole pid namespace."""
         try:
             pidfd = os.pidfd_open(self.pid)
         except ProcessLookupError:
@@ -130,7 +130,7 @@ def _start_ticks(pid: int) -> int:
 
 
 class Init:
-    """An init that `spawn` has forked and holds at a gate, until `release`."""
+    """An init that `spawn` has forked. It waits for `release` before it does anything."""
 
     def __init__(self, name: str, process: Process, gate: socket.socket) -> None:
         self.name, self.process, self._gate = name, process, gate
@@ -139,7 +139,7 @@ class Init:
         self._gate.sendall(b"go")
 
     def wait_ready(self, deadline: float) -> None:
-        """Return when its setup is done; raise with its own words if that failed."""
+        """Wait until its setup is done; raise RuntimeError with its message if the setup failed."""
         self._gate.settimeout(max(0.01, deadline - time.monotonic()))
         try:
             answer = self._gate.recv(65536).decode()
@@ -161,12 +161,12 @@ def spawn(
     timeout_s: float,
     flags: int = ALL,
 ) -> Init:
-    """Fork an init into new namespaces below `parent`'s and hold it until `Init.release`; then it runs `setup`.
+    """Fork an init into new namespaces below `parent`'s. It waits for `Init.release`, then runs `setup`.
 
     What `setup` returns is called with (pid, wait status) of every process that ends there.
 
-    The pid file is on disk before the init may do anything: an interrupted caller leaves nothing that cannot be found,
-    for an init whose caller died at the gate ends by itself.
+    The pid file is written before the init is released, so an interrupted caller leaves no init that `down` cannot find:
+    an init whose caller died before the release ends by itself.
     """
     ours, theirs = socket.socketpair()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -189,7 +189,7 @@ def spawn(
 def _fork_init(
     name: str, setup: Callable[[], OnEnd], parent: Process | None, gate: socket.socket, log: Path, flags: int
 ) -> None:
-    """Fork twice: a pid namespace is entered, and made, only by the next child."""
+    """Fork twice: a process that joins or makes a pid namespace puts only its next child into it."""
     die_with_parent()
     if parent is not None:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -218,7 +218,7 @@ def _be_init(name: str, setup: Callable[[], OnEnd], gate: socket.socket, output:
     null = os.open(os.devnull, os.O_RDWR)
     for source, target in ((null, 0), (output, 1), (output, 2)):
         os.dup2(source, target)
-    _close_all_but(gate.fileno())  # the caller's pipes and locks must not live as long as the cluster
+    _close_all_but(gate.fileno())  # the init must not keep the caller's pipes and locks open
     _libc.prctl(PR_SET_NAME, f"mc-{name}".encode()[:15], 0, 0, 0)
     gate.sendall(b"hello")
     if gate.recv(2) != b"go":
@@ -260,8 +260,8 @@ def _exit_with(body: Callable[[], None]) -> None:
 def run_inside(process: Process, exec_command: Callable[[], None]) -> int:
     """Run a child inside `process`'s namespaces and return its exit status (128 + n where signal n ended it).
 
-    The terminal's signals reach the child by itself, being of our process group; SIGTERM and SIGHUP are passed on, and
-    it dies with us.
+    The child is in this process's group, so it gets the terminal's signals directly. This process passes SIGTERM and
+    SIGHUP on to the child, which dies with it.
     """
     for signum in (signal.SIGINT, signal.SIGQUIT):
         signal.signal(signum, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""What the cluster is configured to be: one frozen `Site`, and pure functions that write the files of /etc from it."""
+"""The configuration of a cluster: an immutable `Site`, and pure functions that make the files of /etc from it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FIRST_UID = 61001
 NETWORKS = {
     "eth0": "10.77.0",
     "ib0": "10.78.0",
-}  # nothing routes them out of the cluster, so they clash with nothing
+}  # not routed out of the cluster, so they cannot conflict with other networks
 LOGIN_HOST_NUMBER = 254
 SFTP_PORT = 5000  # plus the user's index
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -113,7 +113,7 @@ AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
-# A node that was killed is missed soon, and is idle again as soon as it is back.
+# Slurm soon marks a killed node as down, and as idle as soon as it is back.
 ReturnToService=2
 SlurmdTimeout=15
 MessageTimeout=10
@@ -133,13 +133,13 @@ PartitionName=single MaxNodes=1
 
 
 def cgroup_conf(site: Site) -> str:
-    """Return cgroup.conf(5). Cores cannot be constrained: nodes claim more than there are."""
+    """Return cgroup.conf(5). It does not constrain cores: nodes claim more than the machine has."""
     limits = "ConstrainRAMSpace=yes\nConstrainSwapSpace=yes\nAllowedSwapSpace=0\n" if site.cgroup else ""
     return f"CgroupPlugin=cgroup/v1\n{limits}"
 
 
 def etc_files(site: Site) -> dict[str, str]:
-    """Return the text of each file that the cluster's /etc has in place of the machine's, by its path below /etc."""
+    """Return the files that the cluster's /etc has instead of the machine's: text by path below /etc."""
     return {
         "hosts": hosts_file(site),
         "passwd": account_file(Path("/etc/passwd").read_text(), site, PASSWD_LINE),

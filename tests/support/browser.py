@@ -17,7 +17,7 @@ FLAGS = [
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1"
 ]  # nothing leaves this host
 
-# What a page has drawn on its canvases, shadow roots included: how many pixels are coloured.
+# JavaScript that counts the coloured pixels on a page's canvases, including those in shadow roots.
 COLOURED_PIXELS = """
 (() => {
     const canvases = root => [...root.querySelectorAll("*")].flatMap(
@@ -47,7 +47,7 @@ def chromium():
 
 @contextlib.asynccontextmanager
 async def browse(chromium):
-    """A browser, for as long as the block lasts; each `new_context()` of it is a profile of its own."""
+    """Give a browser, which ends with the block; each of its `new_context()` is a separate profile."""
     with tempfile.TemporaryDirectory(
         ignore_cleanup_errors=True
     ) as folder:  # Chromium leaves folders in its TMPDIR
@@ -55,7 +55,7 @@ async def browse(chromium):
             browser = await playwright.chromium.launch(
                 executable_path=chromium,
                 args=FLAGS,
-                chromium_sandbox=os.geteuid() != 0,  # the sandbox refuses root
+                chromium_sandbox=os.geteuid() != 0,  # the sandbox does not work as root
                 env={**os.environ, "TMPDIR": folder},
             )
             async with browser:
@@ -69,7 +69,7 @@ async def becomes_true(page, expression, timeout_ms=WAIT_MS):
 
 @contextlib.asynccontextmanager
 async def listen(answer):
-    """A server on a port of its own, as another user of this host could run one."""
+    """Start a server on a free port, as another user of this host could."""
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     try:
         yield server.sockets[0].getsockname()[1]
@@ -86,7 +86,7 @@ async def copy(reader, writer):
 
 
 def tunnel(connect):
-    """What `ssh -L` does: bytes go on to what `connect` opens, a reader and a writer."""
+    """Forward a port like `ssh -L`, to the reader and writer that `connect` opens."""
 
     async def carry(reader, writer):
         far_reader, far_writer = await connect()

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-PLACEHOLDER = ("/opt/build/env" + "_placehold" * 25)[:255]  # conda's own length: no prefix may be longer
+PLACEHOLDER = ("/opt/build/env" + "_placehold" * 25)[:255]  # 255 bytes, as in conda: no prefix may be longer
 XY = f"python{sys.version_info.major}.{sys.version_info.minor}"
 SUBDIR = {"x86_64": "linux-64", "aarch64": "linux-aarch64", "ppc64le": "linux-ppc64le"}[platform.machine()]
 NOT_PACKED = ("site-packages", "dist-packages", "test", "tests", "idlelib", "turtledemo", "__pycache__")
@@ -89,16 +89,18 @@ def stage_interpreter(base: Path, stage: Path) -> None:
         else:
             shutil.copy2(path, target, follow_symlinks=False)
     for path in list(files_below(stage)):
-        if not path.exists():  # a link to what was not copied
+        if not path.exists():  # a link to a file that was not copied
             path.unlink()
         elif not path.is_symlink():
             path.chmod(0o755 if os.access(path, os.X_OK) else 0o644)
-            whole_s = int(path.stat().st_mtime)  # a package keeps no more, and a .pyc must match it
+            whole_s = int(
+                path.stat().st_mtime
+            )  # a package stores whole seconds, and a .pyc must match its source
             os.utime(path, (whole_s, whole_s))
 
 
 def undo_debian(stdlib: Path) -> None:
-    """Let Debian's Python use site-packages, as every other does; it has folders of its own below any prefix."""
+    """Let Debian's Python use site-packages, as every other Python does, instead of Debian's own folders."""
     package = stdlib / "sysconfig/__init__.py"  # since 3.13
     module = package if package.exists() else stdlib / "sysconfig.py"
     debian = "prefix_scheme = 'posix_local'"
@@ -110,7 +112,7 @@ def undo_debian(stdlib: Path) -> None:
 
 
 def replace_base(stage: Path, base: Path | None) -> None:
-    """Leave nothing that names the interpreter's old home: text gets the placeholder, binaries look beside themselves."""
+    """Replace the interpreter's old prefix: with the placeholder in text, with a relative run path in binaries."""
     prefixed = []
     for path in files_below(stage):
         data = path.read_bytes() if base and not path.is_symlink() else b""
@@ -119,7 +121,7 @@ def replace_base(stage: Path, base: Path | None) -> None:
         old = str(base).encode()
         modified_s = path.stat().st_mtime
         if b"\0" in data:
-            # As conda builds its own: the run path is relative to the file.
+            # Like conda's own packages: the run path is relative to the file.
             up = os.path.relpath(stage, path.parent)
             data = data.replace(old + b"/lib\0", same_length(f"$ORIGIN/{up}", old + b"/lib") + b"\0")
             data = data.replace(old, same_length("/nowhere", old))
@@ -134,7 +136,7 @@ def replace_base(stage: Path, base: Path | None) -> None:
 
 
 def same_length(folder: str, old: bytes) -> bytes:
-    """Return `old` in another folder, filled up with slashes; `old` itself where that does not fit.
+    """Return `old` in another folder, padded with slashes to the same length; `old` itself if that is too long.
 
     Linkers let strings share their tails: 3.11.7 may be the end of /home/me/versions/3.11.7, and must stay.
     """

@@ -43,9 +43,9 @@ def build_conda_env(
     Parameters
     ----------
     prefix
-        Where; its absolute path is written into its files. Must not exist.
+        The prefix, which must not exist yet; its absolute path is written into its files.
     extras
-        None: without mpiboot. Else mpiboot, of this checkout and not editable, with these extras.
+        Install mpiboot of this checkout, not editable, with these extras. None: without mpiboot.
     packages
         More requirements for pip.
     pkgs_folder
@@ -151,7 +151,7 @@ def requirements_digest() -> str:
 
 
 def cached_env(packages: Sequence[str] = (), extras: Sequence[str] | None = None) -> Path:
-    """Return a plain environment that is built once per machine; to be read, never to be changed."""
+    """Return an environment that is built once per machine. Tests must not change it."""
     prefix = _cached("plain", packages, extras) / "env"
     with FileLock(f"{prefix.parent}.lock"):
         _build_once(
@@ -183,7 +183,7 @@ def copy_user_env(
 
     def at_home(*options: str) -> None:
         (folder / user).mkdir(parents=True, exist_ok=True)
-        # All of it dies with a test run that is killed: what goes on installing would spoil the next one's folder.
+        # If the test run is killed, this process dies too: otherwise it would still write into the next run's folder.
         unshare = ["setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--propagation=private"]
         unshare += ["--pid", "--fork", "--kill-child", "--mount-proc"]
         asked = [str(prefix), *packages, *([] if extras is None else ["--extras", ",".join(extras)])]
@@ -200,14 +200,14 @@ def copy_user_env(
 
 def _cached(kind: str, *parts: object) -> Path:
     folder = cache_folder() / kind / digest([channel().name, requirements_digest(), repr(parts)])
-    folder.parent.mkdir(mode=0o700, exist_ok=True)  # users reach an environment by its own prefix alone
+    folder.parent.mkdir(mode=0o700, exist_ok=True)  # users reach an environment only by its own prefix
     return folder
 
 
 def _build_once(
     folder: Path, extras: Sequence[str] | None, build: Callable[[], object], reinstall: Callable[[], object]
 ) -> None:
-    """Build, or only reinstall mpiboot, or do nothing; the marker is there only while the folder is sound."""
+    """Build, only reinstall mpiboot, or do nothing. The marker file exists only while the folder is complete."""
     marker = folder / "built"
     wanted = "" if extras is None else sources_digest()
     built = marker.read_text() if marker.exists() else None
@@ -228,7 +228,7 @@ def reinstall_mpiboot(prefix: Path) -> None:
 
 
 def mount_home(folder: Path, home: Path) -> None:
-    """Make `folder` appear as `home` in this mount namespace, with all else below /home where it was."""
+    """Mount `folder` at `home` in this mount namespace; the rest of /home stays as it was."""
 
     def mount(*arguments: str) -> None:
         run(["mount", *arguments])

@@ -46,7 +46,7 @@ def make_venv(prefix: Path) -> Path:
 
 
 def tree(folder: Path) -> dict[bytes, tuple[object, ...]]:
-    """Return what is below a folder: path -> kind and content, for files their mode, and their time in seconds too."""
+    """Return the kind and content of everything below a folder, by path; for files also mode and time in seconds."""
     found: dict[bytes, tuple[object, ...]] = {}
     for root, folders, files in os.walk(os.fsencode(folder)):
         for name in folders + files:
@@ -69,7 +69,7 @@ def staged_tree(prefix: Path) -> dict[bytes, tuple[object, ...]]:
 
 
 def stages(root: Path) -> list[str]:
-    """Return the names of what a staging root holds, but for lock files."""
+    """Return the names in a staging root, without lock files."""
     folder = root / f"mpiboot-{os.geteuid()}"
     names = os.listdir(folder) if folder.exists() else []
     return sorted(name for name in names if not name.startswith(".lock-"))

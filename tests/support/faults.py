@@ -13,7 +13,7 @@ from slurmcluster import Minicluster
 from user import User
 from waiting import wait_until
 
-# Prints what a user has on a node: processes, and files in shared folders but the stages and locks that stay there.
+# Prints a user's processes on a node, and the files in shared folders except stages and locks, which stay there.
 LIST = r"""
 for environ in /proc/[0-9]*/environ; do
   pid=${environ#/proc/}; pid=${pid%/environ}
@@ -60,7 +60,7 @@ class BootedJob:
         return next(word.partition("=")[2] for word in words if word.startswith(f"{key}="))
 
     def stop(self) -> None:
-        """Stop it as its user does, and wait for its end."""
+        """Stop the job as its user does, and wait for its end."""
         self.user.stops(self.job_id)
         self.wait_ended()
 
@@ -101,7 +101,7 @@ def kill(
 
 
 def remains(user: User, nodes: Sequence[int] = (1, 2, 3)) -> list[str]:
-    """List what of the user's is left on the nodes, and of secrets in the job directories."""
+    """List the user's processes and files that are left on the nodes, and the secrets left in job directories."""
     on_nodes = [
         f"node{node}: {line}"
         for node in nodes
@@ -112,5 +112,5 @@ def remains(user: User, nodes: Sequence[int] = (1, 2, 3)) -> list[str]:
 
 
 def assert_nothing_remains(user: User, nodes: Sequence[int] = (1, 2, 3), timeout_s: float = 15) -> None:
-    """Fail unless all is gone in time; an agent may still be removing when Slurm has the nodes back."""
+    """Fail unless nothing is left in time: agents may still remove files after Slurm has released the nodes."""
     wait_until(lambda: not remains(user, nodes), "clean nodes", timeout_s, lambda: remains(user, nodes))

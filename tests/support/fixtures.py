@@ -15,7 +15,8 @@ UP = pytest.StashKey[Minicluster]()
 
 @pytest.fixture(scope="session")
 def conda_env_small() -> Path:
-    """A real conda environment with a few pip packages (console scripts, an extension module). Only to be read."""
+    """A real conda environment with a few pip packages (console scripts, an extension module). Tests must not change
+    it."""
     return cached_env(["pygments", "psutil"])
 
 
@@ -37,7 +38,7 @@ def minicluster(request: pytest.FixtureRequest) -> Iterator[Minicluster]:
 
 @pytest.fixture(scope="session")
 def mpich_env(minicluster: Minicluster) -> Path:
-    """The same with MPICH; its prefix on the cluster."""
+    """The prefix, on the cluster, of an environment with MPICH instead of Open MPI."""
     return minicluster.add_env("env-mpich", ["mpich", "demo"])
 
 

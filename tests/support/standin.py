@@ -1,4 +1,4 @@
-"""A batch system that says what a test tells it to, and endpoints of a cluster in the test's process."""
+"""A batch system with states that a test sets, and endpoints of a cluster in the test's process."""
 
 import dataclasses
 import socket
@@ -13,7 +13,7 @@ PENDING = JobState("7", "mpiboot", "pending", "PENDING", "Resources")
 
 
 class Batch:
-    """Says what `state` holds: a JobState, an error, or a function of the number of questions."""
+    """Returns `state`: a JobState, an error to raise, or a function of the number of queries."""
 
     name = "stand-in"
 

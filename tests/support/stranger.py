@@ -1,7 +1,7 @@
-"""What another user of the cluster can try against a job. test_security.py runs it on hosts as `python -c THIS TARGETS`.
+"""The attacks of another user of the cluster on a job. test_security.py runs it on hosts as `python -c THIS TARGETS`.
 
-TARGETS, in JSON, is all that can be known of a job but its secrets. The answer, in JSON too, has for each try what it
-got, or null: refused.
+TARGETS, in JSON, contains all facts about a job except its secrets. The output, in JSON too, has the result of each
+attack; null means refused.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ HTTP_PATIENCE_S = 60.0  # Bokeh makes each page anew
 
 
 def ways(own_job):
-    """Yield the protocols a stranger can use: unencrypted, and encrypted with a certificate of their own."""
+    """Yield the protocols that another user can use: unencrypted, and encrypted with a certificate of their own."""
     own = security.client_security_arguments(own_job)
     yield "tcp", Security(require_encryption=False)
     yield "tls", Security(**own)
@@ -55,7 +55,7 @@ async def call(address, own_job):
 
 
 async def submit(address, own_job):
-    """Return the user id under which a task of ours runs."""
+    """Return the user id of a task that the attacker submits."""
 
     async def attempt(protocol, how):
         async def work():
@@ -70,7 +70,7 @@ async def submit(address, own_job):
 
 
 async def join(address, own_job):
-    """Return the address of a worker of ours that the scheduler accepts, and would send tasks and data to."""
+    """Return the address of the attacker's worker if the scheduler accepts it, and would send it tasks and data."""
     trusted = security.client_security_arguments(own_job)
     worker_files = {
         "tls_worker_cert": str(own_job / "tls/worker.pem"),

@@ -4,8 +4,8 @@ import json
 
 from waiting import wait_until
 
-# Tasks with known results on all workers, which stay the same processes. A block of memory that nobody has open is
-# found again at the end, and another is forgotten.
+# Runs tasks with known results on all workers, and checks that their processes stay the same. Of two shared memory
+# blocks that no process has open, it opens one again at the end, and never the other.
 STREAM = """
 import json, os, sys, time, mpiboot
 from multiprocessing import resource_tracker
@@ -42,7 +42,7 @@ tell("all right")
 
 
 class Stream:
-    """A notebook of the user's at work on the login node, until it is told to end."""
+    """A user's notebook that computes on the login node until the test ends it."""
 
     def __init__(self, job, n_workers):
         user = job.user

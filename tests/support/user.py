@@ -22,7 +22,7 @@ class User:
     cluster
         It must be up.
     name
-        `alice`, whose environment is `cluster.env`, or `second`, a stranger.
+        `alice`, whose environment is `cluster.env`, or `second`, another user.
     activated
         Whether `cluster.env` is on their PATH.
     """
@@ -32,7 +32,7 @@ class User:
 
     @property
     def home(self) -> Path:
-        """Their home, by its path on this machine."""
+        """The user's home, by its path on this machine."""
         return self.cluster.folder / "home" / self.name
 
     @property
@@ -41,11 +41,11 @@ class User:
 
     @property
     def bin(self) -> Path:
-        """The programs of their environment, by the path on the cluster."""
+        """The programs of the user's environment, by the path on the cluster."""
         return self.cluster.env / "bin"
 
     def jobs(self) -> Path:
-        """Return the folder of their job directories, by its path on this machine."""
+        """Return the folder of the user's job directories, by its path on this machine."""
         return self.home / ".mpiboot/jobs"
 
     def job_directory(self, job_id: str) -> Path:
@@ -79,7 +79,7 @@ class User:
         return self.types(self.bin / "python", "-uc", code, *arguments, **options).stdout
 
     def writes(self, name: str, text: str) -> str:
-        """Write a file of their home, and return its name."""
+        """Write a file in the user's home, and return its name."""
         self.types("sh", "-c", 'mkdir -p "$(dirname "$0")"; printf %s "$1" > "$0"', name, text)
         return name
 
@@ -91,7 +91,7 @@ class User:
         self.types(self.bin / "mpiboot", "stop", job_id)
 
     def cancels_all(self) -> None:
-        """End their jobs, whatever state a failed test left them in, and wait until Slurm has the nodes back."""
+        """End all of the user's jobs, in any state, and wait until Slurm has released the nodes."""
         self.types("scancel", "--me")
         queue = ("squeue", "--noheader", "--me")
         wait_until(

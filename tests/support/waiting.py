@@ -1,4 +1,4 @@
-"""How tests wait: for a state, with a deadline, and with a message that shows what there was instead."""
+"""Waits for a state, with a deadline, and a message that shows the actual state."""
 
 from __future__ import annotations
 
