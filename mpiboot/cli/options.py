@@ -9,6 +9,7 @@ import click
 
 from mpiboot import config
 from mpiboot.errors import MpibootError
+from mpiboot.option import FLAG, PATH, SUBMIT, Option
 
 
 class CommandWithExample(click.Command):
@@ -33,7 +34,7 @@ job_argument = click.argument("job_or_name", metavar="[JOB]", required=False, sh
 
 def job_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Add the named options of a job to a command; without names, all options of `submit`."""
-    options = [option for option in config.options_in(config.SUBMIT) if not names or option.name in names]
+    options = [option for option in config.options_in(SUBMIT) if not names or option.name in names]
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for option in reversed(options):
@@ -43,13 +44,13 @@ def job_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any
     return decorate
 
 
-def _settings(option: config.Option) -> dict[str, Any]:
+def _settings(option: Option) -> dict[str, Any]:
     """Return click's settings for an option. `Option.parse` reads the value later, as one from a file."""
     settings: dict[str, Any] = {"help": option.full_help, "default": None}
-    if option.kind is config.FLAG:
+    if option.kind is FLAG:
         return {**settings, "is_flag": True, "flag_value": True}
     settings |= {"metavar": option.metavar, "multiple": option.repeatable}
-    if option.kind is config.PATH:
+    if option.kind is PATH:
         settings["type"] = click.Path()
     if option.kind.choices:
         settings["shell_complete"] = lambda context, parameter, incomplete: [

@@ -14,6 +14,7 @@ from os import PathLike
 from typing import Any, TypedDict, TypeVar
 
 from mpiboot import config as configuration
+from mpiboot.option import PYTHON, Option
 
 T = TypeVar("T")
 
@@ -72,15 +73,15 @@ def documented(target: T) -> T:
     return target
 
 
-def _options() -> list[configuration.Option]:
-    return configuration.options_in(configuration.PYTHON)
+def _options() -> list[Option]:
+    return configuration.options_in(PYTHON)
 
 
 def _parameter(name: str, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=TYPES[name])
 
 
-def _paragraph(option: configuration.Option) -> str:
+def _paragraph(option: Option) -> str:
     """Return the option's paragraph in numpydoc form."""
     default = option.default
     if default in (None, ()):

@@ -14,6 +14,7 @@ from mpiboot import config as configuration
 from mpiboot.batch.sizing import check_min_workers
 from mpiboot.config import Config
 from mpiboot.errors import UsageError
+from mpiboot.option import FILE, PYTHON
 from mpiboot.protocol import prefix_checks
 from mpiboot.protocol.variables import DASK_OPTIONS_PREFIX
 
@@ -32,7 +33,7 @@ def load_config(options: Mapping[str, Any]) -> Config:
     if isinstance(command, str):
         raise UsageError(f"command={command!r} is not a list", "Write one, such as ['python', 'analysis.py']")
     given = {name: value for name, value in options.items() if name != "command"}
-    configuration.check_names(given, configuration.PYTHON)
+    configuration.check_names(given, PYTHON)
     merged = configuration.merge(
         site_layer(), configuration.environment_layer(os.environ), given, command=tuple(map(str, command))
     )
@@ -65,7 +66,7 @@ def site_layer() -> dict[str, Any]:
     for key, value in section.items():
         name = str(key).replace("-", "_")
         try:
-            configuration.check_names([name], configuration.FILE)
+            configuration.check_names([name], FILE)
             if value is not None:
                 configuration.OPTIONS[name].parse(value)
         except UsageError as error:

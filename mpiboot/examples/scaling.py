@@ -23,12 +23,12 @@ from envpack.common.units import parse_size_bytes
 from envpack.errors import MalformedValueError
 from mpiboot.client import timeline
 from mpiboot.common.units import show_size
-from mpiboot.config import COUNT
 from mpiboot.errors import MpibootError, UsageError
 from mpiboot.examples import flights
 from mpiboot.examples.scheduler import connect_to_scheduler
 from mpiboot.examples.tables import text_table
 from mpiboot.examples.waiting import gather, wait_for
+from mpiboot.option import COUNT
 
 if TYPE_CHECKING:
     from os import PathLike

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from mpiboot import config
 from mpiboot.client import settings
 from mpiboot.errors import UsageError
+from mpiboot.option import BOOT, COUNT, DURATION, FILE, FLAG, PATH, PYTHON, SIZE, TEXT, VARIABLE, WALLTIME
 
 
 def test_later_layers_win_and_none_is_not_given():
@@ -39,17 +40,17 @@ def test_unknown_option_lists_the_valid_ones():
     with pytest.raises(
         UsageError, match=r"unknown option 'node' \(did you mean nodes\?\)\. Use one of: batch_system, env"
     ):
-        config.check_names({"node": 2}, config.PYTHON)
+        config.check_names({"node": 2}, PYTHON)
 
 
 @pytest.mark.parametrize(
     ("name", "place", "remedy"),
     [
-        ("home", config.PYTHON, r"home cannot be set in a Python call\. Set MPIBOOT_HOME"),
-        ("archive", config.PYTHON, r"archive cannot be set in a Python call\. Leave it out: "),
+        ("home", PYTHON, r"home cannot be set in a Python call\. Set MPIBOOT_HOME"),
+        ("archive", PYTHON, r"archive cannot be set in a Python call\. Leave it out: "),
         (
             "insecure",
-            config.FILE,
+            FILE,
             r"insecure cannot be set in a configuration file\. Type --insecure each time",
         ),
     ],
@@ -87,15 +88,15 @@ def test_the_arguments_that_boot_gets():
 # What an operating system takes as an argument.
 words = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 VALUES = {
-    config.TEXT: words,
-    config.PATH: words,
-    config.VARIABLE: words,
-    config.COUNT: st.integers(1),
-    config.FLAG: st.booleans(),
-    config.SIZE: st.builds("{}{}".format, st.integers(1, 999), st.sampled_from(["K", "MiB", "G", "T", ""]))
+    TEXT: words,
+    PATH: words,
+    VARIABLE: words,
+    COUNT: st.integers(1),
+    FLAG: st.booleans(),
+    SIZE: st.builds("{}{}".format, st.integers(1, 999), st.sampled_from(["K", "MiB", "G", "T", ""]))
     | st.floats(1, 1e6).map("{:f}G".format),
-    config.DURATION: st.floats(0, 1e18, allow_subnormal=False) | st.integers(0, 10**6).map("{} days".format),
-    config.WALLTIME: st.from_regex(r"\A([0-9]+-)?[0-9]{1,3}(:[0-9]{2}){0,2}\Z", alphabet="0123456789-:"),
+    DURATION: st.floats(0, 1e18, allow_subnormal=False) | st.integers(0, 10**6).map("{} days".format),
+    WALLTIME: st.from_regex(r"\A([0-9]+-)?[0-9]{1,3}(:[0-9]{2}){0,2}\Z", alphabet="0123456789-:"),
 }
 
 
@@ -115,14 +116,14 @@ def values_of(option):
 @hypothesis.settings(database=None, deadline=None)
 def test_boot_reads_exactly_what_submit_was_given(typed, command):
     """Every option, by way of a configuration file for those that may stand in one."""
-    in_file = {option.name for option in config.options_in(config.FILE)}
+    in_file = {option.name for option in config.options_in(FILE)}
     file = yaml.safe_load(yaml.safe_dump({name: typed[name] for name in typed.keys() & in_file}))
     with dask.config.set({"mpiboot": file}):
         layers = settings.site_layer(), {name: typed[name] for name in typed.keys() - in_file}
     asked = config.merge(*layers, command=command)
     assert asked == config.merge(typed, command=command)
     got = config.parse_boot_arguments(config.boot_arguments(asked), {})
-    expected = {option.name: getattr(asked, option.name) for option in config.options_in(config.BOOT)}
+    expected = {option.name: getattr(asked, option.name) for option in config.options_in(BOOT)}
     expected["env_var"] = tuple(item.partition("=")[0] for item in asked.env_var)
     assert {name: getattr(got, name) for name in expected} == expected
     assert got.command == tuple(command)

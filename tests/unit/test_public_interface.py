@@ -15,10 +15,11 @@ import pytest
 import mpiboot
 from mpiboot import config, errors
 from mpiboot.client.options import JobOptions
+from mpiboot.option import COUNT, DURATION, FLAG, PATH, PYTHON, SIZE
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 ERRORS = [name for name, value in vars(errors).items() if getattr(value, "__module__", "") == errors.__name__]
-OPTIONS = {option.name: option for option in config.options_in(config.PYTHON)}
+OPTIONS = {option.name: option for option in config.options_in(PYTHON)}
 PROGRAM = """
 import mpiboot
 
@@ -55,11 +56,11 @@ def test_importing_the_package_imports_no_dependency():
 
 def test_the_types_are_those_of_the_options():
     types = {
-        config.COUNT: int,
-        config.FLAG: bool,
-        config.SIZE: str | int,
-        config.DURATION: str | float,
-        config.PATH: str | PathLike[str],
+        COUNT: int,
+        FLAG: bool,
+        SIZE: str | int,
+        DURATION: str | float,
+        PATH: str | PathLike[str],
     }
     expected = {
         name: Sequence[str]

@@ -15,6 +15,7 @@ import mpiboot
 from envpack.cli import _parser as envpack_parser
 from mpiboot import config
 from mpiboot.cli import main as cli
+from mpiboot.option import DURATION
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 README = (CHECKOUT / "README.md").read_text()
@@ -152,7 +153,7 @@ def test_the_names_in_other_tools_and_the_defaults_are_those_of_the_options():
     wrong = {name: own for name, own in names if name in same_as and not own.startswith(same_as[name])}
     assert len(names) >= 7 and wrong == {}
 
-    durations = {option.flag: option for option in config.OPTIONS.values() if option.kind is config.DURATION}
+    durations = {option.flag: option for option in config.OPTIONS.values() if option.kind is DURATION}
     for flag, default in re.findall(r"`(--[a-z-]+)` \((\d+ [a-z]+)\)", README):
         assert durations[flag].show_default() == default
 

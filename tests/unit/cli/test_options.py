@@ -3,13 +3,14 @@ from click.shell_completion import ShellComplete
 
 from mpiboot import config
 from mpiboot.cli.main import commands
+from mpiboot.option import SUBMIT
 
 
 @pytest.mark.parametrize("name", ["submit", "demo"])
 def test_a_command_that_submits_takes_every_option_of_a_job(name):
     flags = [parameter.opts[0] for parameter in commands.commands[name].params]
-    assert [flag for flag in flags if flag.startswith("--")][: len(config.options_in(config.SUBMIT))] == [
-        option.flag for option in config.options_in(config.SUBMIT)
+    assert [flag for flag in flags if flag.startswith("--")][: len(config.options_in(SUBMIT))] == [
+        option.flag for option in config.options_in(SUBMIT)
     ]
 
 
