@@ -162,4 +162,4 @@ minicluster-down:
 	@tests/minicluster/minicluster --name $(MINICLUSTER) down
 
 clean:
-	rm -rf $(VENV) $(MPICH_VENV) .cache build *.egg-info
+	rm -rf $(VENV) $(MPICH_VENV) .cache build dist *.egg-info
