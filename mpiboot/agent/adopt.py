@@ -13,7 +13,7 @@ import json
 import os
 import socket
 import subprocess
-import sys
+import threading
 from pathlib import Path
 
 from mpiboot.protocol.node import (
@@ -37,20 +37,27 @@ class Ranks:
         The job's folder on this node; the agent's socket is made there.
     node : str
         The node's name, as the batch system calls it.
+    output : int
+        The descriptor that all ranks print to.
     """
 
-    def __init__(self, folder: Path, node: str) -> None:
+    def __init__(self, folder: Path, node: str, output: int) -> None:
         self.node = node
+        self._output = output
         self.server: subprocess.Popen[bytes] | None = None
         self._to_server: socket.socket | None = None
         self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listener.bind(socket_address(self._folder, AGENT_SOCKET_NAME))
         self.listener.listen(128)
+        self._one_at_a_time = threading.Lock()
 
-    def adopt(self) -> None:
-        """Accept a stand-in's request, and let the fork server start its rank."""
-        connection, _ = self.listener.accept()
+    def adopt(self, connection: socket.socket) -> None:
+        """Take the request of a stand-in that has connected, and let the fork server start its rank."""
+        with self._one_at_a_time:
+            self._adopt(connection)
+
+    def _adopt(self, connection: socket.socket) -> None:
         connection.settimeout(HANDOVER_TIMEOUT_S)
         descriptors: list[int] = []
         try:
@@ -73,7 +80,7 @@ class Ranks:
                 sent = [file.fileno(), connection.fileno(), *descriptors]
                 socket.send_fds(self._to_server, [b"."], sent)
         except (OSError, ValueError, LookupError) as error:
-            print(start_failure(error), file=sys.stderr)
+            os.write(self._output, f"{start_failure(error)}\n".encode())
         finally:
             connection.close()
             for descriptor in descriptors:
@@ -94,7 +101,8 @@ class Ranks:
                 env=request["environment"],
                 cwd=request["folder"],
                 stdin=subprocess.DEVNULL,
-                stdout=2,  # the agent's own stdout is for its answers to boot
+                stdout=self._output,
+                stderr=self._output,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )

@@ -1,194 +1,459 @@
-"""mpiboot's process on each node, `python -m mpiboot.agent.agent ORDERS`: ORDERS is an `AgentOrders` in JSON.
+"""mpiboot's process on each node, `agent.pyz JOB_DIRECTORY`, from the job's first to its last second.
 
-It prepares the node, stages the environment, starts the node's ranks, and lives as long as the job. When its stdin is
-closed or it gets SIGTERM, it ends the processes that the job has left on this node, and removes the job's folder. (A
-program started only at that point would be too late: a batch system may start none in a job that is being cancelled.)
-Each answer to boot is one line of JSON. All nodes start the agent at once from the shared file system, so it imports few
-modules.
+It dials boot, prepares the node, stages the environment, and starts the node's ranks. When boot asks, when it gets
+SIGTERM, or when it has lost boot for too long, it ends the processes that the job has left on this node, and removes the
+job's folder. (A program started only at that point would be too late: a batch system may start none in a job that is
+being cancelled.) All nodes start the agent at once from the shared file system, so all its code is in one file.
 """
 
+import asyncio
 import contextlib
 import json
 import os
-import selectors
 import signal
-import subprocess
+import socket
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from envpack.common.mounts import file_system, is_memory
 from envpack.common.places import host_name
+from mpiboot.agent import finding, stage_child
 from mpiboot.agent.adopt import Ranks
 from mpiboot.agent.folders import clean, make_job_folder
+from mpiboot.agent.output import RanksOutput
+from mpiboot.agent.threads import in_thread
 from mpiboot.common.interfaces import interfaces
+from mpiboot.common.processes import host_identity, process_start
+from mpiboot.common.trust import check_trusted, open_trusted
 from mpiboot.common.units import show_duration
+from mpiboot.common.version import VERSION
+from mpiboot.errors import MpibootError, StageError
+from mpiboot.protocol import channel
+from mpiboot.protocol.channel import (
+    ChannelAddress,
+    Close,
+    Connection,
+    Ended,
+    Failure,
+    Heartbeat,
+    Hello,
+    NodeReport,
+    Orders,
+    Peers,
+    Question,
+    Refused,
+    Sighting,
+    StageOrder,
+    StageReport,
+)
+from mpiboot.protocol.events import EventLog
 from mpiboot.protocol.job_directory import JobDirectory
-from mpiboot.protocol.node import HEARTBEAT_S, SILENCE_S, AgentOrders, StageOrder, job_folder
+from mpiboot.protocol.listener import Listener
+from mpiboot.protocol.variables import JOB_KEY_VARIABLE
 
 # Keep the sum of this and the graces in sweep.py below the shortest time that a batch system leaves a cancelled job
 # between SIGTERM and SIGKILL, after which it kills the agents.
 LEFTOVERS_GRACE_S = 2.5
 CANCEL_TIMEOUT_S = 30.0
-# A batch system may keep only lines of up to 1024 bytes intact; longer lines of several nodes may mix.
-ERROR_LENGTH_MAX = 600
+# All agents may find at once that the first node is lost: they cancel the job one after the other, this long apart.
+CANCEL_STEP_S = 0.5
+REDIAL_S = 1.0
+ADOPT_TIMEOUT_S = 30.0
+PREPARE_TIMEOUT_S = 600.0
+# How long a call on the shared file system may take while the job ends; it may be gone.
+FILES_TIMEOUT_S = 5.0
+FLUSH_S = 2.0
+ADDRESS_MAX_BYTES = 1 << 16
+
+Answer = NodeReport | StageReport | Failure
 
 
-class JobEnded(BaseException):
-    """The job ends: the handler of SIGTERM raises it, at any point of the agent."""
+@dataclass(frozen=True)
+class Ending:
+    """Why the agent ends.
+
+    Attributes
+    ----------
+    reason : str
+        In words.
+    status : int
+        The agent's exit status.
+    job_ends : bool
+        Whether the whole job ends, so that the job directory must be cleared even if boot was killed.
+    """
+
+    reason: str
+    status: int = 0
+    job_ends: bool = False
+
+
+class RefusedError(Exception):
+    """Boot does not take this agent."""
 
 
 def main() -> int:
-    orders: AgentOrders = json.loads(sys.argv[1])
-    folder = job_folder(Path(orders["root"]), orders["job_key"])
-    signal.signal(signal.SIGTERM, on_sigterm)
+    if sys.argv[1] == stage_child.FLAG:
+        return stage_child.main()
+    directory = JobDirectory(Path(sys.argv[1]))
     # Boot acts on the terminal's and the walltime's signals.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    failed = cancelled = False
     try:
-        failed = not answer(orders, lambda: prepare(orders))
-        if not failed:
-            with contextlib.closing(Ranks(folder, node_name(orders))) as ranks:
-                cancelled = not follow_boot(orders, ranks)
-    except JobEnded:
-        cancelled = True
-    except BrokenPipeError:
-        pass
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if folder.is_dir():
-        clean(folder, LEFTOVERS_GRACE_S)
-    if cancelled or node_name(orders) == orders["first_node"]:
-        # Boot does so too, unless it was killed. An agent of another node that only lost its connection must not.
-        JobDirectory(Path(orders["job_directory"])).clear()
-    with contextlib.suppress(BrokenPipeError):
-        print(json.dumps({"node": node_name(orders), "clean": True}), flush=True)
-    return int(failed)
+        check_trusted(directory.path, "directory")
+        address = ChannelAddress.from_json(open_trusted(directory.channel, ADDRESS_MAX_BYTES))
+        return asyncio.run(run(directory, address))
+    except (OSError, ValueError, MpibootError) as error:
+        print(f"mpiboot: the agent on {host_name()} cannot start: {error}", file=sys.stderr)
+        return 1
 
 
-def on_sigterm(_number: int, _frame: object) -> NoReturn:
-    raise JobEnded
+async def run(directory: JobDirectory, address: ChannelAddress) -> int:
+    return await Agent(directory, address).run()
 
 
-def node_name(orders: AgentOrders) -> str:
-    """Return this node's name, as the batch system calls it."""
-    variable = orders["node_variable"]
-    return (os.environ.get(variable) if variable else None) or host_name()
+class Agent:
+    """The agent of this node.
 
-
-def follow_boot(orders: AgentOrders, ranks: Ranks) -> bool:
-    """Follow boot's orders, one per line, and start this node's ranks, until boot is gone.
-
-    Returns
-    -------
-    bool
-        True if boot has closed the agent's stdin. False if boot was silent for SILENCE_S: then its node is lost, and the
-        job is cancelled, because some batch systems let a job continue without its first node.
+    Parameters
+    ----------
+    directory : JobDirectory
+        The job's directory.
+    address : ChannelAddress
+        Where boot listens.
     """
-    partial, silent_s = b"", 0.0
-    with selectors.DefaultSelector() as selector:
-        for source in (0, ranks.listener):
-            selector.register(source, selectors.EVENT_READ)
-        while silent_s < SILENCE_S:
+
+    def __init__(self, directory: JobDirectory, address: ChannelAddress) -> None:
+        variable = address.node_variable
+        self.node = (os.environ.get(variable) if variable else None) or host_name()
+        self.directory = directory
+        self.address = address
+        self.context = channel.client_context(directory.tls)
+        self.connection: Connection | None = None
+        self.orders: Orders | None = None
+        self.answers: dict[int, Answer] = {}
+        self.begun: set[int] = set()
+        self.peers: dict[str, list[str | int]] = {}
+        self.folder: Path | None = None
+        self.ranks: Ranks | None = None
+        self.stager: asyncio.subprocess.Process | None = None
+        self.output = RanksOutput()
+        # Since boot was last heard of; the time in which the job was suspended does not count.
+        self.silent_s = 0.0
+        self.sign_before: bytes | None = None
+        self.ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> int:
+        """Live until there is a reason to end; then clean the node, and return the exit status."""
+        cancelled = Ending("the job was cancelled", job_ends=True)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.end, cancelled)
+        self.start(self.follow_boot())
+        self.start(self.watch_silence())
+        ending = await self.ending
+        await self.close(ending)
+        return ending.status
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Start a task; its failure ends the agent."""
+        task = asyncio.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: "asyncio.Task[None]") -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            trace = "".join(traceback.format_exception(error))
+            self.end(Ending(f"an error that should not happen; please report it:\n{trace}", status=1))
+
+    def end(self, ending: Ending) -> None:
+        """End, for the first reason that there is."""
+        if not self.ending.done():
+            self.ending.set_result(ending)
+
+    # The connection to boot.
+
+    async def follow_boot(self) -> None:
+        """Dial boot and follow its orders; dial again whenever the connection is lost."""
+        while True:
+            try:
+                self.connection, orders = await channel.dial_first(
+                    self.address.addresses, self.address.port, self.context, self.greet
+                )
+                self.silent_s = 0.0
+                self.output.connection = self.connection
+                await self.follow(self.connection, orders)
+            except RefusedError as error:
+                return self.end(Ending(f"boot refuses it: {error}", status=1))
+            except OSError as error:
+                lost = f"mpiboot: the agent on {self.node} has lost boot: {error}"
+                if self.connection:
+                    self.output.connection = None
+                    self.output.say(f"{lost}\n".encode())
+            finally:
+                if self.connection:
+                    self.connection.close()
+                self.connection = self.output.connection = None
+            if self.boot_has_ended():
+                return self.end(Ending("boot has ended without a word", job_ends=True))
+            # Agents that have lost boot at the same time do not dial at the same time.
+            await asyncio.sleep(REDIAL_S * (0.5 + os.getpid() % 100 / 100))
+
+    async def greet(self, connection: Connection) -> Orders:
+        """Exchange the first messages with boot.
+
+        Raises
+        ------
+        RefusedError
+            Boot does not take this agent.
+        OSError
+            The other side is not boot.
+        """
+        await connection.send(Hello(VERSION, self.node, host_name(), os.getpid()))
+        answer, _ = await connection.receive()
+        if isinstance(answer, Refused):
+            raise RefusedError(answer.reason)
+        if not isinstance(answer, Orders):
+            raise ConnectionError(f"{type(answer).__name__} came instead of orders")
+        return answer
+
+    async def follow(self, connection: Connection, orders: Orders) -> None:
+        """Follow boot's orders; raise OSError when the connection is lost."""
+        heartbeats = asyncio.create_task(self.send_heartbeats(connection))
+        try:
+            self.orders = orders
+            self.execute(orders, self.prepare)
+            for answer in list(self.answers.values()):  # boot may not have got them on an earlier connection
+                connection.post(answer)
+            while True:
+                message, _ = await connection.receive()
+                self.silent_s = 0.0
+                match message:
+                    case StageOrder():
+                        self.execute(message, self.stage)
+                    case Peers(addresses):
+                        self.peers = addresses
+                    case Close(reason):
+                        self.end(Ending(reason))
+        finally:
+            heartbeats.cancel()
+
+    async def send_heartbeats(self, connection: Connection) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                await asyncio.sleep(channel.HEARTBEAT_S)
+                await connection.send(Heartbeat())
+
+    def execute(self, order: Any, act: Callable[[Any], Awaitable[Answer]]) -> None:
+        """Execute an order, unless that has begun before, and send boot the answer."""
+        if order.number not in self.begun:
+            self.begun.add(order.number)
+            self.start(self._execute(order, act))
+
+    async def _execute(self, order: Any, act: Callable[[Any], Awaitable[Answer]]) -> None:
+        try:
+            answer = await act(order)
+        except (OSError, ValueError, MpibootError) as error:
+            answer = Failure(order.number, channel.shorten(str(error) or type(error).__name__))
+        self.answers[order.number] = answer
+        if self.connection:
+            self.connection.post(answer)
+
+    def boot_has_ended(self) -> bool:
+        """Whether boot's process is gone; False if that cannot be seen from here."""
+        is_here = host_identity() == self.address.host_identity
+        return is_here and process_start(self.address.pid) != self.address.start
+
+    # Orders.
+
+    async def prepare(self, orders: Orders) -> NodeReport:
+        """Make the job's folder on this node, let its ranks and the other agents reach this one, and report."""
+        self.folder = await in_thread(PREPARE_TIMEOUT_S, make_job_folder, Path(orders.root), orders.job_key)
+        self.ranks = Ranks(self.folder, self.node, self.output.writer)
+        asyncio.get_running_loop().add_reader(self.ranks.listener, self.accept_rank)
+        port = 0
+        if orders.n_nodes > 1:
+            listener = Listener(
+                "", channel.server_context(self.directory.tls), self.answer_peer, orders.n_nodes
+            )
+            self.start(listener.run())
+            port = listener.port
+        prefix = orders.prefix
+        return NodeReport(
+            number=orders.number,
+            interfaces=interfaces(),
+            memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            cpus=os.cpu_count() or 1,
+            root_is_memory=is_memory(file_system(self.folder)[0]),
+            has_stage=prefix is not None and Path(prefix).is_dir(),
+            port=port,
+        )
+
+    def accept_rank(self) -> None:
+        """Let the fork server start the rank whose stand-in has connected."""
+        assert self.ranks
+        with contextlib.suppress(OSError):  # the stand-in has ended
+            connection, _ = self.ranks.listener.accept()
+            self.start(self.adopt(connection))
+
+    async def adopt(self, connection: socket.socket) -> None:
+        assert self.ranks
+        await in_thread(ADOPT_TIMEOUT_S, self.ranks.adopt, connection)
+
+    async def stage(self, order: StageOrder) -> StageReport:
+        """Stage the environment, in a child process.
+
+        Raises
+        ------
+        StageError
+            It failed; the message is the child's.
+        """
+        orders = self.orders
+        assert orders
+        task = {
+            "archive": order.archive,
+            "root": orders.root,
+            "threads": orders.threads,
+            "pack_id": orders.pack_id,
+            "transport": order.transport,
+            "packages": orders.packages,
+            "remove_archive": order.remove_archive,
+        }
+        pipe = asyncio.subprocess.PIPE
+        self.stager = await asyncio.create_subprocess_exec(
+            *(sys.executable, *sys.orig_argv[1:-1], stage_child.FLAG),
+            env={**os.environ, JOB_KEY_VARIABLE: orders.job_key},
+            stdin=pipe,
+            stdout=pipe,
+        )
+        output, _ = await self.stager.communicate(json.dumps(task).encode())
+        status = self.stager.returncode
+        try:
+            result = json.loads(output)
+        except ValueError as error:
+            raise StageError(
+                f"the process that stages the environment ended with status {status}, without a result",
+                "See what it has printed: mpiboot logs",
+            ) from error
+        if "error" in result:
+            raise OSError(result["error"])
+        return StageReport(order.number, result["stage"])
+
+    # Silence.
+
+    async def watch_silence(self) -> None:
+        """Count the seconds without a word of boot, and act when there are too many."""
+        while True:
             began = time.monotonic()
-            ready = {key.fileobj for key, _ in selector.select(HEARTBEAT_S)}
-            # The time in which the job was suspended does not count as boot's silence.
-            silent_s += min(time.monotonic() - began, 2 * HEARTBEAT_S)
-            if 0 in ready:
-                if not (data := os.read(0, 1 << 16)):
-                    return True
-                silent_s = 0.0
-                *lines, partial = (partial + data).split(b"\n")
-                for order in (json.loads(line) for line in lines if line):
-                    answer(orders, lambda order=order: stage_node(orders, order))  # type: ignore[misc]
-            if ranks.listener in ready:
-                ranks.adopt()
-    if command := orders["cancel_command"]:
-        signal.signal(
-            signal.SIGTERM, signal.SIG_IGN
-        )  # the cancelled job's SIGTERM must not interrupt what follows
+            await asyncio.sleep(1.0)
+            before, self.silent_s = self.silent_s, self.silent_s + min(time.monotonic() - began, 2.0)
+            if before < channel.CONNECTION_SILENCE_S <= self.silent_s:
+                self.sign_before = await self.read_sign()
+            if self.silent_s >= channel.SILENCE_S:
+                await self.judge()
+
+    async def read_sign(self) -> bytes | None:
+        """Read boot's sign of life on the shared file system; None if that cannot be read."""
+        try:
+            return await in_thread(FILES_TIMEOUT_S, self.directory.heartbeat.read_bytes)
+        except OSError:  # and TimeoutError
+            return None
+
+    async def answer_peer(self, connection: Connection) -> None:
+        """Answer another agent's question whether boot lives."""
+        while True:
+            message, _ = await connection.receive()
+            if isinstance(message, Question):
+                await connection.send(Sighting(self.silent_s < channel.CONNECTION_SILENCE_S))
+
+    async def judge(self) -> None:
+        """End, after a long silence: give up this node alone, or, if the first node is lost, cancel the job."""
+        silence = show_duration(channel.SILENCE_S)
+        if self.orders is None:
+            return self.end(Ending(f"boot could not be reached for {silence}", status=1))
+        asked = finding.to_be_asked(self.peers, self.node, self.orders.first_node)
+        sightings = await finding.ask([self.peers[name] for name in asked], self.context)
+        sign = await self.read_sign()
+        has_changed = None if sign is None or self.sign_before is None else sign != self.sign_before
+        if self.silent_s < channel.SILENCE_S:
+            return  # boot is back
+        first = self.orders.first_node
+        if not finding.first_node_is_lost(sightings, has_changed):
+            return self.end(
+                Ending(f"this node is cut off: nothing was heard of boot, on {first}, for {silence}")
+            )
+        position = sorted([*asked, self.node]).index(self.node)
+        reason = f"the first node, {first}, is lost: nothing was heard of it for {silence}"
+        await self.cancel_job(self.orders, reason, position * CANCEL_STEP_S)
+        self.end(Ending(reason, job_ends=True))
+
+    async def cancel_job(self, orders: Orders, reason: str, delay_s: float) -> None:
+        """Cancel the job, because some batch systems let a job continue without its first node; record why."""
+        if orders.cancel_command is None:
+            return
+        await asyncio.sleep(delay_s)
+        # The cancelled job's SIGTERM must not interrupt what follows.
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         # If the environment is on the first node's file system, that may be gone, too.
-        with contextlib.suppress(OSError, ImportError, subprocess.TimeoutExpired):
-            if not subprocess.run(command, stdin=subprocess.DEVNULL, timeout=CANCEL_TIMEOUT_S).returncode:
-                record_loss(orders)
-    return False
+        with contextlib.suppress(OSError, asyncio.TimeoutError):
+            command = await asyncio.create_subprocess_exec(
+                *orders.cancel_command, stdin=asyncio.subprocess.DEVNULL
+            )
+            if await asyncio.wait_for(command.wait(), CANCEL_TIMEOUT_S) == 0:
+                await in_thread(FILES_TIMEOUT_S, self.record_loss, reason)
+
+    def record_loss(self, reason: str) -> None:
+        """Write the job's last event instead of boot: nothing else records why the job was cancelled."""
+        events = EventLog(self.directory.events)
+        events.write("closed", reason=reason, detail="", exit_status=1, host=self.node)
+        events.close()
+
+    # The end.
+
+    async def close(self, ending: Ending) -> None:
+        """End all that the job has left on this node, remove its folder, and say why."""
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        connection, self.connection = self.connection, None
+        if self.stager and self.stager.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.stager.terminate()
+        if self.ranks:
+            asyncio.get_running_loop().remove_reader(self.ranks.listener)
+            self.ranks.close()
+        if self.folder:
+            # In a thread, so that the ranks' last output is read meanwhile.
+            await in_thread(PREPARE_TIMEOUT_S, clean, self.folder, LEFTOVERS_GRACE_S)
+        if self.orders and (ending.job_ends or self.node == self.orders.first_node):
+            # Boot does so too, unless it was killed. An agent of another node that only lost its connection must not.
+            with contextlib.suppress(OSError):
+                await in_thread(FILES_TIMEOUT_S, self.directory.clear)
+        await self.say_why(ending, connection)
+
+    async def say_why(self, ending: Ending, connection: Connection | None) -> None:
+        """Tell boot why the agent ends; without a connection, write it to the job's log, or print it."""
+        if connection:
+            self.output.forward()
+            connection.post(Ended(ending.reason))
+            await connection.flush(FLUSH_S)
+            connection.close()
+            return
+        words = f"mpiboot: the agent on {self.node} ends: {ending.reason}\n"
+        last = self.output.close() + words.encode()
+        try:
+            await in_thread(FILES_TIMEOUT_S, append, self.directory.ranks_log, last)
+        except OSError:  # and TimeoutError
+            print(words, end="", file=sys.stderr, flush=True)
 
 
-def prepare(orders: AgentOrders) -> dict[str, Any]:
-    """Make the job's folder on this node, and describe the node.
-
-    Returns
-    -------
-    dict
-        `interfaces` (see `mpiboot.common.interfaces`), `memory_bytes` and `cpus` of the host, `root_is_memory` (whether
-        the staging root takes up memory), and `has_stage` (whether the environment was staged here before).
-    """
-    folder = make_job_folder(Path(orders["root"]), orders["job_key"])
-    return {
-        "interfaces": interfaces(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "cpus": os.cpu_count(),
-        "root_is_memory": is_memory(file_system(folder)[0]),
-        "has_stage": bool(orders["prefix"]) and Path(str(orders["prefix"])).is_dir(),
-    }
-
-
-def stage_node(orders: AgentOrders, order: StageOrder) -> dict[str, Any]:
-    """Stage the environment on this node.
-
-    Returns
-    -------
-    dict
-        `stage`: envpack's result, and `start` and `end` in seconds since the epoch.
-    """
-    from envpack.stage.staging import stage
-
-    start = time.time()
-    result = stage(
-        order["archive"],
-        orders["root"],
-        jobs=orders["threads"],
-        expected_pack_id=orders["pack_id"],
-        transport=order["transport"],
-    )
-    if order["remove_archive"]:
-        Path(order["archive"]).unlink()
-    return {"stage": {**result.asdict(), "start": start, "end": time.time()}}
-
-
-def record_loss(orders: AgentOrders) -> None:
-    """Write the job's last event instead of boot: nothing else records why the job was cancelled."""
-    from mpiboot.protocol.events import EventLog
-
-    first = orders["first_node"]
-    reason = f"the first node, {first}, is lost: nothing was heard of it for {show_duration(SILENCE_S)}"
-    events = EventLog(JobDirectory(Path(orders["job_directory"])).events)
-    events.write("closed", reason=reason, detail="", exit_status=1, host=node_name(orders))
-    events.close()
-
-
-def answer(orders: AgentOrders, act: Callable[[], dict[str, Any]]) -> bool:
-    """Execute an order, and send boot the result or the error. No other function of the agent handles errors.
-
-    Returns
-    -------
-    bool
-        Whether it succeeded.
-    """
-    try:
-        result = act()
-    except Exception as error:
-        result = {"error": shorten(str(error) or type(error).__name__)}
-    print(json.dumps({"node": node_name(orders), **result}, separators=(",", ":")), flush=True)
-    return "error" not in result
-
-
-def shorten(message: str) -> str:
-    """Cut the middle out of a message that is too long to send, and keep its end, which is the remedy."""
-    half = ERROR_LENGTH_MAX // 2
-    return message if len(message) <= ERROR_LENGTH_MAX else f"{message[:half]} … {message[-half:]}"
+def append(path: Path, content: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(content)
 
 
 if __name__ == "__main__":

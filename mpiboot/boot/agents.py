@@ -1,29 +1,48 @@
-"""The agents on all nodes of the job: starts them with one command, sends them orders, and collects each node's answer.
+"""The agents on all nodes of the job: starts them with one command, gives them orders, and collects each node's answer.
 
+The batch system's command only starts the agents; all that they and boot say to each other goes through `boot.channel`.
 Only boot imports this module.
 """
 
 import contextlib
-import json
+import logging
 import os
-import selectors
-import shlex
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
+from mpiboot.boot.agent_program import write_agent_program
+from mpiboot.boot.channel import Answer, Channel
 from mpiboot.boot.context import Context
+from mpiboot.common.interfaces import interfaces, preferred_first
+from mpiboot.common.processes import host_identity, process_start
 from mpiboot.common.units import show_duration
+from mpiboot.common.version import VERSION
 from mpiboot.errors import StageError
-from mpiboot.protocol.node import HEARTBEAT_S, AgentOrders, StageOrder
+from mpiboot.protocol.channel import (
+    ChannelAddress,
+    Failure,
+    NodeReport,
+    Orders,
+    Peers,
+    StageOrder,
+    StageReport,
+)
+from mpiboot.protocol.job_directory import write_atomic
+from mpiboot.protocol.messages import to_dict
 
-# What each node's agent answered, by the node's name.
-AgentAnswers = dict[str, dict[str, Any]]
+logger = logging.getLogger(__name__)
 
-STDERR_LENGTH_MAX = 2000
+LOOPBACK = "127.0.0.1"
+LAST_WORDS_LENGTH_MAX = 2000
+# An agent whose start command has ended may be about to dial.
+DIAL_GRACE_S = 5.0
+# An agent that has lost its connection dials again within this time, unless its node is cut off.
+REDIAL_GRACE_S = 3.0
+
+Kind = TypeVar("Kind", NodeReport, StageReport)
 
 
 class Agents:
@@ -32,60 +51,46 @@ class Agents:
     Parameters
     ----------
     context : Context
-        Options, allocation and directories of this boot.
-    orders : AgentOrders
-        The orders that every agent gets when it starts.
+        Options, allocation and directories of this boot; the job's secrets are made.
+    orders : Orders
+        The orders that every agent gets when it has dialled.
     """
 
-    def __init__(self, context: Context, orders: AgentOrders) -> None:
-        self._nodes = context.allocation.node_names
-        self._output = b""
+    def __init__(self, context: Context, orders: Orders) -> None:
+        self._context = context
         self._log = context.directory.ranks_log
-        self._log_start = self._log.stat().st_size if self._log.exists() else 0
-        agent = [sys.executable, "-I", "-m", "mpiboot.agent.agent", json.dumps(orders)]
+        self._log_start = self._log.stat().st_size
+        several = context.system.several_hosts
+        addresses = preferred_first(interfaces(), context.config.interface) if several else [LOOPBACK]
+        self._channel = Channel(
+            context.allocation.node_names, "" if several else LOOPBACK, context.directory, orders
+        )
+        address = ChannelAddress(
+            version=VERSION,
+            addresses=addresses,
+            port=self._channel.port,
+            node_variable=context.system.node_variable,
+            host_identity=host_identity(),
+            pid=os.getpid(),
+            start=process_start(os.getpid()) or "",
+        )
+        write_atomic(context.directory.channel, to_dict(address))
+        write_agent_program(context.directory.agent_program)
+        # -S: site-packages of a slow file system is not searched; -B: nothing is written there.
+        agent = [sys.executable, "-I", "-S", "-B", str(context.directory.agent_program)]
         unset = context.system.unset_variables
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                context.system.on_every_node(context.allocation, agent),
+                context.system.on_every_node(context.allocation, [*agent, str(context.directory.path)]),
                 env={name: value for name, value in os.environ.items() if name not in unset},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
                 stderr=log,
                 start_new_session=True,  # boot acts on a Ctrl-C in the terminal of a local job
             )
-        # In a separate thread: the heartbeats must continue while a shared file system blocks boot.
-        threading.Thread(target=self._send_heartbeats, daemon=True).start()
 
-    def _send_heartbeats(self) -> None:
-        """Send heartbeats, which tell the agents that boot's node is alive."""
-        assert self.process.stdin
-        with contextlib.suppress(OSError, ValueError):  # `close` has closed stdin
-            while True:
-                time.sleep(HEARTBEAT_S)
-                os.write(self.process.stdin.fileno(), b"\n")
-
-    def order(self, order: StageOrder) -> None:
-        """Give all agents an order; the next `answers` are those to it.
-
-        Raises
-        ------
-        StageError
-            The agents have ended.
-        """
-        assert self.process.stdin
-        self._output = b""
-        self._log_start = self._log.stat().st_size
-        try:
-            self.process.stdin.write(json.dumps(order).encode() + b"\n")
-            self.process.stdin.flush()
-        except BrokenPipeError as error:
-            raise StageError(
-                f"the agents on the nodes have ended; they wrote to {self._log}",
-                f"If nobody cancelled the job, see why they ended: cat {shlex.quote(str(self._log))}",
-            ) from error
-
-    def answers(self, timeout_s: float) -> AgentAnswers:
-        """Wait for the answer of every node.
+    def reports(self, timeout_s: float) -> dict[str, NodeReport]:
+        """Wait for the report of every node, which answers the orders that it got when it dialled.
 
         Parameters
         ----------
@@ -94,116 +99,134 @@ class Agents:
 
         Returns
         -------
-        dict of str to dict
-            Each node's answer, in the order of the allocation.
+        dict of str to NodeReport
+            By the node's name, in the order of the allocation.
 
         Raises
         ------
         StageError
             Some nodes failed or did not answer: the message names each of them with its reason.
         """
+        return self._answers(0, NodeReport, timeout_s)
+
+    def introduce(self, addresses: Mapping[str, list[str | int]]) -> None:
+        """Tell every agent where the others listen: host and port, by the node's name."""
+        self._channel.post(Peers(dict(addresses)))
+
+    def stage(self, order: StageOrder, timeout_s: float) -> dict[str, StageReport]:
+        """Let every agent stage the environment, and wait for the reports, as `reports` does."""
+        self._channel.post(order)
+        return self._answers(order.number, StageReport, timeout_s)
+
+    def _answers(self, number: int, kind: type[Kind], timeout_s: float) -> dict[str, Kind]:
         deadline = time.monotonic() + timeout_s
-        while len(answers := parse_answers(self._output)) < len(self._nodes) and time.monotonic() < deadline:
-            if not self._read(deadline - time.monotonic()):
+        start_ended_at: float | None = None
+
+        def missing() -> list[str]:
+            return [name for name, state in self._channel.nodes.items() if number not in state.answers]
+
+        while missing() and time.monotonic() < deadline:
+            self._channel.wait(lambda: not missing(), min(1.0, deadline - time.monotonic()))
+            states = self._channel.nodes
+            if self.process.poll() is not None:
+                start_ended_at = start_ended_at or time.monotonic()
+                if time.monotonic() - start_ended_at > DIAL_GRACE_S and all(
+                    not states[name].connection and not states[name].lost_at for name in missing()
+                ):
+                    break
+            if missing() and all(states[name].ended for name in missing()):
                 break
         waited = f" (waited {show_duration(timeout_s)})" if time.monotonic() >= deadline else ""
-        return check_answers(self._nodes, answers, self._error_output() + waited)
+        answers = {
+            name: state.answers[number]
+            for name, state in self._channel.nodes.items()
+            if number in state.answers
+        }
+        ended = {name: state.ended for name, state in self._channel.nodes.items() if state.ended}
+        return check_answers(self._channel.nodes, kind, answers, ended, self._last_words() + waited)
 
-    def _error_output(self) -> str:
-        """Return what the agents, and the command that started them, wrote to stderr since the last order."""
+    def _last_words(self) -> str:
+        """Return what the agents, and the command that started them, have printed."""
         with self._log.open("rb") as log:
             log.seek(self._log_start)
-            return log.read().decode(errors="replace").strip()[-STDERR_LENGTH_MAX:]
+            return log.read().decode(errors="replace").strip()[-LAST_WORDS_LENGTH_MAX:]
 
-    def _read(self, timeout_s: float) -> bool:
-        """Read what comes within `timeout_s` seconds; return False at the end of the output."""
-        assert self.process.stdout
-        with selectors.DefaultSelector() as selector:
-            selector.register(self.process.stdout, selectors.EVENT_READ)
-            for key, _ in selector.select(max(0.0, timeout_s)):
-                data = os.read(key.fd, 1 << 16)
-                self._output += data
-                return bool(data)
-        return True
+    def note_changes(self) -> None:
+        """Write to the job's events which agents were lost, and which are back."""
+        while self._channel.changes:
+            change = self._channel.changes.popleft()
+            done = {
+                "agent-silent": "its ranks go on, and it dials boot again",
+                "lost-agent": "its node ends its part of the job",
+            }
+            self._context.events.write(
+                change.event, host=change.node, detail=change.detail, done=done.get(change.event, "")
+            )
+            logger.warning("%s: %s: %s", change.node, change.event, change.detail)
 
-    def close(self, timeout_s: float) -> None:
-        """Let each agent clean its node, and wait for all of them.
+    def close(self, reason: str, timeout_s: float) -> None:
+        """Let each agent clean its node, and wait for all that can be reached.
 
         Parameters
         ----------
+        reason : str
+            Why the job ends.
         timeout_s : float, seconds
             How long to wait.
         """
-        assert self.process.stdin and self.process.stdout
         deadline = time.monotonic() + timeout_s
-        with contextlib.suppress(OSError):
-            self.process.stdin.close()
-        while not set(self._nodes) <= cleaned_nodes(self._output):
-            remaining_s = deadline - time.monotonic()
-            if remaining_s <= 0 or not self._read(remaining_s):
-                break
+        self._channel.close_agents(reason)
+        states = self._channel.nodes.values()
+        if self._channel.wait(
+            lambda: all(state.ended or not state.connection for state in states), timeout_s
+        ):
+            lost_s = min(REDIAL_GRACE_S, deadline - time.monotonic())
+            self._channel.wait(lambda: all(state.ended or not state.lost_at for state in states), lost_s)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(max(0.1, deadline - time.monotonic()))
         if self.process.poll() is None:
             self.process.kill()  # the command waits for a lost node's agent
             self.process.wait()
-        self.process.stdout.close()
+        self._channel.close()
 
 
-def check_answers(nodes: Sequence[str], answers: AgentAnswers, error_output: str) -> AgentAnswers:
+def check_answers(
+    nodes: Sequence[str] | Mapping[str, Any],
+    kind: type[Kind],
+    answers: Mapping[str, Answer],
+    ended: Mapping[str, str],
+    last_words: str,
+) -> dict[str, Kind]:
     """Return the answers in the order of `nodes`, or raise an error that names every node that failed.
 
     Parameters
     ----------
     nodes : sequence of str
         Names of all nodes.
-    answers : dict of str to dict
-        The answers so far; one with the key `error` is a failure.
-    error_output : str
-        What the agents wrote to stderr, shown as the reason for nodes that did not answer.
+    kind : type
+        What an answer is, unless it is a `Failure`.
+    answers : mapping of str to Answer
+        The answers so far.
+    ended : mapping of str to str
+        Why agents have ended.
+    last_words : str
+        What was printed, shown as the reason for nodes that neither answered nor ended.
 
     Raises
     ------
     StageError
         Some nodes failed or did not answer.
     """
-    failures = {node: answer["error"] for node, answer in answers.items() if "error" in answer}
-    if failures or len(answers) < len(nodes):
-        _fail(nodes, answers, failures, error_output)
-    return {node: answers[node] for node in nodes}
-
-
-def _fail(
-    nodes: Sequence[str], answers: AgentAnswers, failures: dict[str, str], error_output: str
-) -> NoReturn:
+    good = {node: answer for node in nodes if isinstance(answer := answers.get(node), kind)}
+    if len(good) == len(nodes):
+        return good
+    failures = {node: answer.error for node in nodes if isinstance(answer := answers.get(node), Failure)}
+    failures |= {node: ended[node] for node in nodes if node not in answers and node in ended}
     lines = [f"  {node}: {error}" for node, error in failures.items()]
-    # If one node's failure has ended the other agents, those did not fail themselves.
-    silent = [node for node in nodes if node not in answers] if error_output or not failures else []
+    silent = [node for node in nodes if node not in good and node not in failures]
     if silent:
-        lines.append(f"  {', '.join(silent)}: no answer. {error_output}".rstrip())
-    count = len(silent) + len(failures)
+        lines.append(f"  {', '.join(silent)}: no answer. {last_words}".rstrip())
     raise StageError(
-        f"{count} of {len(nodes)} nodes could not be prepared:\n" + "\n".join(lines),
+        f"{len(nodes) - len(good)} of {len(nodes)} nodes could not be prepared:\n" + "\n".join(lines),
         "Correct these failures, or exclude the nodes, and submit the job again",
     )
-
-
-def parse_answers(output: bytes) -> AgentAnswers:
-    """Return each agent's answer, by the node's name."""
-    return {line.pop("node"): line for line in json_lines(output) if "clean" not in line}
-
-
-def cleaned_nodes(output: bytes) -> set[str]:
-    """Return the nodes whose agents have cleaned up."""
-    return {line["node"] for line in json_lines(output) if "clean" in line}
-
-
-def json_lines(output: bytes) -> Iterator[dict[str, Any]]:
-    """Yield the agents' lines of JSON; skip other lines, such as a site's banners."""
-    for line in output.splitlines():
-        try:
-            content = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(content, dict) and "node" in content:
-            yield content

@@ -1,7 +1,6 @@
 """A job's certificates, keys and token: boot makes them, and every process of the job reads them (`protocol.secrets`).
 
-Only boot imports this module. `cryptography` is imported where it is used: boot starts from a slow shared file system,
-and a job with `--insecure` does not need it.
+Only boot imports this module.
 """
 
 from __future__ import annotations
@@ -45,9 +44,10 @@ def make_job_secrets(
     valid_for_s : float, seconds, or None
         The job's remaining time. Certificates are valid from an hour ago until a day after its end; None: for a year.
     host_names : sequence of str, default ()
-        Names of the job's nodes. Dask does not check names; `curl --cacert` and browsers do, with `--dashboard-tls`.
+        Names of the scheduler's node, which only the scheduler's certificate has: each connection carries a
+        certificate. Dask does not check names; `curl --cacert` and browsers do, with `--dashboard-tls`.
     addresses : sequence of str, default ()
-        The nodes' IP addresses on the job's interface; the dashboard's link contains one of them.
+        That node's IP addresses; the dashboard's link contains one of them.
 
     Raises
     ------
@@ -80,13 +80,6 @@ def _unwritten(tls: Path, error: OSError) -> SecurityError:
         f"{error.filename or tls}: the job's secrets could not be written: {error.strerror}",
         f"Check your quota and the free space of that file system: quota; df -h {shlex.quote(str(tls.parent))}",
     )
-
-
-def load_cryptography() -> None:
-    """Import the modules that `make_job_secrets` needs; boot calls this while it waits for the agents."""
-    from cryptography import x509  # noqa: F401
-    from cryptography.hazmat.primitives import hashes, serialization  # noqa: F401
-    from cryptography.hazmat.primitives.asymmetric import ec  # noqa: F401
 
 
 def _write_new(path: Path, content: bytes) -> None:
@@ -171,8 +164,9 @@ def make_pems(valid_for_s: float, host_names: Sequence[str], addresses: Sequence
             (x509.BasicConstraints(ca=False, path_length=None), True),
             (key_usage(authority=False), True),
             (x509.ExtendedKeyUsage(usages), False),
-            (names, False),
         ]
+        if role == "scheduler":
+            extensions.append((names, False))
         pems[f"{role}.pem"] = certificate(name(role), key, extensions)
         pems[f"{role}-key.pem"] = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

@@ -23,8 +23,6 @@ COMMAND_GRACE_AT_WALLTIME_S = 10.0
 SCHEDULER_CLOSE_S = 3.0
 RANKS_CLOSE_S = 4.0
 AGENTS_CLOSE_S = 10.0
-# The command that started the agents is slow while it waits for a lost node; the batch system ends them after boot.
-AGENTS_CLOSE_WITH_LOST_S = 3.0
 
 
 @dataclass
@@ -81,9 +79,7 @@ def close(context: Context, opened: Opened, status: int, reason: str) -> None:
     if opened.cluster:
         opened.cluster.close()
     if opened.agents:
-        # A node is not lost while a nanny there may start another worker: such a node's agent still answers.
-        lost = opened.cluster is not None and opened.cluster.has_lost_nodes
-        opened.agents.close(AGENTS_CLOSE_WITH_LOST_S if lost else AGENTS_CLOSE_S)
+        opened.agents.close(short_reason, AGENTS_CLOSE_S)
     context.directory.clear()
     context.events.write("closed", reason=short_reason, detail=detail, exit_status=status)
     logger.info("closed: %s (status %d)", short_reason, status)

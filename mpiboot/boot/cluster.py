@@ -74,11 +74,6 @@ class Cluster:
         self._empty_since: dict[str, float] = {}
         self._lost_nodes: set[str] = set()
 
-    @property
-    def has_lost_nodes(self) -> bool:
-        """Whether a node is considered lost."""
-        return bool(self._lost_nodes)
-
     def listen(self, timeout_s: float = POLL_S) -> None:
         """Process the scheduler's messages; wait up to `timeout_s` seconds for the first."""
         for message in self._control.poll(timeout_s):

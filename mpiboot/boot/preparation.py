@@ -8,16 +8,18 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from mpiboot.batch.sizing import Sizing, check_min_workers, size_workers
-from mpiboot.boot.agents import AgentAnswers, Agents
-from mpiboot.boot.certificates import load_cryptography, make_job_secrets
+from mpiboot.boot.agents import Agents
+from mpiboot.boot.certificates import make_job_secrets
 from mpiboot.boot.context import Context, Network, Staged
-from mpiboot.common.interfaces import choose_interface
+from mpiboot.common.interfaces import choose_interface, interfaces
 from mpiboot.common.trust import remove_files
 from mpiboot.config import Config
+from mpiboot.protocol.channel import NodeReport
 from mpiboot.protocol.job_directory import write_atomic
 from mpiboot.protocol.prefix_checks import active_prefix, check_environment
 
@@ -72,21 +74,21 @@ def record(context: Context) -> None:
     context.events.phase("stage", restart_count=allocation.restart_count, nodes=list(allocation.node_names))
 
 
-def node_reports(context: Context, agents: Agents) -> AgentAnswers:
-    """Wait for the report of every node (see `mpiboot.agent.agent.prepare`).
+def node_reports(agents: Agents) -> dict[str, NodeReport]:
+    """Wait for the report of every node, and tell the agents of each other.
 
     Raises
     ------
     StageError
         Some nodes failed: the message names each of them with its reason.
     """
-    if not context.config.insecure:
-        load_cryptography()  # meanwhile the agents start; on a slow file system, both take equally long
-    return agents.answers(NODE_TIMEOUT_S)
+    return agents.reports(NODE_TIMEOUT_S)
 
 
-def choose_network(context: Context, reports: AgentAnswers) -> Network:
+def choose_network(context: Context, agents: Agents, reports: Mapping[str, NodeReport]) -> Network:
     """Choose the interface that all ranks use: one that all nodes have, or the loopback of a job on one host.
+
+    Tell the agents where on it the others listen.
 
     Raises
     ------
@@ -96,13 +98,14 @@ def choose_network(context: Context, reports: AgentAnswers) -> Network:
     wanted = context.config.interface
     if wanted == "auto" and not context.system.several_hosts:
         wanted = "lo"
-    interface = choose_interface(wanted, {node: report["interfaces"] for node, report in reports.items()})
-    addresses = {report["interfaces"][interface]["address"]: node for node, report in reports.items()}
-    return Network(interface, addresses)
+    interface = choose_interface(wanted, {node: report.interfaces for node, report in reports.items()})
+    addresses = {node: report.interfaces[interface]["address"] for node, report in reports.items()}
+    agents.introduce({node: [address, reports[node].port] for node, address in addresses.items()})
+    return Network(interface, {address: node for node, address in addresses.items()})
 
 
-def make_secrets(context: Context, network: Network) -> None:
-    """Make the job's TLS files and token; its certificates name the nodes and their addresses on the interface.
+def make_secrets(context: Context) -> None:
+    """Make the job's TLS files and token. Agents need them before anything else, even if the ranks do not encrypt.
 
     Raises
     ------
@@ -111,19 +114,18 @@ def make_secrets(context: Context, network: Network) -> None:
     """
     if context.config.insecure:
         logger.warning("--insecure: anyone who reaches these nodes can run code as you")
-        return
     remove_files(context.directory.tls)  # those of the same job before its requeue
     end_time = context.allocation.end_time
     remaining_s = end_time - time.time() if end_time else VALID_WITHOUT_WALLTIME_S
     make_job_secrets(
         context.directory.path,
         valid_for_s=max(remaining_s, 60.0),
-        host_names=context.allocation.node_names,
-        addresses=list(network.node_of_address),
+        host_names=[context.allocation.nodes[0].name],
+        addresses=[interface["address"] for interface in interfaces().values()],
     )
 
 
-def size(context: Context, reports: AgentAnswers, staged: Staged) -> Sizing:
+def size(context: Context, reports: Mapping[str, NodeReport], staged: Staged) -> Sizing:
     """The workers of each node and their limits, from the allocation and the nodes' reports.
 
     Raises
@@ -136,9 +138,9 @@ def size(context: Context, reports: AgentAnswers, staged: Staged) -> Sizing:
     for node in context.allocation.nodes:
         report = reports[node.name]
         # If neither batch system nor user set a limit: the same share of the host's memory as of its CPUs.
-        share = min(1.0, node.cpus / report["cpus"])
-        memory_bytes[node.name] = node.memory_bytes or config.mem or int(report["memory_bytes"] * share)
-        if report["root_is_memory"]:
+        share = min(1.0, node.cpus / report.cpus)
+        memory_bytes[node.name] = node.memory_bytes or config.mem or int(report.memory_bytes * share)
+        if report.root_is_memory:
             stage_bytes[node.name] = staged.size_bytes.get(node.name, 0)
     sizing = size_workers(
         context.allocation, memory_bytes, config.workers_per_node, config.cpus_per_worker, stage_bytes

@@ -1,32 +1,30 @@
-"""Step 4 of a boot: brings the archive to every node, by one of three transports, and stages it there.
+"""Step 4 of a boot: brings the archive to every node, by one of two transports, and stages it there.
 
 | transport | who reads the archive | further cost |
 |---|---|---|
 | `direct` | every node | nothing |
 | the batch system's | its daemon on the first node | a copy in each node's staging root, while it is staged |
-| `mpi` | rank 0 | the start of mpirun, and of mpi4py, from the shared file system |
 
 Only boot imports this module.
 """
 
-import json
+import importlib.util
 import logging
 import os
 import shlex
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from envpack.common.places import HOME_VARIABLE
 from mpiboot.batch import registry
-from mpiboot.batch.allocation import Placement
 from mpiboot.batch.runner import run
-from mpiboot.boot.agents import STDERR_LENGTH_MAX, AgentAnswers, Agents, check_answers, parse_answers
-from mpiboot.boot.choose_launcher import choose_launcher, launcher_environment
-from mpiboot.boot.context import Context, Network, Staged
+from mpiboot.boot.agents import Agents
+from mpiboot.boot.context import Context, Staged
 from mpiboot.common.units import show_duration, show_size
 from mpiboot.errors import BatchError, EnvironmentUnfitError, StageError, UsageError
-from mpiboot.protocol.node import AgentOrders
-from mpiboot.protocol.variables import JOB_KEY_VARIABLE
+from mpiboot.protocol.channel import NodeReport, Orders, StageOrder, StageReport
 
 logger = logging.getLogger(__name__)
 
@@ -70,36 +68,43 @@ def find_archive(context: Context) -> Path | None:
     return Path(done.stdout.strip())
 
 
-def agent_orders(context: Context, archive: Path | None) -> AgentOrders:
-    """Return the orders that every agent gets when it starts."""
-    orders = AgentOrders(
-        node_variable=context.system.node_variable,
-        first_node=context.allocation.nodes[0].name,
-        job_directory=str(context.directory.path),
-        root=context.config.stage_root,
-        job_key=context.allocation.job_key,
-        threads=context.allocation.least_cpus,
-        prefix=None,
-        pack_id=None,
-        cancel_command=context.system.cancel_command(context.allocation.job_id),
-    )
+def agent_orders(context: Context, archive: Path | None) -> Orders:
+    """Return the orders that every agent gets when it has dialled."""
+    pack_id = prefix = None
     if archive:
         from envpack.archive.encoding import read_index
         from envpack.common.places import staged_prefix
 
         index = read_index(archive)
-        orders["pack_id"] = index.pack_id
-        orders["prefix"] = str(staged_prefix(context.config.stage_root, index.pack_id, index.name))
-    return orders
+        pack_id = index.pack_id
+        prefix = str(staged_prefix(context.config.stage_root, index.pack_id, index.name))
+    return Orders(
+        number=0,
+        first_node=context.allocation.nodes[0].name,
+        n_nodes=len(context.allocation.nodes),
+        root=context.config.stage_root,
+        job_key=context.allocation.job_key,
+        threads=context.allocation.least_cpus,
+        prefix=prefix,
+        pack_id=pack_id,
+        packages=packages_folder(),
+        cancel_command=context.system.cancel_command(context.allocation.job_id),
+    )
+
+
+def packages_folder() -> str:
+    """Return the folder that holds zstandard, which is not part of the agents' program."""
+    spec = importlib.util.find_spec("zstandard")
+    assert spec and spec.origin
+    return str(Path(spec.origin).parent.parent)
 
 
 def stage_all_nodes(
     context: Context,
     agents: Agents,
-    orders: AgentOrders,
+    orders: Orders,
     archive: Path | None,
-    reports: AgentAnswers,
-    network: Network,
+    reports: Mapping[str, NodeReport],
 ) -> Staged:
     """Stage the archive on every node.
 
@@ -107,23 +112,21 @@ def stage_all_nodes(
     ----------
     context : Context
         Options, allocation and directories of this boot.
-    agents, orders : Agents, AgentOrders
-        The agents, and the orders that they got when they started.
+    agents, orders : Agents, Orders
+        The agents, and the orders that they got when they dialled.
     archive : path or None
         None: the ranks run from the source prefix.
-    reports : dict of str to dict
-        Each node's report (see `mpiboot.agent.agent.prepare`).
-    network : Network
-        The interface that a broadcast uses.
+    reports : mapping of str to NodeReport
+        Each node's report.
 
     Raises
     ------
     StageError
         Some nodes failed: the message names each of them with its reason.
     """
-    if archive is None or orders["prefix"] is None:
+    if archive is None or orders.prefix is None:
         return Staged(context.source, {})
-    n_lacking = sum(not report["has_stage"] for report in reports.values())
+    n_lacking = sum(not report.has_stage for report in reports.values())
     transport = choose_transport(
         context.config.transport,
         context.allocation.batch_system,
@@ -133,12 +136,10 @@ def stage_all_nodes(
     )
     logger.info("staging %s: %d of %d nodes lack it; %s", archive, n_lacking, len(reports), transport)
     if transport == "direct":
-        answers = _stage_from(agents, archive, transport)
-    elif transport == "mpi":
-        answers = _broadcast(context, orders, archive, network)
+        stages = _stage_from(agents, archive, transport)
     else:
-        answers = _carry(context, agents, archive, transport)
-    results = {node: answer["stage"] for node, answer in answers.items()}
+        stages = _carry(context, agents, archive, transport)
+    results: dict[str, dict[str, Any]] = {node: report.stage for node, report in stages.items()}
     for node, result in results.items():
         context.events.write("staged", **{**result, "host": node})
         logger.info(
@@ -149,7 +150,7 @@ def stage_all_nodes(
             show_duration(result["seconds"]),
         )
     sizes = {node: result["size_bytes"] for node, result in results.items()}
-    return Staged(Path(orders["prefix"]), sizes)
+    return Staged(Path(orders.prefix), sizes)
 
 
 def choose_transport(wanted: str, batch_system: str, n_nodes: int, n_lacking: int, size_bytes: int) -> str:
@@ -176,13 +177,15 @@ def choose_transport(wanted: str, batch_system: str, n_nodes: int, n_lacking: in
     return "direct" if n_lacking * size_bytes <= AUTO_DIRECT_BYTES else "mpi"
 
 
-def _stage_from(agents: Agents, archive: Path, transport: str, *, remove: bool = False) -> AgentAnswers:
+def _stage_from(
+    agents: Agents, archive: Path, transport: str, *, remove: bool = False
+) -> dict[str, StageReport]:
     """Let every agent stage the archive at this path."""
-    agents.order({"archive": str(archive), "transport": transport, "remove_archive": remove})
-    return agents.answers(STAGE_TIMEOUT_S)
+    order = StageOrder(number=1, archive=str(archive), transport=transport, remove_archive=remove)
+    return agents.stage(order, STAGE_TIMEOUT_S)
 
 
-def _carry(context: Context, agents: Agents, archive: Path, transport: str) -> AgentAnswers:
+def _carry(context: Context, agents: Agents, archive: Path, transport: str) -> dict[str, StageReport]:
     """Let the batch system copy the archive to every node; each agent stages and removes its copy."""
     copy = context.job_folder / "archive"
     try:
@@ -190,33 +193,3 @@ def _carry(context: Context, agents: Agents, archive: Path, transport: str) -> A
     except BatchError as error:
         raise StageError(error.problem, "Submit the job again with --transport direct") from error
     return _stage_from(agents, copy, transport, remove=True)
-
-
-def _broadcast(context: Context, orders: AgentOrders, archive: Path, network: Network) -> AgentAnswers:
-    """Broadcast the archive to one rank per node; these ranks run from the source prefix, as nothing is staged yet."""
-    nodes = context.allocation.node_names
-    place = Placement(nodes, (1,) * len(nodes))
-    broadcast_orders = json.dumps({**orders, "archive": str(archive)})
-    rank = [str(context.source / "bin/python"), "-I", "-m", "mpiboot.agent.broadcast", broadcast_orders]
-    variables = {
-        **os.environ,
-        JOB_KEY_VARIABLE: context.allocation.job_key,
-        "TMPDIR": str(context.job_folder),
-    }
-    launch = choose_launcher(context, context.source, variables, place, network.interface, rank)
-    context.directory.host_file.write_text(launch.host_file)
-    try:
-        done = subprocess.run(
-            launch.command,
-            env=launcher_environment(context, variables, launch),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=STAGE_TIMEOUT_S,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise StageError(
-            f"{launch.command[0]} could not broadcast the environment: {error}",
-            "Submit the job again with --transport direct",
-        ) from error
-    error_output = done.stderr.decode(errors="replace").strip()[-STDERR_LENGTH_MAX:]
-    return check_answers(nodes, parse_answers(done.stdout), error_output)

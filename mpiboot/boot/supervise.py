@@ -13,6 +13,7 @@ from typing import Any
 
 from mpiboot.batch.runner import run
 from mpiboot.batch.sizing import Sizing
+from mpiboot.boot.agents import Agents
 from mpiboot.boot.closing import STATUS_OF_REASON
 from mpiboot.boot.cluster import Cluster
 from mpiboot.boot.context import Context
@@ -35,7 +36,7 @@ ASK_END_S = 30.0
 
 
 def wait_for_workers(
-    context: Context, cluster: Cluster, ranks: "subprocess.Popen[bytes]", sizing: Sizing
+    context: Context, agents: Agents, cluster: Cluster, ranks: "subprocess.Popen[bytes]", sizing: Sizing
 ) -> dict[str, Any]:
     """Wait until every worker has answered.
 
@@ -56,6 +57,7 @@ def wait_for_workers(
     deadline = time.monotonic() + timeout_s
     while cluster.scheduler is None or len(cluster.workers) < sizing.n_workers:
         cluster.listen()
+        agents.note_changes()
         if cluster.gone or ranks.poll() is not None or scheduler_died(cluster, context.job_folder):
             raise launch_failure(context, cluster, ranks, sizing)
         if time.monotonic() > deadline:
@@ -103,6 +105,7 @@ def launch_failure(
 
 def supervise(
     context: Context,
+    agents: Agents,
     cluster: Cluster,
     ranks: "subprocess.Popen[bytes]",
     command: "subprocess.Popen[bytes] | None",
@@ -114,6 +117,8 @@ def supervise(
     ----------
     context : Context
         Options, allocation and directories of this boot.
+    agents : Agents
+        The agents on the nodes.
     cluster : Cluster
         The connection to the scheduler.
     ranks : Popen
@@ -141,6 +146,7 @@ def supervise(
         if command and (status := command.poll()) is not None:
             return (status if status >= 0 else 128 - status), f"command ended with status {status}"
         cluster.note_lost_nodes()
+        agents.note_changes()
         workers.check()
         walltime_watch.check()
     cluster.listen()  # the reason of the close may have come last

@@ -6,7 +6,7 @@ Agents and `doctor` list them, and boot chooses. It imports the errors.
 import fcntl
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -122,14 +122,20 @@ def choose_interface(wanted: str, of_nodes: Mapping[str, Mapping[str, Interface]
             f"no interface is up with an IPv4 address of its own on every node ({existing})",
             "Look at the nodes' network: ip -4 addr",
         )
-    return min(
-        common,
-        key=lambda name: (
-            not all(node[name]["kind"] == INFINIBAND for node in of_nodes.values()),
-            -min(node[name]["speed_mbits"] for node in of_nodes.values()),
-            name,
-        ),
-    )
+    return min(common, key=lambda name: _rank(name, [node[name] for node in of_nodes.values()]))
+
+
+def preferred_first(of_host: Mapping[str, Interface], wanted: str) -> list[str]:
+    """Return the addresses by which other hosts may reach this one: that of `wanted` first, then the fastest."""
+    names = [name for name, interface in of_host.items() if not interface["loopback"]]
+    names.sort(key=lambda name: (name != wanted, *_rank(name, [of_host[name]])))
+    return list(dict.fromkeys(of_host[name]["address"] for name in names))
+
+
+def _rank(name: str, interfaces: Sequence[Interface]) -> tuple[bool, int, str]:
+    """Return the key by which interfaces of one name on several nodes are sorted: InfiniBand, then the fastest."""
+    infiniband = all(interface["kind"] == INFINIBAND for interface in interfaces)
+    return not infiniband, -min(interface["speed_mbits"] for interface in interfaces), name
 
 
 def _distinct(name: str, of_nodes: Mapping[str, Mapping[str, Interface]]) -> bool:

@@ -56,6 +56,12 @@ def process_start(pid: int) -> str | None:
     return stat and stat.start
 
 
+def host_identity() -> str:
+    """Return a text that two processes share only if process ids mean the same to both: one host, one pid namespace."""
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot_id}-{Path('/proc/self/ns/pid').stat().st_ino}"
+
+
 def descendants(pid: int) -> set[int]:
     """Return the process ids of all living descendants of a process."""
     parents = {process: stat.parent for process in process_ids() if (stat := process_stat(process))}

@@ -43,6 +43,12 @@ class JobDirectory:
         The file that every rank reads first (`protocol.node.RankPlan`).
     host_file : Path
         The host file of the MPI launcher.
+    channel : Path
+        Where the agents dial boot (`protocol.channel.ChannelAddress`).
+    heartbeat : Path
+        A number that changes as long as boot lives.
+    agent_program : Path
+        The program of the agents.
     dashboard_page : Path
         Page that sends the user's browser to the dashboard, with the token.
     """
@@ -58,6 +64,9 @@ class JobDirectory:
         self.ranks_log = path / "ranks.log"
         self.rank_environment = path / "rank-environment.json"
         self.host_file = path / "hosts"
+        self.channel = path / "channel.json"
+        self.heartbeat = path / "heartbeat"
+        self.agent_program = path / "agent.pyz"
         self.dashboard_page = path / "dashboard.html"
         self.tls = path / "tls"
         # The files that lead to the cluster; `clear` removes them with the secrets.
@@ -67,6 +76,9 @@ class JobDirectory:
             self.rank_environment,
             self.host_file,
             self.dashboard_page,
+            self.channel,
+            self.heartbeat,
+            self.agent_program,
         )
 
     @classmethod
@@ -100,7 +112,7 @@ class JobDirectory:
         directory = cls(path)
         for stale in (directory.endpoint, directory.scheduler_file, directory.rank_environment):
             stale.unlink(missing_ok=True)
-        for shared in (directory.ranks_log, directory.host_file):
+        for shared in (directory.ranks_log, directory.host_file, directory.heartbeat):
             shared.touch(mode=0o600)  # later writers keep the mode
         return directory
 

@@ -9,9 +9,6 @@ from typing import TypedDict
 from envpack.common.places import host_name, user_folder
 from mpiboot.protocol.variables import CONTROL_FOLDER_VARIABLE, PMI_RANK, PMIX_RANK
 
-# How often boot writes an empty line to each agent, and the silence after which an agent considers boot's node lost.
-HEARTBEAT_S = 5.0
-SILENCE_S = 45.0
 # Sockets in the job's folder: boot's for the scheduler, on the first node; and the agent's for its node's stand-ins, with
 # the most descriptors that one of those may hand over.
 BOOT_SOCKET_NAME = "boot.sock"
@@ -19,54 +16,6 @@ AGENT_SOCKET_NAME = "agent.sock"
 DESCRIPTORS_MAX = 8
 # In the job's folder on the first node: the process id of rank 0.
 SCHEDULER_PID_NAME = "scheduler.pid"
-
-
-class AgentOrders(TypedDict):
-    """The orders that boot gives every agent when it starts.
-
-    Attributes
-    ----------
-    node_variable : str or None
-        The environment variable by which a node knows its name; without it, the host's name counts.
-    first_node : str
-        The node that boot runs on.
-    job_directory, root, job_key : str
-        The job's directory, the staging root, and the name of the job's folder below it.
-    threads : int
-        How many threads stage the environment.
-    prefix, pack_id : str or None
-        Where the environment is staged, and the archive's content; None if it is not staged.
-    cancel_command : list of str or None
-        Cancels the job; None if nothing else than boot keeps it alive.
-    """
-
-    node_variable: str | None
-    first_node: str
-    job_directory: str
-    root: str
-    job_key: str
-    threads: int
-    prefix: str | None
-    pack_id: str | None
-    cancel_command: list[str] | None
-
-
-class StageOrder(TypedDict):
-    """The order that boot gives every agent when the archive can be read.
-
-    Attributes
-    ----------
-    archive : str
-        Path of the archive.
-    transport : str
-        How the archive came there; recorded with the stage.
-    remove_archive : bool
-        Whether the archive is this node's own copy, to be removed once it is staged.
-    """
-
-    archive: str
-    transport: str
-    remove_archive: bool
 
 
 class RankPlan(TypedDict):

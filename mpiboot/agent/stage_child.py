@@ -1,0 +1,75 @@
+"""The agent's child that stages the environment: `agent.pyz --stage`, with its task as JSON on stdin.
+
+A process of its own: the agent goes on answering boot while a slow file system blocks this one, and a crash here is an
+answer of the agent. It prints one line of JSON: `StageReport.stage`, or the error.
+"""
+
+import importlib.util
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+FLAG = "--stage"
+
+
+class Cancelled(BaseException):
+    """The agent ends: the handler of SIGTERM raises it, so that what is half staged is removed."""
+
+
+def main() -> int:
+    signal.signal(signal.SIGTERM, on_sigterm)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    task = json.load(sys.stdin)
+    try:
+        result: dict[str, Any] = {"stage": stage_node(**task)}
+    except Exception as error:
+        result = {"error": str(error) or type(error).__name__}
+    except Cancelled:
+        return 1
+    print(json.dumps(result), flush=True)
+    return 0
+
+
+def on_sigterm(_number: int, _frame: object) -> NoReturn:
+    raise Cancelled
+
+
+def stage_node(
+    archive: str, root: str, threads: int, pack_id: str, transport: str, packages: str, remove_archive: bool
+) -> dict[str, Any]:
+    """Stage the environment on this node.
+
+    Parameters
+    ----------
+    archive, transport, remove_archive
+        As in `protocol.channel.StageOrder`.
+    root, threads, pack_id, packages
+        As in `protocol.channel.Orders`.
+    """
+    start = time.time()
+    import_zstandard(Path(packages))
+    from envpack.stage.staging import stage
+
+    result = stage(archive, root, jobs=threads, expected_pack_id=pack_id, transport=transport)
+    if remove_archive:
+        Path(archive).unlink()
+    return {**result.asdict(), "start": start, "end": time.time()}
+
+
+def import_zstandard(packages: Path) -> None:
+    """Import zstandard from the folder `packages`, without a search through all that is there."""
+    if "zstandard" in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location("zstandard", packages / "zstandard" / "__init__.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["zstandard"] = module
+    spec.loader.exec_module(module)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

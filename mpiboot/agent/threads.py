@@ -1,0 +1,51 @@
+"""Calls that may hang, such as on a shared file system, in threads that nobody has to wait for.
+
+Only the agent imports this module.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+
+async def in_thread(timeout_s: float, act: Callable[..., Result], *arguments: Any) -> Result:
+    """Call `act` in a thread of its own, which may outlive the call, and does not hinder the end of the process.
+
+    Parameters
+    ----------
+    timeout_s : float, seconds
+        How long to wait for it.
+    act : callable
+        Called with `arguments`.
+
+    Raises
+    ------
+    TimeoutError
+        It takes longer.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Result] = loop.create_future()
+
+    def run() -> None:
+        try:
+            result, error = act(*arguments), None
+        except BaseException as raised:
+            result, error = None, raised
+        loop.call_soon_threadsafe(finish, result, error)
+
+    def finish(result: Any, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return await asyncio.wait_for(future, timeout_s)
+    except asyncio.TimeoutError as error:
+        raise TimeoutError(f"no answer within {timeout_s:g} s") from error

@@ -1,0 +1,279 @@
+"""Boot's end of the agents' channel: listens, keeps each node's answers, and writes the ranks' output to its file.
+
+It runs in threads of its own, so that heartbeats continue while a shared file system blocks boot. Only the thread of the
+event loop changes a `NodeState`; boot's own thread reads them. Only `boot.agents` imports this module.
+"""
+
+import asyncio
+import collections
+import contextlib
+import queue
+import resource
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from mpiboot.common.version import VERSION
+from mpiboot.protocol.channel import (
+    HANDSHAKE_TIMEOUT_S,
+    HEARTBEAT_S,
+    SILENCE_S,
+    Close,
+    Connection,
+    Ended,
+    Failure,
+    Heartbeat,
+    Hello,
+    NodeReport,
+    Orders,
+    Output,
+    Refused,
+    StageReport,
+    server_context,
+)
+from mpiboot.protocol.job_directory import JobDirectory
+from mpiboot.protocol.listener import Listener
+
+# Descriptors of boot besides one per agent: files, pipes, and connections of strangers.
+DESCRIPTORS_SPARE = 512
+# Pieces of the ranks' output, of up to 64 KiB each, that wait for a slow file system.
+OUTPUT_PIECES_MAX = 128
+FLUSH_S = 2.0
+
+Answer = NodeReport | StageReport | Failure
+
+
+class Change(NamedTuple):
+    """Something that happened to an agent, for the job's events.
+
+    Attributes
+    ----------
+    event : str
+        `agent-silent`, `agent-back` or `lost-agent`.
+    node : str
+        The agent's node.
+    detail : str
+        Why.
+    """
+
+    event: str
+    node: str
+    detail: str
+
+
+@dataclass
+class NodeState:
+    """An agent, as boot knows it.
+
+    Attributes
+    ----------
+    connection : Connection or None
+        The connection to it, while there is one.
+    answers : dict of int to Answer
+        Its answers, by the number of the order.
+    lost_at : float or None
+        When its connection was lost (time.monotonic); None if it is connected, or never was.
+    ended : str or None
+        Why it has ended, or is taken for lost.
+    """
+
+    connection: Connection | None = None
+    answers: dict[int, Answer] = field(default_factory=dict)
+    lost_at: float | None = None
+    ended: str | None = None
+
+
+class Channel:
+    """Boot's end of the channel.
+
+    Parameters
+    ----------
+    nodes : sequence of str
+        Names of all nodes.
+    host : str
+        The address to listen on; "" is all of the host's.
+    directory : JobDirectory
+        The job's directory, with its TLS files.
+    orders : Orders
+        The orders that every agent gets when it has dialled.
+
+    Attributes
+    ----------
+    nodes : dict of str to NodeState
+        The agents, by the name of the node.
+    port : int
+        The port.
+    changes : deque of Change
+        What has happened to agents, oldest first; the reader removes it.
+    """
+
+    def __init__(self, nodes: Sequence[str], host: str, directory: JobDirectory, orders: Orders) -> None:
+        allow_descriptors(len(nodes) + DESCRIPTORS_SPARE)
+        self.nodes = {node: NodeState() for node in nodes}
+        self.changes: collections.deque[Change] = collections.deque()
+        # What every agent gets, in this order, whenever it dials.
+        self._orders: list[Any] = [orders]
+        self._closing: Close | None = None
+        self._changed = threading.Condition()
+        self._output: queue.Queue[bytes | None] = queue.Queue(OUTPUT_PIECES_MAX)
+        self._loop = asyncio.new_event_loop()
+        self._listener = Listener(host, server_context(directory.tls), self._serve, len(nodes))
+        self.port = self._listener.port
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        self._files = threading.Thread(target=self._write_files, args=(directory,), daemon=True)
+        self._files.start()
+
+    # In boot's thread.
+
+    def post(self, order: Any) -> None:
+        """Send an order to all agents, now, and whenever one dials again."""
+        self._loop.call_soon_threadsafe(self._post, order)
+
+    def wait(self, is_done: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait until `is_done()`, which is asked after every change of a node; return its last answer."""
+        with self._changed:
+            return self._changed.wait_for(is_done, timeout_s)
+
+    def close_agents(self, reason: str) -> None:
+        """Tell all agents to clean their nodes and end."""
+        self._closing = Close(reason)
+        self.post(self._closing)
+
+    def close(self) -> None:
+        """Close all connections, and write the output that has arrived."""
+        self._loop.call_soon_threadsafe(self._main.cancel)
+        self._thread.join(FLUSH_S)
+        with contextlib.suppress(queue.Full):
+            self._output.put(None, timeout=FLUSH_S)
+        self._files.join(FLUSH_S)
+
+    # In the thread of the event loop.
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._main = self._loop.create_task(self._serve_all())
+        with contextlib.suppress(asyncio.CancelledError):
+            self._loop.run_until_complete(self._main)
+        self._loop.close()
+
+    async def _serve_all(self) -> None:
+        await asyncio.gather(self._listener.run(), self._watch())
+
+    async def _watch(self) -> None:
+        """Take agents for lost that have not dialled again in time."""
+        while True:
+            await asyncio.sleep(1.0)
+            for node, state in self.nodes.items():
+                if state.lost_at and not state.ended and time.monotonic() - state.lost_at > SILENCE_S:
+                    self._note_end(node, f"nothing was heard of its agent for {SILENCE_S:g} s")
+
+    async def _serve(self, connection: Connection) -> None:
+        hello, _ = await connection.receive(HANDSHAKE_TIMEOUT_S)
+        if not isinstance(hello, Hello):
+            return
+        state = self.nodes.get(hello.node)
+        if refusal := self._refusal(hello):
+            await connection.send(Refused(refusal))
+            if state and state.connection is None:
+                self._note_end(hello.node, refusal)
+            return
+        assert state
+        if state.connection:  # the agent has noticed the loss first
+            state.connection.close()
+            self._note("agent-back", hello.node, "it has dialled again")
+        elif state.lost_at:
+            self._note("agent-back", hello.node, f"after {time.monotonic() - state.lost_at:.0f} s")
+        state.connection, state.lost_at, state.ended = connection, None, None
+        heartbeats = asyncio.create_task(self._send_heartbeats(connection))
+        why = "the connection was closed"
+        try:
+            for order in self._orders:
+                if getattr(order, "number", None) not in state.answers or isinstance(order, Orders):
+                    await connection.send(order)
+            while not state.ended:
+                message, payload = await connection.receive()
+                self._take(hello.node, state, message, payload)
+        except OSError as error:
+            why = str(error)
+        finally:
+            heartbeats.cancel()
+            if state.connection is connection:
+                state.connection = None
+                if not state.ended:
+                    state.lost_at = time.monotonic()
+                    self._note("agent-silent", hello.node, why)
+
+    def _refusal(self, hello: Hello) -> str | None:
+        if hello.version != VERSION:
+            return (
+                f"the agent on {hello.node} ({hello.host}) runs mpiboot {hello.version}, boot runs {VERSION}; "
+                "submit the job again after an update of the environment"
+            )
+        if hello.node not in self.nodes:
+            return f"{hello.node} ({hello.host}) is not a node of the job, which has {', '.join(self.nodes)}"
+        return None
+
+    def _take(self, node: str, state: NodeState, message: Any, payload: bytes) -> None:
+        if isinstance(message, Answer):
+            state.answers.setdefault(message.number, message)
+            self._notify()
+        elif isinstance(message, Output):
+            with contextlib.suppress(queue.Full):  # a file system that blocks must not block the ranks
+                self._output.put_nowait(payload)
+        elif isinstance(message, Ended):
+            self._note_end(node, message.reason)
+
+    async def _send_heartbeats(self, connection: Connection) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                await asyncio.sleep(HEARTBEAT_S)
+                await connection.send(Heartbeat())
+
+    def _post(self, order: Any) -> None:
+        self._orders.append(order)
+        for state in self.nodes.values():
+            if state.connection:
+                state.connection.post(order)
+
+    def _note_end(self, node: str, reason: str) -> None:
+        self.nodes[node].ended = reason
+        self._note("lost-agent", node, reason)
+
+    def _note(self, event: str, node: str, detail: str) -> None:
+        if not self._closing:
+            self.changes.append(Change(event, node, detail))
+        self._notify()
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    # In the thread that writes files.
+
+    def _write_files(self, directory: JobDirectory) -> None:
+        """Write the ranks' output, and with every heartbeat a new number: a sign of life on the shared file system."""
+        number, due = 0, 0.0
+        while True:
+            with contextlib.suppress(OSError):
+                if time.monotonic() >= due:
+                    number, due = number + 1, time.monotonic() + HEARTBEAT_S
+                    directory.heartbeat.write_text(f"{number}\n")
+            try:
+                output = self._output.get(timeout=max(0.0, due - time.monotonic()))
+            except queue.Empty:
+                continue
+            if output is None:
+                return
+            with contextlib.suppress(OSError), directory.ranks_log.open("ab") as log:
+                log.write(output)
+
+
+def allow_descriptors(count: int) -> None:
+    """Raise this process's soft limit of open files to `count`, as far as the hard limit allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        most = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))

@@ -1,0 +1,515 @@
+"""The channel between boot and agents, and between agents: its messages, their bytes, and who may speak.
+
+An agent dials boot at an address that lies in the job directory, over TLS, with the job's certificates on both sides.
+Boot and agent import this module; it imports what an agent may import at its start.
+
+| from | to | messages |
+|---|---|---|
+| agent | boot | `Hello`; `NodeReport`, `StageReport` or `Failure` for each order; `Output`; `Ended` |
+| boot | agent | `Orders` or `Refused`, in answer to `Hello`; `Peers`; `StageOrder`; `Close` |
+| both | | `Heartbeat` |
+| agent | agent | `Question`, answered by `Sighting` |
+
+A message is one frame: two lengths, the message in JSON, and bytes that some messages carry.
+"""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import struct
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mpiboot.common.interfaces import Interface
+from mpiboot.protocol.messages import MessageError, from_json, to_json
+
+# How often each side sends a heartbeat, after which silence it closes the connection, and after which silence, over all
+# connections, an agent gives up.
+HEARTBEAT_S = 5.0
+CONNECTION_SILENCE_S = 15.0
+SILENCE_S = 45.0
+# Bounds on what the other side can make this side hold.
+HANDSHAKE_TIMEOUT_S = 10.0
+JSON_MAX_BYTES = 1024**2
+PAYLOAD_MAX_BYTES = 4 * 1024**2
+BUFFER_BYTES = 1024**2
+ERROR_LENGTH_MAX = 4000
+# Addresses are tried one after the other, this long apart, without waiting for the first to fail.
+NEXT_ADDRESS_S = 0.1
+
+Greeting = TypeVar("Greeting")
+
+_LENGTHS = struct.Struct("!II")
+
+
+@dataclass(frozen=True)
+class Hello:
+    """An agent's first message on every connection.
+
+    Attributes
+    ----------
+    version : str
+        The agent's version of mpiboot.
+    node : str
+        The node's name in the batch system.
+    host : str
+        The host's own name.
+    pid : int
+        The agent's process id.
+    """
+
+    version: str
+    node: str
+    host: str
+    pid: int
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Boot does not take this agent, which must end.
+
+    Attributes
+    ----------
+    reason : str
+        Why.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What an agent must know from its start; the answer is a `NodeReport`.
+
+    Attributes
+    ----------
+    number : int
+        Of the order; answers have the same.
+    first_node : str
+        The node that boot runs on.
+    n_nodes : int
+        The number of nodes.
+    root, job_key : str
+        The staging root, and the name of the job's folder below it.
+    threads : int
+        How many threads stage the environment.
+    prefix, pack_id : str or None
+        Where the environment is staged, and the archive's content; None if it is not staged.
+    packages : str
+        The folder with the packages that are not in the agent's program.
+    cancel_command : list of str or None
+        Cancels the job; None if nothing else than boot keeps it alive.
+    """
+
+    number: int
+    first_node: str
+    n_nodes: int
+    root: str
+    job_key: str
+    threads: int
+    prefix: str | None
+    pack_id: str | None
+    packages: str
+    cancel_command: list[str] | None
+
+
+@dataclass(frozen=True)
+class NodeReport:
+    """What an agent knows of its node, once the job's folder is there.
+
+    Attributes
+    ----------
+    number : int
+        Of the order that this answers.
+    interfaces : dict of str to Interface
+        The node's network interfaces, by name.
+    memory_bytes, cpus : int
+        Those of the host.
+    root_is_memory : bool
+        Whether the staging root takes up memory.
+    has_stage : bool
+        Whether the environment was staged here before.
+    port : int
+        Where other agents reach this one; 0 in a job of one node.
+    """
+
+    number: int
+    interfaces: dict[str, Interface]
+    memory_bytes: int
+    cpus: int
+    root_is_memory: bool
+    has_stage: bool
+    port: int
+
+
+@dataclass(frozen=True)
+class Peers:
+    """The other agents. No answer.
+
+    Attributes
+    ----------
+    addresses : dict of str to list
+        Host and port of each node's agent, by the node's name.
+    """
+
+    addresses: dict[str, list[str | int]]
+
+
+@dataclass(frozen=True)
+class StageOrder:
+    """Stage the environment; the answer is a `StageReport`.
+
+    Attributes
+    ----------
+    number : int
+        Of the order.
+    archive : str
+        Path of the archive.
+    transport : str
+        How the archive comes to the node; recorded with the stage.
+    remove_archive : bool
+        Whether the archive is this node's own copy, to be removed once it is staged.
+    """
+
+    number: int
+    archive: str
+    transport: str
+    remove_archive: bool
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """The environment is staged on this node.
+
+    Attributes
+    ----------
+    number : int
+        Of the order that this answers.
+    stage : dict
+        envpack's result, and `start` and `end` in seconds since the epoch.
+    """
+
+    number: int
+    stage: dict[str, str | int | float | bool]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An order could not be executed.
+
+    Attributes
+    ----------
+    number : int
+        Of the order that this answers.
+    error : str
+        Why, with the remedy.
+    """
+
+    number: int
+    error: str
+
+
+@dataclass(frozen=True)
+class Output:
+    """Carries what the node's ranks have printed."""
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """This side lives."""
+
+
+@dataclass(frozen=True)
+class Close:
+    """The job ends: the agent cleans its node and ends.
+
+    Attributes
+    ----------
+    reason : str
+        Why.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The agent has cleaned its node, and ends.
+
+    Attributes
+    ----------
+    reason : str
+        Why.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """An agent that has lost boot asks another one whether boot lives."""
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What an agent knows of boot.
+
+    Attributes
+    ----------
+    boot_lives : bool
+        Whether it has heard of boot within the last `CONNECTION_SILENCE_S` seconds.
+    """
+
+    boot_lives: bool
+
+
+KINDS: dict[str, type[Any]] = {
+    kind.__name__: kind
+    for kind in (
+        *(Hello, Refused, Orders, NodeReport, Peers, StageOrder, StageReport, Failure),
+        *(Output, Heartbeat, Close, Ended, Question, Sighting),
+    )
+}
+
+
+@dataclass(frozen=True)
+class ChannelAddress:
+    """Where boot listens: the content of `channel.json` in the job directory.
+
+    Attributes
+    ----------
+    version : str
+        Boot's version of mpiboot.
+    addresses : list of str
+        IPv4 addresses of boot's host, the preferred one first.
+    port : int
+        The port, the same on all addresses.
+    node_variable : str or None
+        The environment variable by which a node knows its name; without it, the host's name counts.
+    host_identity : str
+        Boot's host and process id namespace (`common.processes.host_identity`).
+    pid : int
+        Boot's process id there.
+    start : str
+        Boot's start (`common.processes.ProcessStat.start`).
+    """
+
+    version: str
+    addresses: list[str]
+    port: int
+    node_variable: str | None
+    host_identity: str
+    pid: int
+    start: str
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "ChannelAddress":
+        """Read the text of the file; raise MessageError if it is damaged or another version's."""
+        return from_json(data, {cls.__name__: cls})
+
+
+class Connection:
+    """One connection of the channel: sends and receives messages.
+
+    Parameters
+    ----------
+    reader, writer : asyncio.StreamReader, asyncio.StreamWriter
+        An encrypted connection, whose other side has shown the job's certificate.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._turn = asyncio.Lock()
+
+    @property
+    def unsent_bytes(self) -> int:
+        """The number of bytes that the other side has not taken yet."""
+        return self._writer.transport.get_write_buffer_size()
+
+    def post(self, message: Any, payload: bytes | memoryview = b"") -> None:
+        """Send a message without waiting until it is on its way."""
+        data = to_json(message)
+        self._writer.write(_LENGTHS.pack(len(data), len(payload)) + data)
+        if payload:
+            self._writer.write(payload)
+
+    async def send(self, message: Any, payload: bytes | memoryview = b"") -> None:
+        """Send a message, and wait until most of it is on its way.
+
+        Raises
+        ------
+        OSError
+            The connection is lost.
+        """
+        self.post(message, payload)
+        async with self._turn:  # Python 3.10 lets one task wait at a time
+            await self._writer.drain()
+
+    async def receive(self, timeout_s: float = CONNECTION_SILENCE_S) -> tuple[Any, bytes]:
+        """Receive the next message and the bytes that it carries.
+
+        Parameters
+        ----------
+        timeout_s : float, seconds, default CONNECTION_SILENCE_S
+            How long to wait.
+
+        Raises
+        ------
+        OSError
+            The connection is lost: closed, silent for too long, or what arrived is not a message.
+        """
+        try:
+            return await asyncio.wait_for(self._receive(), timeout_s)
+        except asyncio.TimeoutError as error:
+            raise ConnectionError(f"nothing was heard for {timeout_s:g} s") from error
+        except asyncio.IncompleteReadError as error:
+            raise ConnectionError("the connection was closed") from error
+        except MessageError as error:
+            raise ConnectionError(f"what arrived is not a message: {error}") from error
+
+    async def _receive(self) -> tuple[Any, bytes]:
+        json_bytes, payload_bytes = _LENGTHS.unpack(await self._reader.readexactly(_LENGTHS.size))
+        if json_bytes > JSON_MAX_BYTES or payload_bytes > PAYLOAD_MAX_BYTES:
+            raise MessageError(f"it claims {json_bytes} and {payload_bytes} bytes")
+        message = from_json(await self._reader.readexactly(json_bytes), KINDS)
+        return message, await self._reader.readexactly(payload_bytes)
+
+    async def flush(self, timeout_s: float) -> None:
+        """Wait until what was posted is on its way, or the connection is lost."""
+        transport = self._writer.transport
+        transport.set_write_buffer_limits(0)
+        with contextlib.suppress(OSError, asyncio.TimeoutError):
+            await asyncio.wait_for(self._writer.drain(), timeout_s)
+
+    def close(self) -> None:
+        """Close the connection, without waiting for the other side."""
+        self._writer.close()
+
+
+def server_context(tls: Path) -> ssl.SSLContext:
+    """Return the TLS settings of a side that is dialled.
+
+    Parameters
+    ----------
+    tls : Path
+        The folder of the job's secrets.
+    """
+    return _context(ssl.PROTOCOL_TLS_SERVER, tls)
+
+
+def client_context(tls: Path) -> ssl.SSLContext:
+    """Return the TLS settings of a side that dials."""
+    return _context(ssl.PROTOCOL_TLS_CLIENT, tls)
+
+
+def _context(protocol: int, tls: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(protocol)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    # The job's own authority signs nothing else, so names need no check.
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(tls / "ca.pem")
+    context.load_cert_chain(tls / "worker.pem", tls / "worker-key.pem")
+    return context
+
+
+async def accepted(connection: socket.socket, context: ssl.SSLContext) -> Connection:
+    """Return the channel's end of an accepted connection, once the other side has shown the job's certificate.
+
+    Raises
+    ------
+    OSError
+        It has not, within HANDSHAKE_TIMEOUT_S.
+    """
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=BUFFER_BYTES)
+    protocol = asyncio.StreamReaderProtocol(reader)
+    transport, _ = await loop.connect_accepted_socket(
+        lambda: protocol, connection, ssl=context, ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S
+    )
+    return Connection(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
+
+
+async def dial(host: str, port: int, context: ssl.SSLContext) -> Connection:
+    """Connect to one address.
+
+    Raises
+    ------
+    OSError
+        Nobody answers there, or nobody with the job's certificate.
+    """
+    opening = asyncio.open_connection(
+        host, port, ssl=context, limit=BUFFER_BYTES, ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S
+    )
+    try:
+        return Connection(*await asyncio.wait_for(opening, HANDSHAKE_TIMEOUT_S))
+    except asyncio.TimeoutError as error:
+        raise ConnectionError("no answer") from error
+
+
+async def dial_first(
+    addresses: Sequence[str],
+    port: int,
+    context: ssl.SSLContext,
+    greet: Callable[[Connection], Awaitable[Greeting]],
+) -> tuple[Connection, Greeting]:
+    """Dial several addresses of one host at once, and return the first connection that `greet` succeeds with.
+
+    Some addresses may lead nowhere, or to another host: many hosts have the same address on a bridge of their own.
+
+    Parameters
+    ----------
+    addresses : sequence of str
+        IPv4 addresses, the preferred one first.
+    port : int
+        The port, the same on all.
+    context : SSLContext
+        From `client_context`.
+    greet : callable
+        Exchanges the first messages; raises OSError if the other side is not the right one.
+
+    Returns
+    -------
+    tuple
+        The connection, and what `greet` has returned for it.
+
+    Raises
+    ------
+    OSError
+        None succeeded; the message gives the reasons.
+    """
+
+    async def attempt(number: int, host: str) -> Connection:
+        await asyncio.sleep(number * NEXT_ADDRESS_S)
+        return await dial(host, port, context)
+
+    attempts = [asyncio.create_task(attempt(number, host)) for number, host in enumerate(addresses)]
+    kept, failures = None, []
+    try:
+        for earliest in asyncio.as_completed(attempts):
+            try:
+                connection = await earliest
+                greeting = await greet(connection)
+            except OSError as error:
+                failures.append(str(error) or type(error).__name__)
+            else:
+                kept = connection
+                return connection, greeting
+    finally:
+        for task in attempts:
+            task.cancel()
+        for result in await asyncio.gather(*attempts, return_exceptions=True):
+            if isinstance(result, Connection) and result is not kept:
+                result.close()
+    reasons = "; ".join(dict.fromkeys(failures))
+    raise ConnectionError(f"boot does not answer at {', '.join(addresses)}, port {port}: {reasons}")
+
+
+def shorten(message: str) -> str:
+    """Cut the middle out of a message that is too long to send, and keep its end, which is the remedy."""
+    half = ERROR_LENGTH_MAX // 2
+    return message if len(message) <= ERROR_LENGTH_MAX else f"{message[:half]} … {message[-half:]}"

@@ -1,0 +1,113 @@
+"""A listener that anyone on the network may connect to, and that bounds what they can make it hold.
+
+Only who finishes the TLS handshake with the job's certificate is served. Until then a connection is pending: pending
+connections have a deadline, and their number is limited. If too many are pending, the oldest one of the address with the
+most is closed. So a stranger only crowds out themselves, however many connections they open and hold.
+
+Boot and agents import this module.
+"""
+
+import asyncio
+import contextlib
+import functools
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+
+from mpiboot.protocol.channel import Connection, accepted
+
+BACKLOG = 1024
+# Pending connections besides those that the job's own processes may open at once.
+STRANGERS_MAX = 128
+# After an error of accept(2), such as too many open files.
+ACCEPT_PAUSE_S = 0.2
+
+
+class Listener:
+    """Serves the connections of the job's own processes.
+
+    Parameters
+    ----------
+    host : str
+        The IPv4 address to listen on; "" is all of the host's.
+    context : SSLContext
+        From `channel.server_context`.
+    serve : callable
+        Called with each `Connection`; closes nothing.
+    n_peers : int
+        How many of the job's processes may connect at once.
+
+    Attributes
+    ----------
+    port : int
+        The port, chosen by the kernel.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        context: ssl.SSLContext,
+        serve: Callable[[Connection], Awaitable[None]],
+        n_peers: int,
+    ) -> None:
+        self._context = context
+        self._serve = serve
+        self._pending_max = n_peers + STRANGERS_MAX
+        # In the order in which they came, with the address of the other side.
+        self._pending: dict[asyncio.Task[None], str] = {}
+        self._served: set[asyncio.Task[None]] = set()
+        self._socket = socket.create_server((host, 0), backlog=BACKLOG)
+        self._socket.setblocking(False)
+        self.port: int = self._socket.getsockname()[1]
+
+    async def run(self) -> None:
+        """Accept connections until cancelled; then close the listener and all connections."""
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                try:
+                    connection, (host, _) = await loop.sock_accept(self._socket)
+                except OSError:
+                    await asyncio.sleep(ACCEPT_PAUSE_S)
+                    continue
+                self._make_room()
+                task = asyncio.create_task(self._handle(connection))
+                self._pending[task] = host
+                task.add_done_callback(functools.partial(self._forget, connection))
+        finally:
+            self._socket.close()
+            tasks = {*self._pending, *self._served}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _make_room(self) -> None:
+        if len(self._pending) >= self._pending_max:
+            victim = list(self._pending)[oldest_of_most(list(self._pending.values()))]
+            del self._pending[victim]
+            victim.cancel()
+
+    async def _handle(self, connection: socket.socket) -> None:
+        task = asyncio.current_task()
+        assert task
+        with contextlib.suppress(OSError):  # a stranger, or a process that has ended
+            channel = await accepted(connection, self._context)
+            self._pending.pop(task, None)
+            self._served.add(task)
+            try:
+                await self._serve(channel)
+            finally:
+                channel.close()
+
+    def _forget(self, connection: socket.socket, task: "asyncio.Task[None]") -> None:
+        self._pending.pop(task, None)
+        if task not in self._served:
+            connection.close()  # asyncio does not, if the task was cancelled before its first step
+        self._served.discard(task)
+
+
+def oldest_of_most(hosts: Sequence[str]) -> int:
+    """Return the position of the first item that is the most frequent one."""
+    most, _ = Counter(hosts).most_common(1)[0]
+    return hosts.index(most)
