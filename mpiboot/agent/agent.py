@@ -147,6 +147,7 @@ class Agent:
         self.sign_before: bytes | None = None
         self.ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self.tasks: set[asyncio.Task[None]] = set()
+        self.executing: asyncio.Task[None] | None = None
 
     async def run(self) -> int:
         """Live until there is a reason to end; then clean the node, and return the exit status."""
@@ -158,11 +159,12 @@ class Agent:
         await self.close(ending)
         return ending.status
 
-    def start(self, work: Coroutine[Any, Any, None]) -> None:
+    def start(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         """Start a task; its failure ends the agent."""
         task = asyncio.create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self._task_done)
+        return task
 
     def _task_done(self, task: "asyncio.Task[None]") -> None:
         self.tasks.discard(task)
@@ -252,12 +254,12 @@ class Agent:
         """Execute an order, unless that has begun before, and send boot the answer."""
         if order.number not in self.begun:
             self.begun.add(order.number)
-            self.start(self._execute(order, act))
+            self.executing = self.start(self._execute(order, act))
 
     async def _execute(self, order: Any, act: Callable[[Any], Awaitable[Answer]]) -> None:
         try:
             answer = await act(order)
-        except (OSError, ValueError, MpibootError) as error:
+        except Exception as error:
             answer = Failure(order.number, channel.shorten(str(error) or type(error).__name__))
         self.answers[order.number] = answer
         if self.connection:
@@ -329,6 +331,7 @@ class Agent:
             env={**os.environ, JOB_KEY_VARIABLE: orders.job_key},
             stdin=pipe,
             stdout=pipe,
+            stderr=self.output.writer,
         )
         output, _ = await self.stager.communicate(json.dumps(task).encode())
         status = self.stager.returncode
@@ -347,7 +350,7 @@ class Agent:
 
     async def watch_silence(self) -> None:
         """Count the seconds without a word of boot, and act when there are too many."""
-        while True:
+        while not self.ending.done():
             began = time.monotonic()
             await asyncio.sleep(1.0)
             before, self.silent_s = self.silent_s, self.silent_s + min(time.monotonic() - began, 2.0)
@@ -396,6 +399,8 @@ class Agent:
         if orders.cancel_command is None:
             return
         await asyncio.sleep(delay_s)
+        if self.ending.done():
+            return
         # The cancelled job's SIGTERM must not interrupt what follows.
         asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -419,10 +424,11 @@ class Agent:
         """End all that the job has left on this node, remove its folder, and say why."""
         asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        connection, self.connection = self.connection, None
         if self.stager and self.stager.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self.stager.terminate()
+        if self.executing:
+            await asyncio.wait({self.executing}, timeout=LEFTOVERS_GRACE_S)
         if self.ranks:
             asyncio.get_running_loop().remove_reader(self.ranks.listener)
             self.ranks.close()
@@ -433,15 +439,14 @@ class Agent:
             # Boot does so too, unless it was killed. An agent of another node that only lost its connection must not.
             with contextlib.suppress(OSError):
                 await in_thread(FILES_TIMEOUT_S, self.directory.clear)
-        await self.say_why(ending, connection)
+        await self.say_why(ending)
 
-    async def say_why(self, ending: Ending, connection: Connection | None) -> None:
+    async def say_why(self, ending: Ending) -> None:
         """Tell boot why the agent ends; without a connection, write it to the job's log, or print it."""
-        if connection:
+        if self.connection:
             self.output.forward()
-            connection.post(Ended(ending.reason))
-            await connection.flush(FLUSH_S)
-            connection.close()
+            self.connection.post(Ended(ending.reason))
+            await self.connection.flush(FLUSH_S)
             return
         words = f"mpiboot: the agent on {self.node} ends: {ending.reason}\n"
         last = self.output.close() + words.encode()

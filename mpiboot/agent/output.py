@@ -6,6 +6,7 @@ Only the agent imports this module.
 
 import asyncio
 import collections
+import contextlib
 import os
 
 from mpiboot.protocol.channel import Connection, Output
@@ -34,10 +35,9 @@ class RanksOutput:
 
     def forward(self) -> None:
         """Pass on what has been printed."""
-        try:
-            self.say(os.read(self._reader, PIECE_BYTES))
-        except BlockingIOError:
-            return
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(KEPT_PIECES_MAX):
+                self.say(os.read(self._reader, PIECE_BYTES))
 
     def say(self, output: bytes) -> None:
         """Pass on some output, and what was kept before."""

@@ -61,26 +61,34 @@ class Agents:
         self._log = context.directory.ranks_log
         self._log_start = self._log.stat().st_size
         several = context.system.several_hosts
-        addresses = preferred_first(interfaces(), context.config.interface) if several else [LOOPBACK]
         self._channel = Channel(
             context.allocation.node_names, "" if several else LOOPBACK, context.directory, orders
         )
-        address = ChannelAddress(
-            version=VERSION,
-            addresses=addresses,
-            port=self._channel.port,
-            node_variable=context.system.node_variable,
-            host_identity=host_identity(),
-            pid=os.getpid(),
-            start=process_start(os.getpid()) or "",
-        )
-        write_atomic(context.directory.channel, to_dict(address))
-        write_agent_program(context.directory.agent_program)
+        try:
+            address = ChannelAddress(
+                version=VERSION,
+                addresses=preferred_first(interfaces(), context.config.interface) if several else [LOOPBACK],
+                port=self._channel.port,
+                node_variable=context.system.node_variable,
+                host_identity=host_identity(),
+                pid=os.getpid(),
+                start=process_start(os.getpid()) or "",
+            )
+            write_atomic(context.directory.channel, to_dict(address))
+            write_agent_program(context.directory.agent_program)
+            self.process = self._start()
+        except BaseException:
+            self._channel.close()
+            raise
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        """Run the batch system's command that starts an agent on every node."""
+        context = self._context
         # -S: site-packages of a slow file system is not searched; -B: nothing is written there.
         agent = [sys.executable, "-I", "-S", "-B", str(context.directory.agent_program)]
         unset = context.system.unset_variables
         with self._log.open("ab") as log:
-            self.process = subprocess.Popen(
+            return subprocess.Popen(
                 context.system.on_every_node(context.allocation, [*agent, str(context.directory.path)]),
                 env={name: value for name, value in os.environ.items() if name not in unset},
                 stdin=subprocess.DEVNULL,

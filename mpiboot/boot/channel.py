@@ -116,11 +116,13 @@ class Channel:
         # What every agent gets, in this order, whenever it dials.
         self._orders: list[Any] = [orders]
         self._closing: Close | None = None
+        self._is_open = True
         self._changed = threading.Condition()
         self._output: queue.Queue[bytes | None] = queue.Queue(OUTPUT_PIECES_MAX)
         self._loop = asyncio.new_event_loop()
         self._listener = Listener(host, server_context(directory.tls), self._serve, len(nodes))
         self.port = self._listener.port
+        self._main = self._loop.create_task(self._serve_all())
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         self._files = threading.Thread(target=self._write_files, args=(directory,), daemon=True)
@@ -144,8 +146,11 @@ class Channel:
 
     def close(self) -> None:
         """Close all connections, and write the output that has arrived."""
+        if not self._is_open:
+            return
         self._loop.call_soon_threadsafe(self._main.cancel)
         self._thread.join(FLUSH_S)
+        self._is_open = False
         with contextlib.suppress(queue.Full):
             self._output.put(None, timeout=FLUSH_S)
         self._files.join(FLUSH_S)
@@ -154,13 +159,16 @@ class Channel:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._main = self._loop.create_task(self._serve_all())
         with contextlib.suppress(asyncio.CancelledError):
             self._loop.run_until_complete(self._main)
         self._loop.close()
 
     async def _serve_all(self) -> None:
-        await asyncio.gather(self._listener.run(), self._watch())
+        watch = asyncio.create_task(self._watch())
+        try:
+            await self._listener.run()
+        finally:
+            watch.cancel()
 
     async def _watch(self) -> None:
         """Take agents for lost that have not dialled again in time."""
@@ -258,7 +266,7 @@ class Channel:
         number, due = 0, 0.0
         while True:
             with contextlib.suppress(OSError):
-                if time.monotonic() >= due:
+                if time.monotonic() >= due and self._is_open:
                     number, due = number + 1, time.monotonic() + HEARTBEAT_S
                     directory.heartbeat.write_text(f"{number}\n")
             try:

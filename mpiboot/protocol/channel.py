@@ -386,8 +386,12 @@ class Connection:
             await asyncio.wait_for(self._writer.drain(), timeout_s)
 
     def close(self) -> None:
-        """Close the connection, without waiting for the other side."""
+        """Close the connection once what was posted is on its way, without waiting for it."""
         self._writer.close()
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        self._writer.transport.abort()
 
 
 def server_context(tls: Path) -> ssl.SSLContext:

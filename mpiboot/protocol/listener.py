@@ -81,6 +81,7 @@ class Listener:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.sleep(0)  # in which the connections are closed
 
     def _make_room(self) -> None:
         if len(self._pending) >= self._pending_max:
@@ -97,6 +98,9 @@ class Listener:
             self._served.add(task)
             try:
                 await self._serve(channel)
+            except asyncio.CancelledError:
+                channel.abort()
+                raise
             finally:
                 channel.close()
 

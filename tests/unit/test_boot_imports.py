@@ -22,9 +22,9 @@ STAND_IN = Path(mpiboot.rank.__file__).with_name("stand_in.py")
 EXPECTED = configparser.ConfigParser()
 EXPECTED.read(Path(__file__).with_name("boot_imports.ini"))
 STARTS = {
-    "boot": "import mpiboot.boot.sequence, envpack.archive.index\nmpiboot.boot.certificates.load_cryptography()",
+    "boot": "import mpiboot.boot.sequence, envpack.archive.index\nmpiboot.boot.certificates.make_pems(60.0, (), ())",
     "agent": "import mpiboot.agent.agent",
-    "agent that stages": "import mpiboot.agent.agent, envpack.stage.stager",
+    "staging child": "import mpiboot.agent.stage_child, envpack.stage.stager",
     "stand-in": f"exec({STAND_IN.read_text()!r}, {{'__name__': 'stand_in'}})",
     "fork server": "import mpiboot.rank.fork_server",
 }

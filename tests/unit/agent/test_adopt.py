@@ -33,7 +33,9 @@ class Node:
     def __init__(self, folder):
         self.folder = folder
         os.mkfifo(folder / "end")
-        self.ranks = Ranks(folder, "n1")
+        # As in an agent, what the ranks print goes elsewhere than what the agent prints.
+        self.output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self.ranks = Ranks(folder, "n1", self.output)
         self.ranks.listener.settimeout(10)
         self.closed = False
 
@@ -56,13 +58,21 @@ class Node:
             cwd=self.folder,
             close_fds=False,
         )
-        self.ranks.adopt()
+        self.adopt()
         return process
+
+    def adopt(self):
+        connection, _ = self.ranks.listener.accept()
+        self.ranks.adopt(connection)
+
+    def printed(self):
+        return (self.folder / "output").read_text()
 
     def close(self):
         """No more ranks are started; the server ends with those that there are."""
         if not self.closed:
             self.ranks.close()
+            os.close(self.output)
         self.closed = True
 
     def told(self, rank):
@@ -148,14 +158,14 @@ def test_a_rank_outlives_its_stand_in_and_its_server(node):
     assert stand_ins[1].wait(20) == 1  # nobody can tell how its rank ended
 
 
-def test_a_stand_in_that_dies_while_it_asks_costs_itself(node, capfd):
+def test_a_stand_in_that_dies_while_it_asks_costs_itself(node):
     process = node.stand_in(TELL, RANK="0")
     node.told(0)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as broken:
         broken.connect(str(node.folder / "agent.sock"))
         broken.sendall(b'.{"command": ')
-    node.ranks.adopt()
-    assert "a rank on" in capfd.readouterr().err
+    node.adopt()
+    assert "a rank on" in node.printed()
     assert node.stand_in("raise SystemExit(7)").wait(20) == 7
     (node.folder / "end").write_text("")
     assert process.wait(20) == 0
@@ -171,9 +181,9 @@ def test_rank_0_is_told_to_boot(node):
     assert process.wait(20) == 0
 
 
-def test_a_server_that_cannot_start_is_told(node, capfd):
+def test_a_server_that_cannot_start_is_told(node):
     """The environment lacks dask-mpi, say."""
     (node.folder / "dask_mpi").mkdir()
     (node.folder / "dask_mpi/__init__.py").write_text("raise ImportError('broken')")
     assert node.stand_in("", PYTHONPATH=str(node.folder)).wait(20) == 1
-    assert "ImportError: broken" in capfd.readouterr().err
+    assert "ImportError: broken" in node.printed()

@@ -1,59 +1,106 @@
-"""The agent of a node: it answers, lives until boot is gone or a signal comes, and leaves nothing of the job."""
+"""The agent of a node: it dials boot, follows its orders, and leaves nothing of the job, however it ends."""
 
-import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 
 import pytest
+from waiting import wait_until
 
-from mpiboot.protocol.job_directory import JobDirectory
+from mpiboot.boot.certificates import make_job_secrets
+from mpiboot.boot.channel import Channel
+from mpiboot.boot.staging import packages_folder
+from mpiboot.common.processes import host_identity, process_start
+from mpiboot.common.version import VERSION
+from mpiboot.protocol.channel import ChannelAddress, Failure, Orders, StageOrder
+from mpiboot.protocol.job_directory import JobDirectory, write_atomic
+from mpiboot.protocol.messages import to_dict
 from mpiboot.protocol.node import job_folder
 
 PROGRAM = """
 import sys
 from mpiboot.agent import agent
-agent.HEARTBEAT_S, agent.SILENCE_S = 0.05, float(sys.argv.pop())
+from mpiboot.protocol import channel
+channel.HEARTBEAT_S, channel.CONNECTION_SILENCE_S, channel.SILENCE_S = 0.1, {0} / 3, {0}
 sys.exit(agent.main())
 """
+LONG_S = 60.0
 
 
 class Node:
-    """A node with an agent on it, and boot's end of the agent's pipes."""
+    """A node with an agent on it, and boot's channel."""
 
-    def __init__(self, folder, silence_s=60.0, program=PROGRAM, **orders):
+    def __init__(self, folder, silence_s=LONG_S, program=PROGRAM, name="n2", **orders):
         self.root = folder / "root"
-        self.root.mkdir()
+        self.root.mkdir(parents=True)
         self.directory = JobDirectory.create(folder / "home", "slurm-c-7")
         self.directory.endpoint.touch()
+        make_job_secrets(self.directory.path, valid_for_s=600)
         self.folder = job_folder(self.root, "slurm-c-7")
-        self.orders = {
-            "node_variable": "NAME_OF_NODE",
-            "first_node": "n1",
-            "job_directory": str(self.directory.path),
-            "root": str(self.root),
-            "job_key": "slurm-c-7",
-            "threads": 1,
-            "prefix": None,
-            "pack_id": None,
-            "cancel_command": None,
-            **orders,
-        }
-        self.agent = subprocess.Popen(
-            [sys.executable, "-c", program, json.dumps(self.orders), str(silence_s)],
-            env={**os.environ, "NAME_OF_NODE": "n2"},
-            stdin=subprocess.PIPE,
+        self.orders = Orders(
+            **{
+                "number": 0,
+                "first_node": "n1",
+                "n_nodes": 2,
+                "root": str(self.root),
+                "job_key": "slurm-c-7",
+                "threads": 1,
+                "prefix": None,
+                "pack_id": None,
+                "packages": "",
+                "cancel_command": None,
+                **orders,
+            }
+        )
+        self.channel = Channel([name], "127.0.0.1", self.directory, self.orders)
+        self.state = self.channel.nodes[name]
+        self.name = name
+        self.program = program.format(silence_s)
+        self.publish(os.getpid())
+        self.agent = self.start()
+
+    def publish(self, pid):
+        address = ChannelAddress(
+            version=VERSION,
+            addresses=["127.0.0.1"],
+            port=self.channel.port,
+            node_variable="NAME_OF_NODE",
+            host_identity=host_identity(),
+            pid=pid,
+            start=process_start(pid) or "",
+        )
+        write_atomic(self.directory.channel, to_dict(address))
+
+    def start(self):
+        return subprocess.Popen(
+            [sys.executable, "-c", self.program, str(self.directory.path)],
+            env={**os.environ, "NAME_OF_NODE": self.name},
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
 
-    def answer(self):
-        return json.loads(self.agent.stdout.readline())
+    def answer(self, number=0):
+        assert self.channel.wait(lambda: number in self.state.answers, 20), self.agent.poll()
+        return self.state.answers[number]
 
-    def order(self, order):
-        self.agent.stdin.write(json.dumps(order).encode() + b"\n")
-        self.agent.stdin.flush()
+    def ends(self):
+        """Return the agent's exit status, and its last words to boot."""
+        assert self.channel.wait(lambda: self.state.ended is not None, 20)
+        return self.agent.wait(20), self.state.ended
+
+    def log(self):
+        return self.directory.ranks_log.read_text()
+
+    def close(self):
+        self.channel.close()
+        self.agent.kill()
+        self.agent.wait()
+        self.agent.stdout.close()
 
 
 @pytest.fixture
@@ -66,25 +113,19 @@ def node(tmp_path):
 
     yield start
     for each in nodes:
-        each.agent.kill()
-        each.agent.wait()
-        each.agent.stdout.close()
-        with contextlib.suppress(BrokenPipeError):
-            each.agent.stdin.close()
+        each.close()
 
 
-def test_it_reports_and_cleans_its_node_when_boot_is_gone(node):
+def test_it_reports_and_cleans_its_node_when_boot_closes(node):
     n2 = node()
     report = n2.answer()
-    assert report.pop("interfaces")["lo"]["address"] == "127.0.0.1"
-    assert set(report) == {"node", "memory_bytes", "cpus", "root_is_memory", "has_stage"}
-    assert (report["node"], report["has_stage"]) == ("n2", False)
+    assert report.interfaces["lo"]["address"] == "127.0.0.1"
+    assert report.has_stage is False and report.port > 0
     assert n2.folder.is_dir()
-    n2.agent.stdin.close()
-    assert n2.answer() == {"node": "n2", "clean": True}
-    assert n2.agent.wait(20) == 0
+    n2.channel.close_agents("stopped")
+    assert n2.ends() == (0, "stopped")
     assert not n2.folder.exists()
-    assert n2.directory.endpoint.exists()  # it may only have lost its connection: boot clears that
+    assert n2.directory.endpoint.exists()  # boot clears the job directory
 
 
 @pytest.mark.parametrize("first_node", ["n1", "n2"])
@@ -92,74 +133,160 @@ def test_secrets_go_with_a_cancelled_job(node, first_node):
     n2 = node(first_node=first_node)
     n2.answer()
     n2.agent.send_signal(signal.SIGTERM)
-    assert n2.answer() == {"node": "n2", "clean": True}
-    assert not n2.directory.endpoint.exists()
+    assert n2.ends() == (0, "the job was cancelled")
+    assert not n2.directory.endpoint.exists() and not n2.directory.tls.exists()
+    assert not n2.folder.exists()
 
 
 def test_the_agent_beside_boot_clears_the_secrets(node):
     n2 = node(first_node="n2")
     n2.answer()
-    n2.agent.stdin.close()
-    assert n2.answer()["clean"]
+    n2.channel.close_agents("stopped")
+    assert n2.ends() == (0, "stopped")
     assert not n2.directory.endpoint.exists()
 
 
 def test_an_error_is_an_answer_and_the_agent_lives_on(node):
-    n2 = node()
+    n2 = node(pack_id="0" * 64, packages=packages_folder())
     n2.answer()
-    n2.order({"archive": "/no/such/archive", "transport": "direct", "remove_archive": False})
-    error = n2.answer()
-    assert error["node"] == "n2"
-    assert "/no/such/archive" in error["error"]
-    n2.agent.stdin.close()
-    assert n2.answer()["clean"]
+    order = StageOrder(number=1, archive="/no/such/archive", transport="direct", remove_archive=False)
+    n2.channel.post(order)
+    failure = n2.answer(1)
+    assert isinstance(failure, Failure) and "/no/such/archive" in failure.error
+    n2.channel.close_agents("stopped")
+    assert n2.ends() == (0, "stopped")
 
 
 def test_a_long_error_keeps_its_beginning_and_its_remedy(node):
-    n2 = node()
+    n2 = node(pack_id="0" * 64, packages=packages_folder())
     n2.answer()
-    n2.order({"archive": f"/{'x' * 200}" * 5, "transport": "direct", "remove_archive": False})
-    error = n2.answer()["error"]
+    order = StageOrder(number=1, archive=f"/{'x' * 200}" * 50, transport="direct", remove_archive=False)
+    n2.channel.post(order)
+    error = n2.answer(1).error
     assert error.startswith("cannot open the archive /xxx")
     assert error.endswith(". Check the path")
-    assert len(error) < 610
+    assert len(error) < 4010
 
 
-def test_the_second_agent_on_a_shared_staging_root_refuses(node, tmp_path):
+def test_the_second_agent_on_a_shared_staging_root_refuses_and_leaves_it_to_the_first(node, tmp_path):
     first = node()
     first.answer()
-    second = subprocess.run(
-        first.agent.args, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20
-    )
-    answer = json.loads(second.stdout.splitlines()[0])
-    assert "is on a shared file system. Set MPIBOOT_STAGE_ROOT" in answer["error"]
-    assert second.returncode == 1
+    second = Node(tmp_path / "second", name="n3", root=str(first.root))
+    try:
+        assert "is on a shared file system. Set MPIBOOT_STAGE_ROOT" in second.answer().error.replace(
+            "\n", ". "
+        )
+        second.channel.close_agents("failed")
+        assert second.ends() == (0, "failed")
+        assert first.folder.is_dir()
+    finally:
+        second.close()
 
 
-def test_a_silent_boot_is_lost_and_its_job_is_cancelled(node, tmp_path):
-    n2 = node(silence_s=0.5, cancel_command=["touch", str(tmp_path / "cancelled")])
+def test_it_dials_again_and_what_happened_meanwhile_is_not_lost(node):
+    n2 = node()
     n2.answer()
-    assert n2.answer()["clean"]
+    connection = n2.state.connection
+    n2.channel._loop.call_soon_threadsafe(connection.close)
+    wait_until(lambda: n2.state.connection not in (None, connection), "another connection", 20)
+    wait_until(lambda: len(n2.channel.changes) >= 2, "what has changed", 20)
+    assert [change.event for change in n2.channel.changes] == ["agent-silent", "agent-back"]
+    n2.channel.close_agents("stopped")
+    assert n2.ends() == (0, "stopped")
+
+
+def test_a_node_that_is_cut_off_gives_up_itself_alone(node, tmp_path):
+    n2 = node(silence_s=1.5, cancel_command=["touch", str(tmp_path / "cancelled")])
+    n2.answer()
+    sign = 0
+
+    def boot_lives_elsewhere():
+        nonlocal sign
+        sign += 1
+        n2.directory.heartbeat.write_text(str(sign))
+        return n2.agent.poll() is not None
+
+    n2.channel.close()
+    wait_until(boot_lives_elsewhere, "the agent's end", 30)
+    assert n2.agent.wait() == 0
+    assert not n2.folder.exists()
+    assert n2.directory.endpoint.exists() and n2.directory.tls.exists()
+    assert not (tmp_path / "cancelled").exists()
+    assert "mpiboot: the agent on n2 ends: this node is cut off: nothing was heard of boot, on n1" in n2.log()
+
+
+def test_a_lost_first_node_ends_the_job(node, tmp_path):
+    n2 = node(silence_s=1.5, cancel_command=["touch", str(tmp_path / "cancelled")])
+    n2.answer()
+    n2.channel.close()
+    assert n2.agent.wait(30) == 0
     assert (tmp_path / "cancelled").exists()
-    assert not n2.directory.endpoint.exists()
+    assert not n2.directory.endpoint.exists() and not n2.folder.exists()
     (closed,) = n2.directory.read_events()
     assert closed["reason"].startswith("the first node, n1, is lost")
     assert (closed["event"], closed["host"]) == ("closed", "n2")
 
 
-def test_a_node_is_cleaned_even_if_its_file_system_went_with_the_first_node(node):
-    no_module_can_be_read = "import sys; sys.modules['mpiboot.protocol.events'] = None\n"
-    n2 = node(silence_s=0.5, program=no_module_can_be_read + PROGRAM, cancel_command=["true"])
+def test_without_boot_on_its_own_host_it_ends_at_once(node):
+    with subprocess.Popen(["sleep", "0"]) as boot:
+        boot.wait()
+    n2 = node()
     n2.answer()
-    assert n2.answer() == {"node": "n2", "clean": True}
+    n2.channel.close_agents("stopped")
+    n2.ends()
+    n2.publish(boot.pid)
+    agent = n2.start()
+    n2.channel.close()
+    output, _ = agent.communicate(timeout=20)
+    assert (agent.returncode, output) == (0, "")
+    assert "boot has ended without a word" in n2.log()
+
+
+def test_an_error_that_should_not_happen_is_told_and_leaves_nothing(node):
+    broken = "from mpiboot.agent import agent\nagent.interfaces = None\n"
+    n2 = node(program=broken + PROGRAM)
+    assert "not callable" in n2.answer().error
+    n2.channel.close_agents("failed")
+    assert n2.ends() == (0, "failed")
     assert not n2.folder.exists()
 
 
-def test_heartbeats_keep_the_agent(node):
-    n2 = node(silence_s=0.5)
+def test_a_task_that_fails_ends_the_agent_with_its_clean_up(node):
+    broken = """
+from mpiboot.agent import agent
+def adopt(self):
+    raise RuntimeError("out of luck")
+agent.Agent.accept_rank = lambda self: self.start(self.adopt_none())
+async def adopt_none(self):
+    raise RuntimeError("out of luck")
+agent.Agent.adopt_none = adopt_none
+"""
+    n2 = node(program=broken + PROGRAM)
     n2.answer()
-    for _ in range(20):
-        n2.agent.stdin.write(b"\n")
-        n2.agent.stdin.flush()
-        with pytest.raises(subprocess.TimeoutExpired):
-            n2.agent.wait(0.1)
+    with socket.socket(socket.AF_UNIX) as stand_in:
+        stand_in.connect(str(n2.folder / "agent.sock"))
+        status, why = n2.ends()
+    assert status == 1
+    assert why.startswith("an error that should not happen") and "RuntimeError: out of luck" in why
+    assert not n2.folder.exists()
+
+
+def test_an_agent_without_an_address_says_why(tmp_path):
+    directory = JobDirectory.create(tmp_path / "home", "slurm-c-7")
+    done = subprocess.run(
+        [sys.executable, "-m", "mpiboot.agent.agent", str(directory.path)], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert f"cannot start: [Errno 2] No such file or directory: '{directory.channel}'" in done.stderr
+
+
+def test_the_ranks_output_reaches_the_log(node):
+    n2 = node(program="from mpiboot.agent import output\n" + PROGRAM)
+    n2.answer()
+    # As a rank's stand-in would: a request that cannot be fulfilled is told where ranks print.
+    with socket.socket(socket.AF_UNIX) as stand_in:
+        stand_in.connect(str(n2.folder / "agent.sock"))
+        socket.send_fds(stand_in, [b"."], [0])
+        stand_in.sendall(json.dumps({"no": "request"}).encode())
+        stand_in.shutdown(socket.SHUT_WR)
+        wait_until(lambda: "a rank on" in n2.log(), "the rank's words", 20)

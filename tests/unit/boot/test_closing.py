@@ -27,10 +27,10 @@ class Boot:
     def agents(self):
         process = SimpleNamespace(pid=77)
         return SimpleNamespace(
-            process=process, close=lambda timeout_s: self.calls.append(("agents", timeout_s))
+            process=process, close=lambda reason, timeout_s: self.calls.append(("agents", reason, timeout_s))
         )
 
-    def cluster(self, *, connected=True, gone=True, lost=False):
+    def cluster(self, *, connected=True, gone=True):
         def send(command, **details):
             self.calls.append((command, details))
             return connected
@@ -39,7 +39,6 @@ class Boot:
             send=send,
             listen=lambda: None,
             gone=gone,
-            has_lost_nodes=lost,
             close=lambda: self.calls.append("socket"),
         )
 
@@ -81,19 +80,19 @@ def test_the_order_of_all_parts(boot, reason, command_grace_s):
         ("ranks", closing.RANKS_CLOSE_S, 1),
         ("descendants", 77),
         "socket",
-        ("agents", closing.AGENTS_CLOSE_S),
+        ("agents", reason, closing.AGENTS_CLOSE_S),
         "secrets",
     ]
 
 
-def test_neither_a_scheduler_that_is_not_there_nor_a_lost_node_is_waited_for(boot):
-    opened = Opened(boot.agents(), boot.cluster(connected=False, gone=False, lost=True), "ranks")
+def test_a_scheduler_that_is_not_there_is_not_waited_for(boot):
+    opened = Opened(boot.agents(), boot.cluster(connected=False, gone=False), "ranks")
     closing.close(boot.context, opened, 0, "stopped")
     assert boot.calls == [
         ("close", {"reason": "stopped"}),
         ("ranks", 0, 1),
         ("descendants", 77),
         "socket",
-        ("agents", closing.AGENTS_CLOSE_WITH_LOST_S),
+        ("agents", "stopped", closing.AGENTS_CLOSE_S),
         "secrets",
     ]

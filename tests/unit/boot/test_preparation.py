@@ -9,6 +9,7 @@ from mpiboot.boot import preparation
 from mpiboot.boot.context import Network, Staged
 from mpiboot.config import Config
 from mpiboot.errors import UsageError
+from mpiboot.protocol.channel import NodeReport
 
 IN_PLACE = Staged(Path("/env"), {})
 
@@ -26,12 +27,7 @@ def report(memory_bytes=20 * GIB, cpus=8, *, root_is_memory=False, **addresses):
         name: {"address": address, "kind": 1, "loopback": name == "lo", "speed_mbits": 1000}
         for name, address in addresses.items()
     }
-    return {
-        "interfaces": interfaces,
-        "memory_bytes": memory_bytes,
-        "cpus": cpus,
-        "root_is_memory": root_is_memory,
-    }
+    return NodeReport(0, interfaces, memory_bytes, cpus, root_is_memory, has_stage=False, port=7)
 
 
 def test_each_node_is_sized_by_its_own_limit_else_by_the_share_of_its_host():
@@ -67,6 +63,12 @@ def test_more_workers_wanted_than_there_are():
 def test_the_network_of_several_hosts_and_of_one():
     reports = {"n1": report(lo="127.0.0.1", ib0="10.0.0.1"), "n2": report(lo="127.0.0.1", ib0="10.0.0.2")}
     job = context(Node("n1", 1), Node("n2", 1))
-    assert preparation.choose_network(job, reports) == Network("ib0", {"10.0.0.1": "n1", "10.0.0.2": "n2"})
+    told = []
+    agents = SimpleNamespace(introduce=told.append)
+    network = Network("ib0", {"10.0.0.1": "n1", "10.0.0.2": "n2"})
+    assert preparation.choose_network(job, agents, reports) == network
+    assert told.pop() == {"n1": ["10.0.0.1", 7], "n2": ["10.0.0.2", 7]}
     local = context(Node("n1", 1), batch_system="local")
-    assert preparation.choose_network(local, {"n1": reports["n1"]}) == Network("lo", {"127.0.0.1": "n1"})
+    assert preparation.choose_network(local, agents, {"n1": reports["n1"]}) == Network(
+        "lo", {"127.0.0.1": "n1"}
+    )

