@@ -179,6 +179,10 @@ def fault(event: dict[str, Any]) -> str | None:
             return f"the worker hung, silent for {show_duration(event['silent_s'])}"
         case "lost-node":
             return "no worker is left on this node"
+        case "agent-silent":
+            return f"boot has lost its connection to this node: {event['detail']}"
+        case "lost-agent":
+            return f"this node has left the job: {event['detail']}"
         case "launcher-ended":
             return f"mpirun ended with status {event['status']}; the ranks go on"
     return None

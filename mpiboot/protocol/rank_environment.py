@@ -78,6 +78,8 @@ def rank_variables(
     variables = {
         names.DASK_ALLOWED_FAILURES: "10",
         names.DASK_WORKER_TTL: "60s",
+        # A cut network costs nothing until its agent gives up the node (protocol.channel.SILENCE_S); Dask's own is 30 s.
+        names.DASK_TCP_TIMEOUT: "50s",
         **mpi,
         **users,
         names.CONTROL_FOLDER_VARIABLE: str(job_folder),

@@ -18,7 +18,7 @@ from mpiboot.common.version import VERSION
 from mpiboot.protocol.channel import ChannelAddress, Failure, Orders, StageOrder
 from mpiboot.protocol.job_directory import JobDirectory, write_atomic
 from mpiboot.protocol.messages import to_dict
-from mpiboot.protocol.node import job_folder
+from mpiboot.protocol.node import AGENT_SOCKET_NAME, job_folder, socket_address
 
 PROGRAM = """
 import sys
@@ -95,6 +95,11 @@ class Node:
 
     def log(self):
         return self.directory.ranks_log.read_text()
+
+    def is_connected_by(self, stand_in):
+        folder = os.open(self.folder, os.O_RDONLY)
+        stand_in.connect(socket_address(folder, AGENT_SOCKET_NAME))
+        os.close(folder)
 
     def close(self):
         self.channel.close()
@@ -264,7 +269,7 @@ agent.Agent.adopt_none = adopt_none
     n2 = node(program=broken + PROGRAM)
     n2.answer()
     with socket.socket(socket.AF_UNIX) as stand_in:
-        stand_in.connect(str(n2.folder / "agent.sock"))
+        n2.is_connected_by(stand_in)
         status, why = n2.ends()
     assert status == 1
     assert why.startswith("an error that should not happen") and "RuntimeError: out of luck" in why
@@ -281,11 +286,11 @@ def test_an_agent_without_an_address_says_why(tmp_path):
 
 
 def test_the_ranks_output_reaches_the_log(node):
-    n2 = node(program="from mpiboot.agent import output\n" + PROGRAM)
+    n2 = node()
     n2.answer()
     # As a rank's stand-in would: a request that cannot be fulfilled is told where ranks print.
     with socket.socket(socket.AF_UNIX) as stand_in:
-        stand_in.connect(str(n2.folder / "agent.sock"))
+        n2.is_connected_by(stand_in)
         socket.send_fds(stand_in, [b"."], [0])
         stand_in.sendall(json.dumps({"no": "request"}).encode())
         stand_in.shutdown(socket.SHUT_WR)

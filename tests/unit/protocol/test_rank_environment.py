@@ -101,7 +101,7 @@ def test_the_whole_environment_of_a_rank():
     variables = rank_variables(
         {"PATH": "/home/a/env/bin:/usr/bin", "SLURM_PROCID": "0", "UCX_TLS": "all"}, {"A": "b"}
     )
-    tls = {name: variables.pop(name) for name in list(variables) if "__COMM__" in name}
+    tls = {name: variables.pop(name) for name in list(variables) if "__TLS__" in name or "ENCRYPTION" in name}
     assert len(tls) == 8
     only_mpis = set(variables.pop("MPIBOOT_MPI_ONLY").split())
     assert only_mpis == {
@@ -128,6 +128,7 @@ def test_the_whole_environment_of_a_rank():
         "MPIBOOT_IDLE_TIMEOUT_S": "600",
         "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "10",
         "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "60s",
+        "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "50s",
         "DASK_DISTRIBUTED__SCHEDULER__PRELOAD": "['mpiboot.preloads.secure', 'mpiboot.preloads.scheduler']",
         "DASK_DISTRIBUTED__NANNY__PRELOAD": "['mpiboot.preloads.secure', 'mpiboot.preloads.nanny']",
         "DASK_DISTRIBUTED__WORKER__PRELOAD": "['mpiboot.preloads.secure']",
