@@ -1,4 +1,4 @@
-"""mpiboot's process on each node, `agent.pyz JOB_DIRECTORY`, from the job's first to its last second.
+"""mpiboot's process on each node, `agent.pyc JOB_DIRECTORY`, from the job's first to its last second.
 
 It dials boot, prepares the node, stages the environment, and starts the node's ranks. When boot asks, when it gets
 SIGTERM, or when it has lost boot for too long, it ends the processes that the job has left on this node, and removes the

@@ -1,4 +1,4 @@
-"""The agent's child that stages the environment: `agent.pyz --stage`, with its task as JSON on stdin.
+"""The agent's child that stages the environment: `agent.pyc --stage`, with its task as JSON on stdin.
 
 A process of its own: the agent goes on answering boot while a slow file system blocks this one, and a crash here is an
 answer of the agent. It prints one line of JSON: `StageReport.stage`, or the error.

@@ -48,7 +48,7 @@ class JobDirectory:
     heartbeat : Path
         A number that changes as long as boot lives.
     agent_program : Path
-        The program of the agents.
+        The agents' program (`boot.agent_program`).
     dashboard_page : Path
         Page that sends the user's browser to the dashboard, with the token.
     """
@@ -66,7 +66,7 @@ class JobDirectory:
         self.host_file = path / "hosts"
         self.channel = path / "channel.json"
         self.heartbeat = path / "heartbeat"
-        self.agent_program = path / "agent.pyz"
+        self.agent_program = path / "agent.pyc"
         self.dashboard_page = path / "dashboard.html"
         self.tls = path / "tls"
         # The files that lead to the cluster; `clear` removes them with the secrets.
@@ -182,12 +182,17 @@ def write_atomic(path: Path, content: Any) -> None:
     path : Path
         The file; an existing one is replaced.
     content
-        Any object that `json.dump` takes.
+        Any object that `json.dumps` takes.
     """
+    write_bytes_atomic(path, json.dumps(content, indent=1).encode())
+
+
+def write_bytes_atomic(path: Path, content: bytes) -> None:
+    """Write `content` to `path`, as `write_atomic` does."""
     temporary = path.with_name(f".{path.name}-{os.urandom(8).hex()}")
     try:
-        with os.fdopen(os.open(temporary, _NEW_FILE, 0o600), "w") as file:
-            json.dump(content, file, indent=1)
+        with os.fdopen(os.open(temporary, _NEW_FILE, 0o600), "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

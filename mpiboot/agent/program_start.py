@@ -1,0 +1,89 @@
+"""The first code of the agents' program, the file that boot writes into the job directory (boot/agent_program.py).
+
+    python -I -S -B agent.pyc JOB_DIRECTORY      runs the agent
+    python -I -S -B agent.pyc --stage            runs its child that stages the environment
+
+The program holds this module as `__main__`, and all other modules in PROGRAM. Nobody imports this module. It imports only
+what Python has in memory when it starts: each file that it opened would be one on the shared file system, for every node.
+"""
+
+import _frozen_importlib as bootstrap
+import _frozen_importlib_external as external
+import marshal
+import sys
+
+TYPE_CHECKING = False  # typing is a file
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    # Path of the source; "module", "package", "extension" or "absent"; the code in marshal's format, if there is some.
+    Entry = tuple[str, str, bytes]
+
+AGENT = "mpiboot.agent.agent"
+CHILDREN = {"--stage": "mpiboot.agent.stage_child"}
+PROGRAM = b"boot puts the modules here"
+
+
+class ProgramImporter:
+    """Imports the modules that the program holds. Python searches for all others where it always does.
+
+    Parameters
+    ----------
+    modules : dict of str to tuple
+        The modules, by name. An extension module is loaded from its path; an absent one is not searched for.
+    """
+
+    def __init__(self, modules: "dict[str, Entry]") -> None:
+        self.modules = modules
+
+    def find_spec(
+        self, name: str, _path: object = None, _target: object = None
+    ) -> bootstrap.ModuleSpec | None:
+        """Return how to load a module; None if it is not in the program. Part of importlib.abc.MetaPathFinder.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            Boot's Python has no such module.
+        """
+        if name not in self.modules:
+            return None
+        origin, kind, _ = self.modules[name]
+        if kind == "absent":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        loader = external.ExtensionFileLoader(name, origin) if kind == "extension" else self
+        spec = bootstrap.ModuleSpec(name, loader, origin=origin, is_package=kind == "package")  # type: ignore[arg-type]
+        spec.has_location = True  # the module gets `__file__`
+        if kind == "package":
+            spec.submodule_search_locations = [origin.rpartition("/")[0]]
+        return spec
+
+    def create_module(self, _spec: bootstrap.ModuleSpec) -> "ModuleType | None":
+        """Let Python make the module. Part of importlib.abc.Loader."""
+        return None
+
+    def exec_module(self, module: "ModuleType") -> None:
+        """Run the module's code, and forget it. Part of importlib.abc.Loader."""
+        _, _, code = self.modules.pop(module.__name__)
+        exec(marshal.loads(code), module.__dict__)
+
+
+def install() -> None:
+    """Let Python import from the program whatever is neither built into the interpreter nor frozen."""
+    first, packed = marshal.loads(PROGRAM)
+    importer = ProgramImporter(first)
+    sys.meta_path.insert(sys.meta_path.index(external.PathFinder), importer)
+    import zlib
+
+    importer.modules.update(marshal.loads(zlib.decompress(packed)))
+
+
+def main() -> None:
+    install()
+    entry = CHILDREN.get(sys.argv[1], AGENT)
+    __import__(entry)
+    sys.exit(sys.modules[entry].main())
+
+
+if __name__ == "__main__":
+    main()
