@@ -370,8 +370,9 @@ class Agent:
         """Answer another agent's question whether boot lives."""
         while True:
             message, _ = await connection.receive()
-            if isinstance(message, Question):
-                await connection.send(Sighting(self.silent_s < channel.CONNECTION_SILENCE_S))
+            if not isinstance(message, Question):
+                return  # it takes this agent for boot
+            await connection.send(Sighting(self.silent_s < channel.CONNECTION_SILENCE_S))
 
     async def judge(self) -> None:
         """End, after a long silence: give up this node alone, or, if the first node is lost, cancel the job."""
@@ -446,7 +447,7 @@ class Agent:
         if self.connection:
             self.output.forward()
             self.connection.post(Ended(ending.reason))
-            await self.connection.flush(FLUSH_S)
+            await self.connection.end(FLUSH_S)
             return
         words = f"mpiboot: the agent on {self.node} ends: {ending.reason}\n"
         last = self.output.close() + words.encode()

@@ -7,7 +7,6 @@ event loop changes a `NodeState`; boot's own thread reads them. Only `boot.agent
 import asyncio
 import collections
 import contextlib
-import queue
 import resource
 import threading
 import time
@@ -31,16 +30,21 @@ from mpiboot.protocol.channel import (
     Output,
     Refused,
     StageReport,
+    encode,
     server_context,
 )
 from mpiboot.protocol.job_directory import JobDirectory
 from mpiboot.protocol.listener import Listener
 
-# Descriptors of boot besides one per agent: files, pipes, and connections of strangers.
+# Descriptors of boot per agent: its connection, and another one when it has dialled again before boot notices the loss.
+DESCRIPTORS_PER_AGENT = 2
+# All others: files, pipes, and connections of strangers.
 DESCRIPTORS_SPARE = 512
-# Pieces of the ranks' output, of up to 64 KiB each, that wait for a slow file system.
-OUTPUT_PIECES_MAX = 128
+# How much of the ranks' output waits for a slow file system.
+OUTPUT_BYTES_MAX = 16 * 1024**2
 FLUSH_S = 2.0
+# A thread that waits for changes is woken this often at most: each time it looks at all nodes.
+WAKE_S = 0.02
 
 Answer = NodeReport | StageReport | Failure
 
@@ -110,15 +114,16 @@ class Channel:
     """
 
     def __init__(self, nodes: Sequence[str], host: str, directory: JobDirectory, orders: Orders) -> None:
-        allow_descriptors(len(nodes) + DESCRIPTORS_SPARE)
+        allow_descriptors(len(nodes) * DESCRIPTORS_PER_AGENT + DESCRIPTORS_SPARE)
         self.nodes = {node: NodeState() for node in nodes}
         self.changes: collections.deque[Change] = collections.deque()
-        # What every agent gets, in this order, whenever it dials.
-        self._orders: list[Any] = [orders]
+        # What every agent gets, in this order, whenever it dials; and its bytes.
+        self._orders: list[tuple[Any, bytes]] = [(orders, encode(orders))]
         self._closing: Close | None = None
         self._is_open = True
         self._changed = threading.Condition()
-        self._output: queue.Queue[bytes | None] = queue.Queue(OUTPUT_PIECES_MAX)
+        self._wake_is_due = False
+        self._output = WaitingOutput()
         self._loop = asyncio.new_event_loop()
         self._listener = Listener(host, server_context(directory.tls), self._serve, len(nodes))
         self.port = self._listener.port
@@ -151,8 +156,7 @@ class Channel:
         self._loop.call_soon_threadsafe(self._main.cancel)
         self._thread.join(FLUSH_S)
         self._is_open = False
-        with contextlib.suppress(queue.Full):
-            self._output.put(None, timeout=FLUSH_S)
+        self._output.end()
         self._files.join(FLUSH_S)
 
     # In the thread of the event loop.
@@ -190,7 +194,7 @@ class Channel:
             return
         assert state
         if state.connection:  # the agent has noticed the loss first
-            state.connection.close()
+            state.connection.abort()
             self._note("agent-back", hello.node, "it has dialled again")
         elif state.lost_at:
             self._note("agent-back", hello.node, f"after {time.monotonic() - state.lost_at:.0f} s")
@@ -198,9 +202,11 @@ class Channel:
         heartbeats = asyncio.create_task(self._send_heartbeats(connection))
         why = "the connection was closed"
         try:
-            for order in self._orders:
+            # All at once: an order that is posted while this waits must not overtake them.
+            for order, frame in self._orders:
                 if getattr(order, "number", None) not in state.answers or isinstance(order, Orders):
-                    await connection.send(order)
+                    connection.write(frame)
+            await connection.drain()
             while not state.ended:
                 message, payload = await connection.receive()
                 self._take(hello.node, state, message, payload)
@@ -229,22 +235,24 @@ class Channel:
             state.answers.setdefault(message.number, message)
             self._notify()
         elif isinstance(message, Output):
-            with contextlib.suppress(queue.Full):  # a file system that blocks must not block the ranks
-                self._output.put_nowait(payload)
+            self._output.put(payload)
         elif isinstance(message, Ended):
             self._note_end(node, message.reason)
 
     async def _send_heartbeats(self, connection: Connection) -> None:
+        frame = encode(Heartbeat())
         with contextlib.suppress(OSError):
             while True:
                 await asyncio.sleep(HEARTBEAT_S)
-                await connection.send(Heartbeat())
+                connection.write(frame)
+                await connection.drain()
 
     def _post(self, order: Any) -> None:
-        self._orders.append(order)
+        frame = encode(order)
+        self._orders.append((order, frame))
         for state in self.nodes.values():
             if state.connection:
-                state.connection.post(order)
+                state.connection.write(frame)
 
     def _note_end(self, node: str, reason: str) -> None:
         self.nodes[node].ended = reason
@@ -256,6 +264,12 @@ class Channel:
         self._notify()
 
     def _notify(self) -> None:
+        if not self._wake_is_due:
+            self._wake_is_due = True
+            self._loop.call_later(WAKE_S, self._wake)
+
+    def _wake(self) -> None:
+        self._wake_is_due = False
         with self._changed:
             self._changed.notify_all()
 
@@ -269,14 +283,52 @@ class Channel:
                 if time.monotonic() >= due and self._is_open:
                     number, due = number + 1, time.monotonic() + HEARTBEAT_S
                     directory.heartbeat.write_text(f"{number}\n")
-            try:
-                output = self._output.get(timeout=max(0.0, due - time.monotonic()))
-            except queue.Empty:
-                continue
+            output = self._output.take(max(0.0, due - time.monotonic()))
             if output is None:
                 return
-            with contextlib.suppress(OSError), directory.ranks_log.open("ab") as log:
-                log.write(output)
+            if output:
+                with contextlib.suppress(OSError), directory.ranks_log.open("ab") as log:
+                    log.write(output)
+
+
+class WaitingOutput:
+    """The ranks' output that is not yet in its file. A file system that blocks must not block the ranks."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._lost = 0
+        self._has_ended = False
+
+    def put(self, piece: bytes) -> None:
+        """Add output, unless too much waits already."""
+        with self._changed:
+            if self._size + len(piece) > OUTPUT_BYTES_MAX:
+                self._lost += len(piece)
+                return
+            self._pieces.append(piece)
+            self._size += len(piece)
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """Let `take` return None once it has returned everything."""
+        with self._changed:
+            self._has_ended = True
+            self._changed.notify_all()
+
+    def take(self, timeout_s: float) -> bytes | None:
+        """Wait for output, and return all that there is; b"" if there is none in time, None if there will be none."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._pieces or self._has_ended, timeout_s)
+            if not self._pieces:
+                return None if self._has_ended else b""
+            output = b"".join(self._pieces)
+            if self._lost:
+                output += f"\nmpiboot: {self._lost} bytes of output are lost: the file system was too slow\n".encode()
+            self._pieces.clear()
+            self._size = self._lost = 0
+            return output
 
 
 def allow_descriptors(count: int) -> None:

@@ -18,6 +18,7 @@ import contextlib
 import socket
 import ssl
 import struct
+from asyncio import sslproto
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +38,14 @@ JSON_MAX_BYTES = 1024**2
 PAYLOAD_MAX_BYTES = 4 * 1024**2
 BUFFER_BYTES = 1024**2
 ERROR_LENGTH_MAX = 4000
-# Addresses are tried one after the other, this long apart, without waiting for the first to fail.
+# Addresses are tried one after the other, this long apart, without waiting for the first to fail: an address that leads
+# nowhere, and one where somebody answers, who may be a boot that is busy.
 NEXT_ADDRESS_S = 0.1
+NEXT_ANSWERING_ADDRESS_S = 2.0
+# How long the other side of a closed connection may take to close it, too.
+CLOSE_S = 2.0
+# Per connection, asyncio keeps a buffer of this size, by default of 256 KiB; boot has a connection to each node.
+sslproto.SSLProtocol.max_size = 1 << 16
 
 Greeting = TypeVar("Greeting")
 
@@ -311,6 +318,12 @@ class ChannelAddress:
         return from_json(data, {cls.__name__: cls})
 
 
+def encode(message: Any, payload: bytes | memoryview = b"") -> bytes:
+    """Return the bytes of a message, for `Connection.write`: what goes to many is encoded once."""
+    data = to_json(message)
+    return b"".join((_LENGTHS.pack(len(data), len(payload)), data, payload))
+
+
 class Connection:
     """One connection of the channel: sends and receives messages.
 
@@ -328,14 +341,18 @@ class Connection:
     @property
     def unsent_bytes(self) -> int:
         """The number of bytes that the other side has not taken yet."""
-        return self._writer.transport.get_write_buffer_size()
+        try:
+            return self._writer.transport.get_write_buffer_size()
+        except AttributeError:  # in Python 3.10, if the connection is lost
+            return 0
+
+    def write(self, data: bytes) -> None:
+        """Send what `encode` has returned, without waiting until it is on its way."""
+        self._writer.write(data)
 
     def post(self, message: Any, payload: bytes | memoryview = b"") -> None:
         """Send a message without waiting until it is on its way."""
-        data = to_json(message)
-        self._writer.write(_LENGTHS.pack(len(data), len(payload)) + data)
-        if payload:
-            self._writer.write(payload)
+        self.write(encode(message, payload))
 
     async def send(self, message: Any, payload: bytes | memoryview = b"") -> None:
         """Send a message, and wait until most of it is on its way.
@@ -346,30 +363,46 @@ class Connection:
             The connection is lost.
         """
         self.post(message, payload)
-        async with self._turn:  # Python 3.10 lets one task wait at a time
+        await self.drain()
+
+    async def drain(self) -> None:
+        """Wait until most of what was posted is on its way.
+
+        Raises
+        ------
+        OSError
+            The connection is lost.
+        """
+        async with self._turn:  # Python 3.10.4 and earlier let one task wait at a time
             await self._writer.drain()
 
-    async def receive(self, timeout_s: float = CONNECTION_SILENCE_S) -> tuple[Any, bytes]:
+    async def receive(self, timeout_s: float | None = None) -> tuple[Any, bytes]:
         """Receive the next message and the bytes that it carries.
 
         Parameters
         ----------
-        timeout_s : float, seconds, default CONNECTION_SILENCE_S
-            How long to wait.
+        timeout_s : float, seconds, or None
+            How long to wait; None: CONNECTION_SILENCE_S.
 
         Raises
         ------
         OSError
             The connection is lost: closed, silent for too long, or what arrived is not a message.
         """
+        timeout_s = CONNECTION_SILENCE_S if timeout_s is None else timeout_s
+        # Not wait_for, which makes a task for each message, and loses a cancellation (Python 3.10 and 3.11).
+        timer = asyncio.get_running_loop().call_later(timeout_s, self._expire, timeout_s)
         try:
-            return await asyncio.wait_for(self._receive(), timeout_s)
-        except asyncio.TimeoutError as error:
-            raise ConnectionError(f"nothing was heard for {timeout_s:g} s") from error
+            return await self._receive()
         except asyncio.IncompleteReadError as error:
             raise ConnectionError("the connection was closed") from error
         except MessageError as error:
             raise ConnectionError(f"what arrived is not a message: {error}") from error
+        finally:
+            timer.cancel()
+
+    def _expire(self, timeout_s: float) -> None:
+        self._reader.set_exception(ConnectionError(f"nothing was heard for {timeout_s:g} s"))
 
     async def _receive(self) -> tuple[Any, bytes]:
         json_bytes, payload_bytes = _LENGTHS.unpack(await self._reader.readexactly(_LENGTHS.size))
@@ -378,16 +411,28 @@ class Connection:
         message = from_json(await self._reader.readexactly(json_bytes), KINDS)
         return message, await self._reader.readexactly(payload_bytes)
 
-    async def flush(self, timeout_s: float) -> None:
-        """Wait until what was posted is on its way, or the connection is lost."""
-        transport = self._writer.transport
-        transport.set_write_buffer_limits(0)
-        with contextlib.suppress(OSError, asyncio.TimeoutError):
-            await asyncio.wait_for(self._writer.drain(), timeout_s)
+    async def end(self, timeout_s: float | None = None) -> None:
+        """Close the connection; wait until all that was posted has been taken, and the other side has closed it, too.
+
+        Parameters
+        ----------
+        timeout_s : float, seconds, or None
+            How long to wait; None: CLOSE_S.
+        """
+        self._writer.close()
+        try:
+            with contextlib.suppress(OSError, asyncio.TimeoutError):
+                await asyncio.wait_for(
+                    self._writer.wait_closed(), CLOSE_S if timeout_s is None else timeout_s
+                )
+        finally:
+            self.abort()
 
     def close(self) -> None:
         """Close the connection once what was posted is on its way, without waiting for it."""
         self._writer.close()
+        # Python 3.10 would wait forever for the other side.
+        asyncio.get_running_loop().call_later(CLOSE_S, self.abort)
 
     def abort(self) -> None:
         """Close the connection at once."""
@@ -402,7 +447,9 @@ def server_context(tls: Path) -> ssl.SSLContext:
     tls : Path
         The folder of the job's secrets.
     """
-    return _context(ssl.PROTOCOL_TLS_SERVER, tls)
+    context = _context(ssl.PROTOCOL_TLS_SERVER, tls)
+    context.num_tickets = 0  # no session is resumed
+    return context
 
 
 def client_context(tls: Path) -> ssl.SSLContext:
@@ -446,11 +493,33 @@ async def dial(host: str, port: int, context: ssl.SSLContext) -> Connection:
     OSError
         Nobody answers there, or nobody with the job's certificate.
     """
-    opening = asyncio.open_connection(
-        host, port, ssl=context, limit=BUFFER_BYTES, ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S
-    )
+    return await _dial(host, port, context, lambda: None)
+
+
+async def _dial(host: str, port: int, context: ssl.SSLContext, answered: Callable[[], object]) -> Connection:
+    """Connect to one address; call `answered` as soon as somebody answers there."""
+
+    async def open_connection() -> Connection:
+        loop = asyncio.get_running_loop()
+        plain = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            plain.setblocking(False)
+            await loop.sock_connect(plain, (host, port))
+            answered()
+        except BaseException:
+            plain.close()
+            raise
+        streams = await asyncio.open_connection(
+            sock=plain,
+            ssl=context,
+            server_hostname="",
+            limit=BUFFER_BYTES,
+            ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
+        )
+        return Connection(*streams)
+
     try:
-        return Connection(*await asyncio.wait_for(opening, HANDSHAKE_TIMEOUT_S))
+        return await asyncio.wait_for(open_connection(), HANDSHAKE_TIMEOUT_S)
     except asyncio.TimeoutError as error:
         raise ConnectionError("no answer") from error
 
@@ -461,9 +530,10 @@ async def dial_first(
     context: ssl.SSLContext,
     greet: Callable[[Connection], Awaitable[Greeting]],
 ) -> tuple[Connection, Greeting]:
-    """Dial several addresses of one host at once, and return the first connection that `greet` succeeds with.
+    """Dial several addresses of one host, and return the first connection that `greet` succeeds with.
 
-    Some addresses may lead nowhere, or to another host: many hosts have the same address on a bridge of their own.
+    Some addresses may lead nowhere, or to another host: many hosts have the same address on a bridge of their own. The
+    next address is dialled when the one before has failed, or has not answered for a moment.
 
     Parameters
     ----------
@@ -486,29 +556,39 @@ async def dial_first(
     OSError
         None succeeded; the message gives the reasons.
     """
-
-    async def attempt(number: int, host: str) -> Connection:
-        await asyncio.sleep(number * NEXT_ADDRESS_S)
-        return await dial(host, port, context)
-
-    attempts = [asyncio.create_task(attempt(number, host)) for number, host in enumerate(addresses)]
+    attempts: list[asyncio.Task[Connection]] = []
+    running: set[asyncio.Task[Connection]] = set()
     kept, failures = None, []
     try:
-        for earliest in asyncio.as_completed(attempts):
-            try:
-                connection = await earliest
-                greeting = await greet(connection)
-            except OSError as error:
-                failures.append(str(error) or type(error).__name__)
-            else:
-                kept = connection
-                return connection, greeting
+        for host in (*addresses, None):
+            answered, patience_s = asyncio.Event(), None
+            if host is not None:
+                attempts.append(asyncio.create_task(_dial(host, port, context, answered.set)))
+                running.add(attempts[-1])
+                patience_s = NEXT_ADDRESS_S
+            while running:
+                done, running = await asyncio.wait(
+                    running, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    if patience_s == NEXT_ANSWERING_ADDRESS_S or not answered.is_set():
+                        break
+                    patience_s = NEXT_ANSWERING_ADDRESS_S
+                for task in done:
+                    try:
+                        connection = task.result()
+                        greeting = await greet(connection)
+                    except OSError as error:
+                        failures.append(str(error) or type(error).__name__)
+                    else:
+                        kept = connection
+                        return connection, greeting
     finally:
         for task in attempts:
             task.cancel()
         for result in await asyncio.gather(*attempts, return_exceptions=True):
             if isinstance(result, Connection) and result is not kept:
-                result.close()
+                result.abort()
     reasons = "; ".join(dict.fromkeys(failures))
     raise ConnectionError(f"boot does not answer at {', '.join(addresses)}, port {port}: {reasons}")
 

@@ -56,6 +56,8 @@ class Listener:
         self._pending_max = n_peers + STRANGERS_MAX
         # In the order in which they came, with the address of the other side.
         self._pending: dict[asyncio.Task[None], str] = {}
+        # Accepted, but their task has not begun.
+        self._untouched: set[socket.socket] = set()
         self._served: set[asyncio.Task[None]] = set()
         self._socket = socket.create_server((host, 0), backlog=BACKLOG)
         self._socket.setblocking(False)
@@ -72,9 +74,12 @@ class Listener:
                     await asyncio.sleep(ACCEPT_PAUSE_S)
                     continue
                 self._make_room()
+                self._untouched.add(connection)
                 task = asyncio.create_task(self._handle(connection))
                 self._pending[task] = host
                 task.add_done_callback(functools.partial(self._forget, connection))
+                # While connections wait, sock_accept does not, and nothing else would run.
+                await asyncio.sleep(0)
         finally:
             self._socket.close()
             tasks = {*self._pending, *self._served}
@@ -92,23 +97,23 @@ class Listener:
     async def _handle(self, connection: socket.socket) -> None:
         task = asyncio.current_task()
         assert task
+        self._untouched.discard(connection)
         with contextlib.suppress(OSError):  # a stranger, or a process that has ended
             channel = await accepted(connection, self._context)
             self._pending.pop(task, None)
             self._served.add(task)
             try:
                 await self._serve(channel)
-            except asyncio.CancelledError:
-                channel.abort()
-                raise
+                await channel.end()
             finally:
-                channel.close()
+                channel.abort()
 
     def _forget(self, connection: socket.socket, task: "asyncio.Task[None]") -> None:
         self._pending.pop(task, None)
-        if task not in self._served:
-            connection.close()  # asyncio does not, if the task was cancelled before its first step
         self._served.discard(task)
+        if connection in self._untouched:  # the task was cancelled before its first step
+            self._untouched.discard(connection)
+            connection.close()
 
 
 def oldest_of_most(hosts: Sequence[str]) -> int:

@@ -3,7 +3,6 @@
 `protocol.channel` has the messages. This module imports the standard library alone.
 """
 
-import dataclasses
 import functools
 import json
 import types
@@ -19,7 +18,7 @@ class MessageError(ValueError):
 
 def to_dict(message: Any) -> dict[str, Any]:
     """Return a message, an instance of a dataclass, as JSON can hold it."""
-    return {"kind": type(message).__name__, **dataclasses.asdict(message)}
+    return {"kind": type(message).__name__, **vars(message)}
 
 
 def to_json(message: Any) -> bytes:
