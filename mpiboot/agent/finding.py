@@ -18,6 +18,9 @@ ASKED_MAX = 32
 def first_node_is_lost(sightings: Sequence[bool | None], sign_has_changed: bool | None) -> bool:
     """Decide whether the first node is lost, or this agent's own node is cut off.
 
+    It is lost if all other agents say so; if only some answer, as boot's sign of life says; without that, if more than
+    half say so.
+
     Parameters
     ----------
     sightings : sequence of bool or None
@@ -25,12 +28,14 @@ def first_node_is_lost(sightings: Sequence[bool | None], sign_has_changed: bool 
     sign_has_changed : bool or None
         Whether boot has left signs of life on the shared file system meanwhile; None if that cannot be read.
     """
-    if any(sightings) or sign_has_changed:
+    if any(sightings):
         return False
     agreeing = 1 + sum(sighting is False for sighting in sightings)
-    if sightings and 2 * agreeing > 1 + len(sightings):
+    if sightings and agreeing == 1 + len(sightings):
         return True
-    return sign_has_changed is False
+    if sign_has_changed is not None:
+        return not sign_has_changed
+    return bool(sightings) and 2 * agreeing > 1 + len(sightings)
 
 
 def to_be_asked(peers: Mapping[str, Sequence[str | int]], own: str, first_node: str) -> list[str]:

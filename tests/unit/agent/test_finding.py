@@ -6,25 +6,25 @@ from mpiboot.agent.finding import ASKED_MAX, first_node_is_lost, to_be_asked
 @pytest.mark.parametrize(
     ("sightings", "sign_has_changed", "lost"),
     [
-        # The other agents hear boot: this node is cut off, from whatever.
+        # Another agent hears boot: this node is cut off, from whatever.
         ([True, True], False, False),
         ([False, True], None, False),
-        # So does the shared file system say, though nobody else can be asked.
+        # All agree, whatever a file system of its own says.
+        ([False, False], None, True),
+        ([False, False], True, True),
+        ([False], False, True),
+        # Some do not answer, or there is nobody to ask: the sign of life decides.
+        ([False, False, None], True, False),
         ([None, None], True, False),
         ([], True, False),
-        ([False, False], True, False),
-        # All that can be asked agree, and are more than half.
-        ([False, False], None, True),
-        ([False, None], None, True),
-        ([False], None, True),
-        # Too few agree: they may be cut off together.
-        ([None, None], None, False),
-        ([False, None, None, None], None, False),
-        ([None], None, False),
-        ([], None, False),
-        # But boot has left no sign of life on a file system that can be read.
         ([None, None], False, True),
         ([], False, True),
+        # It cannot be read: more than half.
+        ([False, None], None, True),
+        ([False, None, None, None], None, False),
+        ([None, None], None, False),
+        ([None], None, False),
+        ([], None, False),
     ],
 )
 def test_the_first_node_is_lost_only_by_a_common_finding(sightings, sign_has_changed, lost):
