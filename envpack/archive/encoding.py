@@ -174,6 +174,13 @@ def _index_frame_size(tail: bytes, file_size: int, path: Path) -> int:
     return wanted
 
 
+def index_start(path: StrPath) -> int:
+    """Return where in an archive its frames end and its index begins, unchecked."""
+    with Path(path).open("rb") as file:
+        file.seek(-(_NUMBERS.size + _TAIL.size), os.SEEK_END)
+        return int(_NUMBERS.unpack(file.read(_NUMBERS.size))[2])
+
+
 def decode_index(frame: bytes, path: Path, *, file_size: int | None = None) -> Index:
     """Check and parse the skippable frame that ends an archive.
 

@@ -23,7 +23,7 @@ from envpack.stage import relocate, root, writers
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from envpack.stage.frame_source import FrameFile, FrameSource
+    from envpack.stage.frame_source import FrameFile
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _REOPEN = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -63,7 +63,7 @@ class Extractor:
         self.progress = progress
         self._error: BaseException | None = None
         self._threads: list[threading.Thread] = []
-        self._frames: FrameSource | None = None
+        self._frames: FrameFile | None = None
         self._root_fd = -1
         self._umask = _umask()
         self._starts: list[int] = []
@@ -133,14 +133,14 @@ class Extractor:
         """Return room for the largest frame, used again for each one: new memory costs more than decoding into it."""
         return memoryview(bytearray(max(self.index.frame_sizes, default=0)))
 
-    def start(self, frames: FrameSource) -> None:
+    def start(self, frames: FrameFile) -> None:
         """Start threads that write frames as the source returns them."""
         self._frames = frames
         self._threads = [threading.Thread(target=self._work, args=(frames,)) for _ in range(self.jobs)]
         for thread in self._threads:
             thread.start()
 
-    def _work(self, frames: FrameSource) -> None:
+    def _work(self, frames: FrameFile) -> None:
         packed = self._buffer()
         decoder = Decoder(self.index)
         try:

@@ -1,11 +1,11 @@
-"""Where the frames of an archive come from: an open file, or a stream. Only the stager and the extractor import this."""
+"""The frames of an archive, in an open file that is complete or still arrives. Only the stager and the extractor import
+this."""
 
 from __future__ import annotations
 
 import os
-import queue
 import threading
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from envpack.archive.index import remove_and_pack_again
 from envpack.common.places import host_name
@@ -13,32 +13,36 @@ from envpack.errors import CorruptArchiveError, StageFailedError
 
 if TYPE_CHECKING:
     from envpack.archive.index import Index
+    from envpack.stage.arrival import Arrival
 
 _AHEAD = 4
 
 
-class FrameSource(Protocol):
-    """What threads that write frames ask for the next one; several ask at once."""
-
-    def next(self, buffer: memoryview) -> tuple[int, bytearray | memoryview] | None:
-        """Return a frame's number and its compressed bytes, which may lie in `buffer`; None after the last frame."""
-
-    def stop(self) -> None:
-        """Make `next` return None from now on."""
-
-
 class FrameFile:
-    """Frames of an open archive, read by the thread or process that writes them."""
+    """Frames of an open archive, read by the thread or process that writes them.
 
-    def __init__(self, fd: int, index: Index) -> None:
+    Parameters
+    ----------
+    fd : int
+        The open file.
+    index : Index
+        The archive's index.
+    start : int, default 0
+        Where in the file the first frame begins.
+    arrival : Arrival, optional
+        The file is still arriving: wait for each frame.
+    """
+
+    def __init__(self, fd: int, index: Index, start: int = 0, arrival: Arrival | None = None) -> None:
         self._fd = fd
         self._index = index
-        self._starts = index.frame_starts()
+        self._starts = [start + at for at in index.frame_starts()]
+        self._arrival = arrival
         self._next = 0
         self._lock = threading.Lock()
 
     def next(self, buffer: memoryview) -> tuple[int, memoryview] | None:
-        """Read the next frame, as `FrameSource.next`."""
+        """Return the next frame's number and its bytes, which lie in `buffer`; None after the last. Threads call it."""
         with self._lock:
             frame = self._next
             self._next += 1
@@ -54,8 +58,10 @@ class FrameFile:
         CorruptArchiveError
             The file ends before the frame does.
         StageFailedError
-            The file cannot be read.
+            The file cannot be read, or does not arrive.
         """
+        if self._arrival:
+            self._arrival.wait(self._starts[frame + 1])
         # A slow file system then fetches the next frames while this one is decoded and written.
         ahead = min(frame + _AHEAD, len(self._index.frame_sizes))
         os.posix_fadvise(
@@ -82,44 +88,3 @@ class FrameFile:
     def stop(self) -> None:
         """Make `next` return None from now on."""
         self._next = 1 << 62
-
-
-class FrameQueue:
-    """Frames of a stream. A few are kept until a thread asks for them; then `put` blocks."""
-
-    def __init__(self, jobs: int) -> None:
-        self._jobs = jobs
-        self._queue: queue.Queue[tuple[int, bytearray] | None] = queue.Queue(jobs + 2)
-        self._stopped = False
-
-    def put(self, frame: int, data: bytearray) -> None:
-        """Hand a frame to the threads; block while they are behind."""
-        while not self._stopped:
-            try:
-                self._queue.put((frame, data), timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    def end(self) -> None:
-        """Tell every thread that no frame follows."""
-        for _ in range(self._jobs):
-            while not self._stopped:
-                try:
-                    self._queue.put(None, timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
-
-    def next(self, buffer: memoryview) -> tuple[int, bytearray] | None:
-        """Wait for the next frame, as `FrameSource.next`."""
-        while not self._stopped:
-            try:
-                return self._queue.get(timeout=0.1)
-            except queue.Empty:
-                continue
-        return None
-
-    def stop(self) -> None:
-        """Make `next` return None, and `put` return at once, from now on."""
-        self._stopped = True

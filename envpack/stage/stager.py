@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from envpack.archive.index import Index
 from envpack.common.locks import open_folder, try_lock
 from envpack.common.places import host_name, staged_prefix
-from envpack.errors import NotAnArchiveError, WrongArchiveError
+from envpack.errors import WrongArchiveError
 from envpack.stage import marker, root, temporaries, warm_check, writers
+from envpack.stage.arrival import HEAD
 from envpack.stage.extract import Extractor
-from envpack.stage.frame_source import FrameFile, FrameQueue
+from envpack.stage.frame_source import FrameFile
 from envpack.stage.recompile import compile_relocated
 from envpack.stage.relocate import Relocation
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from envpack.common.places import StrPath
+    from envpack.stage.arrival import Arrival
 
 LOCK_TIMEOUT_S = 900.0
 # Each process has two frames in memory; more of them would only wait for one another.
@@ -92,9 +94,9 @@ def default_jobs() -> int:
 
 
 class Stager:
-    """Stages one archive from its bytes, however they arrive.
+    """Stages one archive.
 
-    A context manager: call `read` with the open archive, or `feed` with its bytes from the first one on; then `finish`.
+    A context manager: call `read` with the open archive, or `receive` with one that is still arriving; then `finish`.
     Without `finish`, nothing is left under the staged prefix's name.
 
     Parameters
@@ -109,7 +111,7 @@ class Stager:
         Refuse an archive with another pack id.
     progress : callable, optional
         Called as `progress(done_bytes, total_bytes)`, of uncompressed bytes, from any thread.
-    transport : str, default "stream"
+    transport : str, default "direct"
         How the archive came to the node; passed on to the result.
 
     Attributes
@@ -117,7 +119,7 @@ class Stager:
     prefix : Path
         The staged prefix.
     reused : bool
-        The node has the staged prefix already; `feed` and `read` need not be called.
+        The node has the staged prefix already; `read` and `receive` need not be called.
 
     Raises
     ------
@@ -133,7 +135,7 @@ class Stager:
         jobs: int | None = None,
         expected_pack_id: str | None = None,
         progress: Callable[[int, int], None] | None = None,
-        transport: str = "stream",
+        transport: str = "direct",
     ) -> None:
         self._began = time.perf_counter()
         if expected_pack_id is not None and index.pack_id != expected_pack_id:
@@ -153,9 +155,6 @@ class Stager:
         self._relocation = Relocation(index, self.prefix)
         self._progress = _Progress(progress, sum(index.frame_raw_sizes)) if progress else None
         self._extractor: Extractor | None = None
-        self._queue: FrameQueue | None = None
-        self._frame = bytearray()
-        self._frame_number = 0
         self._lock_fd = -1
         self._temporary: Path | None = None
         self._temporary_fd = -1
@@ -192,41 +191,21 @@ class Stager:
 
     def read(self, fd: int) -> None:
         """Stage the frames of an open archive: in several processes if this one may fork, else in threads."""
+        self._write(FrameFile(fd, self.index))
+
+    def receive(self, arrival: Arrival) -> None:
+        """Stage the frames of an archive that is still arriving, as `read` does."""
+        self._write(FrameFile(arrival.fd, self.index, HEAD.size + len(self.index.raw), arrival))
+
+    def _write(self, frames: FrameFile) -> None:
         self.bytes_read += len(self.index.raw)
         if self.reused:
             return
-        frames = FrameFile(fd, self.index)
         if writers.may_fork():
             self._start().run(frames)
         else:
             self._start().start(frames)
         self.bytes_read += self.index.archive_bytes
-
-    def feed(self, data: bytes | bytearray | memoryview) -> None:
-        """Take the next bytes of the archive; block while the writers are behind.
-
-        The bytes after the last frame (the index) are ignored; if `reused` is true, all are.
-
-        Parameters
-        ----------
-        data : bytes-like
-            The bytes; the caller may reuse the buffer at once.
-        """
-        self.bytes_read += len(data)
-        if self.reused:
-            return
-        if self._queue is None:
-            self._queue = FrameQueue(self.jobs)
-            self._start().start(self._queue)
-        view = memoryview(data)
-        while len(view) and self._frame_number < len(self.index.frame_sizes):
-            missing = self.index.frame_sizes[self._frame_number] - len(self._frame)
-            self._frame += view[:missing]
-            view = view[missing:]
-            if len(self._frame) == self.index.frame_sizes[self._frame_number]:
-                self._queue.put(self._frame_number, self._frame)
-                self._frame = bytearray()
-                self._frame_number += 1
 
     def finish(self) -> StageResult:
         """Wait for the writers, verify, and give the staged prefix its name.
@@ -235,24 +214,12 @@ class Stager:
         ------
         CorruptArchiveError
             A frame is damaged; the message names the archive and the member.
-        NotAnArchiveError
-            The bytes ended before the last frame.
         NoSpaceError, StageFailedError
             Writing failed.
         """
         if not self.reused:
-            if self._extractor is None:
-                self.feed(b"")
-            if self._queue is not None:
-                self._queue.end()
             assert self._extractor is not None and self._temporary is not None
             self._extractor.join()
-            if self._queue is not None and self._frame_number < len(self.index.frame_sizes):
-                raise NotAnArchiveError(
-                    f"{self.index.path} ended after {self.bytes_read} of {self.index.archive_bytes} bytes on its way to "
-                    f"{host_name()}",
-                    "Submit the job again",
-                )
             self._extractor.finish()
             compile_relocated(self.index, self._temporary, self.prefix)
             self._publish()

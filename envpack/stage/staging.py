@@ -1,4 +1,4 @@
-"""Stage an archive on this node: from a file that the node can read, or from a stream that brings it."""
+"""Stage an archive on this node: from a file that the node can read, or from one that is still arriving."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from envpack.stage.stager import Stager
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from envpack.archive.index import Index
     from envpack.common.places import StrPath
+    from envpack.stage.arrival import Arrival
     from envpack.stage.stager import StageResult
 
 
@@ -73,25 +75,36 @@ def stage(
         os.close(fd)
 
 
-def stage_stream(
-    index_bytes: bytes, name: StrPath, root_folder: StrPath | None = None, **options: Any
-) -> Stager:
-    """Return a `Stager` for an archive that arrives as a stream; its index must arrive before.
+def stage_arriving(
+    arrival: Arrival,
+    archive: StrPath,
+    root_folder: StrPath | None = None,
+    *,
+    begin: Callable[[Index], None],
+    **options: Any,
+) -> StageResult:
+    """Stage an archive on this node while it arrives.
 
     Parameters
     ----------
-    index_bytes : bytes
-        The archive's skippable frame, `read_index(path).raw`.
-    name : str or os.PathLike
-        The archive's path, for messages.
+    arrival : Arrival
+        The growing file.
+    archive : str or os.PathLike
+        The archive's path elsewhere, for messages.
     root_folder : str or os.PathLike, optional
         The staging root (default: MPIBOOT_STAGE_ROOT, then /tmp).
+    begin : callable
+        Called with the index as soon as that is checked.
     **options
         The keyword parameters of `Stager`.
 
     Raises
     ------
     EnvpackError
-        Those of `decode_index` and of `Stager`.
+        As for `stage`.
     """
-    return Stager(decode_index(index_bytes, Path(name)), root_folder, **options)
+    index = decode_index(arrival.read_index(), Path(archive))
+    begin(index)
+    with Stager(index, root_folder, **options) as stager:
+        stager.receive(arrival)
+        return stager.finish()

@@ -22,8 +22,9 @@ from typing import Any
 
 from envpack.common.mounts import file_system, is_memory
 from envpack.common.places import host_name
-from mpiboot.agent import finding, stage_child
+from mpiboot.agent import finding, stage_child, tree
 from mpiboot.agent.adopt import Ranks
+from mpiboot.agent.archive_copy import TABLE_MAX_BYTES, ArchiveCopy, send_in_time
 from mpiboot.agent.folders import clean, make_job_folder
 from mpiboot.agent.output import RanksOutput
 from mpiboot.agent.threads import in_thread
@@ -35,6 +36,8 @@ from mpiboot.common.version import VERSION
 from mpiboot.errors import MpibootError, StageError
 from mpiboot.protocol import channel
 from mpiboot.protocol.channel import (
+    AllStaged,
+    ArchiveRequest,
     ChannelAddress,
     Close,
     Connection,
@@ -69,6 +72,8 @@ PREPARE_TIMEOUT_S = 600.0
 FILES_TIMEOUT_S = 5.0
 FLUSH_S = 2.0
 ADDRESS_MAX_BYTES = 1 << 16
+# How often an agent that asks for the archive hears that there is nothing of it yet.
+NO_ORDER_YET_S = 0.5
 
 Answer = NodeReport | StageReport | Failure
 
@@ -141,6 +146,7 @@ class Agent:
         self.folder: Path | None = None
         self.ranks: Ranks | None = None
         self.stager: asyncio.subprocess.Process | None = None
+        self.copy: ArchiveCopy | None = None
         self.output = RanksOutput()
         # Since boot was last heard of; the time in which the job was suspended does not count.
         self.silent_s = 0.0
@@ -239,6 +245,9 @@ class Agent:
                         self.execute(message, self.stage)
                     case Peers(addresses):
                         self.peers = addresses
+                    case AllStaged():
+                        if self.copy:
+                            self.copy.free()
                     case Close(reason):
                         self.end(Ending(reason))
         finally:
@@ -307,7 +316,7 @@ class Agent:
         await in_thread(ADOPT_TIMEOUT_S, self.ranks.adopt, connection)
 
     async def stage(self, order: StageOrder) -> StageReport:
-        """Stage the environment, in a child process.
+        """Stage the environment, in a child process; of a tree, while the archive arrives.
 
         Raises
         ------
@@ -315,7 +324,11 @@ class Agent:
             It failed; the message is the child's.
         """
         orders = self.orders
-        assert orders
+        assert orders and self.folder
+        copy = None
+        if self.node in order.tree:
+            copy = self.copy = ArchiveCopy(self.folder, order.number)
+            self.start(tree.fill(copy, order, self.node, self.peers, self.context))
         task = {
             "archive": order.archive,
             "root": orders.root,
@@ -324,6 +337,7 @@ class Agent:
             "transport": order.transport,
             "packages": orders.packages,
             "remove_archive": order.remove_archive,
+            "copy": copy and copy.descriptors,
         }
         pipe = asyncio.subprocess.PIPE
         self.stager = await asyncio.create_subprocess_exec(
@@ -332,19 +346,30 @@ class Agent:
             stdin=pipe,
             stdout=pipe,
             stderr=self.output.writer,
+            pass_fds=copy.descriptors if copy else (),
+            limit=TABLE_MAX_BYTES,
         )
-        output, _ = await self.stager.communicate(json.dumps(task).encode())
-        status = self.stager.returncode
+        assert self.stager.stdin and self.stager.stdout
+        self.stager.stdin.write(json.dumps(task).encode())
+        self.stager.stdin.close()
+        line = await self.stager.stdout.readline()
+        if copy and copy.learn(line):
+            line = await self.stager.stdout.readline()
+        status = await self.stager.wait()
         try:
-            result = json.loads(output)
+            result = json.loads(line)
         except ValueError as error:
             raise StageError(
                 f"the process that stages the environment ended with status {status}, without a result",
                 "See what it has printed: mpiboot logs",
             ) from error
+        passed_by = "; ".join(copy.passed_by) if copy else ""
         if "error" in result:
-            raise OSError(result["error"])
-        return StageReport(order.number, result["stage"])
+            why = (copy and copy.failure) or result["error"]
+            raise OSError(f"{why} (passed by: {passed_by})" if passed_by else why)
+        return StageReport(
+            order.number, {**result["stage"], **({"passed_by": passed_by} if passed_by else {})}
+        )
 
     # Silence.
 
@@ -367,12 +392,19 @@ class Agent:
             return None
 
     async def answer_peer(self, connection: Connection) -> None:
-        """Answer another agent's question whether boot lives."""
+        """Answer another agent's question whether boot lives, or its request for the archive."""
         while True:
             message, _ = await connection.receive()
-            if not isinstance(message, Question):
-                return  # it takes this agent for boot
-            await connection.send(Sighting(self.silent_s < channel.CONNECTION_SILENCE_S))
+            match message:
+                case Question():
+                    await connection.send(Sighting(self.silent_s < channel.CONNECTION_SILENCE_S))
+                case ArchiveRequest(number):
+                    while not self.copy or self.copy.number != number:  # boot's order has not come yet
+                        await asyncio.sleep(NO_ORDER_YET_S)
+                        await send_in_time(connection, b"")
+                    return await self.copy.serve(connection, message)
+                case _:
+                    return  # it takes this agent for boot
 
     async def judge(self) -> None:
         """End, after a long silence: give up this node alone, or, if the first node is lost, cancel the job."""

@@ -1,7 +1,8 @@
 """The agent's child that stages the environment: `agent.pyc --stage`, with its task as JSON on stdin.
 
 A process of its own: the agent goes on answering boot while a slow file system blocks this one, and a crash here is an
-answer of the agent. It prints one line of JSON: `StageReport.stage`, or the error.
+answer of the agent. It prints lines of JSON: if the archive is still arriving, first the sizes and checksums of its
+frames; then `StageReport.stage`, or the error.
 """
 
 import importlib.util
@@ -10,7 +11,10 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from envpack.archive.index import Index
 
 FLAG = "--stage"
 
@@ -39,7 +43,14 @@ def on_sigterm(_number: int, _frame: object) -> NoReturn:
 
 
 def stage_node(
-    archive: str, root: str, threads: int, pack_id: str, transport: str, packages: str, remove_archive: bool
+    archive: str,
+    root: str,
+    threads: int,
+    pack_id: str,
+    transport: str,
+    packages: str,
+    remove_archive: bool,
+    copy: tuple[int, int] | None,
 ) -> dict[str, Any]:
     """Stage the environment on this node.
 
@@ -49,15 +60,34 @@ def stage_node(
         As in `protocol.channel.StageOrder`.
     root, threads, pack_id, packages
         As in `protocol.channel.Orders`.
+    copy : tuple of int or None
+        `ArchiveCopy.descriptors`, if the archive is still arriving; else `archive` is read.
     """
     start = time.time()
     import_zstandard(Path(packages))
-    from envpack.stage.staging import stage
+    from envpack.stage.staging import stage, stage_arriving
 
-    result = stage(archive, root, jobs=threads, expected_pack_id=pack_id, transport=transport)
+    if copy:
+        from envpack.stage.arrival import Arrival
+
+        result = stage_arriving(
+            *(Arrival(*copy), archive, root),
+            begin=print_frames,
+            jobs=threads,
+            expected_pack_id=pack_id,
+            transport=transport,
+        )
+    else:
+        result = stage(archive, root, jobs=threads, expected_pack_id=pack_id, transport=transport)
     if remove_archive:
         Path(archive).unlink()
     return {**result.asdict(), "start": start, "end": time.time()}
+
+
+def print_frames(index: "Index") -> None:
+    """Tell the agent the frames' sizes and checksums."""
+    frames = {"sizes": index.frame_sizes.tolist(), "checks": index.frame_checks.tolist()}
+    print(json.dumps({"frames": frames}), flush=True)
 
 
 def import_zstandard(packages: Path) -> None:

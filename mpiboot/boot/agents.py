@@ -22,6 +22,7 @@ from mpiboot.common.units import show_duration
 from mpiboot.common.version import VERSION
 from mpiboot.errors import StageError
 from mpiboot.protocol.channel import (
+    AllStaged,
     ChannelAddress,
     Failure,
     NodeReport,
@@ -124,7 +125,9 @@ class Agents:
     def stage(self, order: StageOrder, timeout_s: float) -> dict[str, StageReport]:
         """Let every agent stage the environment, and wait for the reports, as `reports` does."""
         self._channel.post(order)
-        return self._answers(order.number, StageReport, timeout_s)
+        reports = self._answers(order.number, StageReport, timeout_s)
+        self._channel.post(AllStaged())
+        return reports
 
     def _answers(self, number: int, kind: type[Kind], timeout_s: float) -> dict[str, Kind]:
         deadline = time.monotonic() + timeout_s

@@ -6,9 +6,9 @@ Boot and agent import this module; it imports what an agent may import at its st
 | from | to | messages |
 |---|---|---|
 | agent | boot | `Hello`; `NodeReport`, `StageReport` or `Failure` for each order; `Output`; `Ended` |
-| boot | agent | `Orders` or `Refused`, in answer to `Hello`; `Peers`; `StageOrder`; `Close` |
+| boot | agent | `Orders` or `Refused`, in answer to `Hello`; `Peers`; `StageOrder`; `AllStaged`; `Close` |
 | both | | `Heartbeat` |
-| agent | agent | `Question`, answered by `Sighting` |
+| agent | agent | `Question`, answered by `Sighting`; `ArchiveRequest`, answered by `ArchivePart`s |
 
 A message is one frame: two lengths, the message in JSON, and bytes that some messages carry.
 """
@@ -20,7 +20,7 @@ import ssl
 import struct
 from asyncio import sslproto
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -179,12 +179,18 @@ class StageOrder:
         How the archive comes to the node; recorded with the stage.
     remove_archive : bool
         Whether the archive is this node's own copy, to be removed once it is staged.
+    tree : list of str, default none
+        The nodes that pass the archive on to each other, in the order of `agent.tree`; the others read it.
+    index_start : int, default 0
+        Where in the archive its index begins; only a tree needs it.
     """
 
     number: int
     archive: str
     transport: str
     remove_archive: bool
+    tree: list[str] = field(default_factory=list)
+    index_start: int = 0
 
 
 @dataclass(frozen=True)
@@ -201,6 +207,11 @@ class StageReport:
 
     number: int
     stage: dict[str, str | int | float | bool]
+
+
+@dataclass(frozen=True)
+class AllStaged:
+    """All nodes have the environment: the agents' copies of the archive are not needed any more. No answer."""
 
 
 @dataclass(frozen=True)
@@ -273,11 +284,32 @@ class Sighting:
     boot_lives: bool
 
 
+@dataclass(frozen=True)
+class ArchiveRequest:
+    """An agent asks another one for its copy of the archive (`envpack.stage.arrival`).
+
+    Attributes
+    ----------
+    number : int
+        Of the `StageOrder`.
+    start : int
+        The first byte that it lacks.
+    """
+
+    number: int
+    start: int
+
+
+@dataclass(frozen=True)
+class ArchivePart:
+    """Carries the next bytes of the copy; without bytes, it says that there are no more yet."""
+
+
 KINDS: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
         *(Hello, Refused, Orders, NodeReport, Peers, StageOrder, StageReport, Failure),
-        *(Output, Heartbeat, Close, Ended, Question, Sighting),
+        *(AllStaged, Output, Heartbeat, Close, Ended, Question, Sighting, ArchiveRequest, ArchivePart),
     )
 }
 

@@ -11,12 +11,13 @@ MIB = 1024**2
     [
         ("auto", 2, 2, 300 * MIB, "direct"),
         ("auto", 100, 13, 300 * MIB, "direct"),
-        ("auto", 100, 14, 300 * MIB, "mpi"),
-        ("auto", 2, 2, 3000 * MIB, "mpi"),
+        ("auto", 100, 14, 300 * MIB, "tree"),
+        ("auto", 2, 2, 3000 * MIB, "tree"),
+        ("auto", 100, 1, 9000 * MIB, "direct"),
         ("sbcast", 2, 1, MIB, "sbcast"),
-        ("mpi", 2, 1, MIB, "mpi"),
-        ("mpi", 2, 0, MIB, "direct"),
-        ("mpi", 1, 1, MIB, "direct"),
+        ("tree", 2, 1, MIB, "tree"),
+        ("tree", 2, 0, MIB, "direct"),
+        ("tree", 1, 1, MIB, "direct"),
     ],
 )
 def test_transport(asked, n_nodes, n_lacking, size_bytes, expected):

@@ -22,8 +22,8 @@ ARCHIVE = {"envpack.archive"} | {
 STAGE = {"envpack.stage"} | {
     f"envpack.stage.{name}"
     for name in (
-        "extract", "frame_source", "marker", "recompile", "relocate", "root", "stager", "staging", "temporaries",
-        "warm_check", "writers",
+        "arrival", "extract", "frame_source", "marker", "recompile", "relocate", "root", "stager", "staging",
+        "temporaries", "warm_check", "writers",
     )
 }  # fmt: skip
 GC = {"envpack.archive", "envpack.archive.index", "envpack.stage"} | {

@@ -21,20 +21,21 @@ import envpack.pack.frame_writer
 import envpack.stage.marker
 import envpack.stage.root
 import envpack.stage.temporaries
+import envpack.stage.writers
 from envpack.archive.encoding import read_index
 from envpack.common.locks import hold_folder
 from envpack.common.places import staged_prefix
 from envpack.errors import (
     EnvpackError,
     NoSpaceError,
-    NotAnArchiveError,
     StageFailedError,
     StageRootError,
     WrongArchiveError,
 )
 from envpack.pack.packing import pack
+from envpack.stage import arrival
 from envpack.stage.stager import Stager, StageResult
-from envpack.stage.staging import stage, stage_stream
+from envpack.stage.staging import stage, stage_arriving
 
 BYTECODE = SITE / "demo" / "__pycache__" / f"config.{sys.implementation.cache_tag}.pyc"
 SPANNING_BYTES = 200_000
@@ -248,36 +249,99 @@ def test_leftovers_are_swept_if_their_owner_is_dead(archive: Path, tmp_path: Pat
     os.close(alive_fd)
 
 
-@pytest.mark.parametrize("size", [1000, 1 << 16, 1 << 23])
-def test_a_stream_of_any_chunks(size: int, archive: Path, tmp_path: Path) -> None:
-    index = read_index(archive)
-    data = memoryview(archive.read_bytes())
-    buffer = bytearray(size)
-    with stage_stream(index.raw, archive, tmp_path, jobs=2, transport="mpi") as stager:
-        assert not stager.reused
-        for at in range(0, len(data), size):
-            chunk = data[at : at + size]
-            # A receiver uses its buffer again for the next chunk.
-            buffer[: len(chunk)] = chunk
-            stager.feed(memoryview(buffer)[: len(chunk)])
-        result = stager.finish()
-    assert result.transport == "mpi" and result.bytes_read == len(data)
-    direct = stage(archive, tmp_path)
-    assert direct.reused and direct.prefix == result.prefix
-    with stage_stream(index.raw, archive, tmp_path) as stager:
-        assert stager.reused
-        assert stager.finish().reused
+# ---- an archive that is still arriving
 
 
-def test_a_stream_that_ends_early(archive: Path, tmp_path: Path) -> None:
-    index = read_index(archive)
-    data = archive.read_bytes()
-    for end in (0, 10, len(data) // 2, index.archive_bytes - 1):
-        with stage_stream(index.raw, archive, tmp_path) as stager:
-            stager.feed(data[:end])
-            with pytest.raises(NotAnArchiveError, match=f"ended after {end} of {index.archive_bytes} bytes"):
-                stager.finish()
-        assert stages(tmp_path) == []
+class Writer:
+    """The process that writes the growing file."""
+
+    def __init__(self, archive: Path, folder: Path) -> None:
+        index = read_index(archive)
+        self.frames = archive.read_bytes()[: index.archive_bytes]
+        self.content = arrival.head(index.raw) + index.raw + self.frames
+        self.file = (folder / "growing").open("wb", buffering=0)
+        self.reader = os.open(folder / "growing", os.O_RDONLY)
+        self.pipe, self.end = os.pipe()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.file.close()
+        self.stop()
+        os.close(self.reader)
+        os.close(self.pipe)
+
+    def start(self, folder: Path) -> subprocess.Popen[bytes]:
+        """Let another process write, a bit at a time."""
+        (folder / "content").write_bytes(self.content)
+        code = (
+            "import sys, time; data = open(sys.argv[1], 'rb').read(); step = len(data) // 50\n"
+            "for at in range(0, len(data), step):\n"
+            "    sys.stdout.buffer.write(data[at : at + step]); sys.stdout.flush(); time.sleep(0.005)\n"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, folder / "content"], stdout=self.file, pass_fds=[self.end]
+        )
+        self.stop()
+        return process
+
+    def stop(self) -> None:
+        if self.end >= 0:
+            os.close(self.end)
+            self.end = -1
+
+    def stage(self, archive: Path, root: Path, **options: object) -> StageResult:
+        return stage_arriving(
+            arrival.Arrival(self.reader, self.pipe),
+            archive,
+            root,
+            **{"begin": id, **options},  # type: ignore[arg-type]
+        )
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+@pytest.mark.parametrize("in_threads", [False, True], ids=["processes", "threads"])
+def test_frames_are_staged_as_they_arrive(
+    prefix: Path, archive: Path, tmp_path: Path, jobs: int, in_threads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    if in_threads:
+        monkeypatch.setattr(envpack.stage.writers, "may_fork", lambda: False)
+    with Writer(archive, tmp_path) as writer:
+        process = writer.start(tmp_path)
+        result = writer.stage(archive, tmp_path, jobs=jobs, transport="tree", begin=seen.append)
+        assert process.wait() == 0
+        again = writer.stage(archive, tmp_path)
+    assert [index.pack_id for index in seen] == [result.pack_id]
+    assert (result.transport, result.bytes_read) == ("tree", archive.stat().st_size)
+    assert (result.reused, again.reused) == (False, True)
+    expected = expected_tree(prefix, result.prefix)
+    del expected[os.fsencode(BYTECODE)]
+    assert comparable(result.prefix) == expected
+
+
+@pytest.mark.parametrize("arrived", [0, 10, 1000, 0.5, -1])
+def test_a_writer_that_gives_up_midway(archive: Path, tmp_path: Path, arrived: float) -> None:
+    with Writer(archive, tmp_path) as writer:
+        size = int(len(writer.content) * arrived) if isinstance(arrived, float) else arrived
+        writer.file.write(writer.content[:size])
+        writer.stop()
+        count = len(writer.content[:size])
+        with pytest.raises(
+            StageFailedError, match=f"{count} bytes of the archive have arrived on .*nothing more"
+        ):
+            writer.stage(archive, tmp_path, jobs=2)
+    assert stages(tmp_path) == []
+
+
+def test_a_writer_that_stops(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrival, "NOTHING_NEW_S", 0.1)
+    with Writer(archive, tmp_path) as writer:
+        writer.file.write(writer.content[:-1])
+        with pytest.raises(StageFailedError, match=r"then nothing came for 0 s"):
+            writer.stage(archive, tmp_path, jobs=1)
+    assert stages(tmp_path) == []
 
 
 def test_an_archive_replaced_since_it_was_packed(archive: Path, tmp_path: Path) -> None:
@@ -459,10 +523,13 @@ def test_senseless_jobs(jobs: int, archive: Path, tmp_path: Path) -> None:
         stage(archive, tmp_path, jobs=jobs)
 
 
-def test_no_thread_is_left(archive: Path, tmp_path: Path) -> None:
+def test_no_thread_is_left(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(envpack.stage.writers, "may_fork", lambda: False)
     before = threading.active_count()
-    index = read_index(archive)
-    with stage_stream(index.raw, archive, tmp_path) as stager:
-        stager.feed(archive.read_bytes()[: index.archive_bytes // 2])
+    with Writer(archive, tmp_path) as writer:
+        writer.file.write(writer.content[: len(writer.content) // 2])
+        writer.stop()
+        with pytest.raises(StageFailedError):
+            writer.stage(archive, tmp_path)
     assert threading.active_count() == before
     assert stages(tmp_path) == []

@@ -1,0 +1,227 @@
+"""A node's copy of the archive while it arrives: checked frame by frame, staged from, and passed on to other agents.
+
+The copy is a file without a name in the job's folder, in the form of `envpack.stage.arrival`: it goes with the agent,
+whatever ends that. Only the agent imports this module.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+from pathlib import Path
+
+from envpack.archive.index import frame_check
+from envpack.stage import arrival
+from mpiboot.agent.threads import in_thread
+from mpiboot.protocol.channel import ArchivePart, ArchiveRequest, Connection
+
+# The most that one message carries; a frame has about as much.
+PART_BYTES = 1 << 20
+# The line by which the stager tells the frames' sizes and checksums: 20 bytes of it for each MiB of the environment.
+TABLE_MAX_BYTES = 1 << 24
+# How often an agent that asks hears that there is nothing new, and how long it may take to accept what there is.
+NOTHING_NEW_S = 2.0
+SEND_TIMEOUT_S = 300.0
+# Less than SEND_TIMEOUT_S: the stager's start, from a slow file system.
+TABLE_TIMEOUT_S = 240.0
+DISK_TIMEOUT_S = 600.0
+
+
+class DamagedError(OSError):
+    """What came is not the archive: the source is to be passed by."""
+
+
+class CopyError(Exception):
+    """This node cannot keep a copy: no source can help."""
+
+
+class ArchiveCopy:
+    """This node's copy of the archive.
+
+    Parameters
+    ----------
+    folder : path
+        The job's folder on the node.
+    number : int
+        Of the `StageOrder`.
+
+    Attributes
+    ----------
+    number : int
+        The parameter.
+    descriptors : tuple of int
+        The file, and the pipe whose end shows that nothing more comes: for the stager.
+    size : int
+        How many bytes have arrived and were checked.
+    frames_start : int
+        Where the first frame begins; 0 until the index has arrived.
+    is_whole : bool
+        Whether all has arrived.
+    failure : str or None
+        Why no more comes.
+    passed_by : list of str
+        The sources that were passed by, each with the reason.
+    """
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.number = number
+        self._file = nameless_file(folder)
+        pipe, self._end = os.pipe()
+        self.descriptors = (self._file, pipe)
+        self.size = 0
+        self.frames_start = 0
+        self.is_whole = False
+        self.failure: str | None = None
+        self.passed_by: list[str] = []
+        self._unchecked = bytearray()
+        self._n_frames = 0
+        self._table: asyncio.Future[tuple[list[int], list[int]]] = asyncio.get_running_loop().create_future()
+        self._news = asyncio.Event()
+
+    def learn(self, line: bytes) -> bool:
+        """Take the sizes and checksums of all frames from the stager's first line; False if it says something else."""
+        with contextlib.suppress(ValueError):
+            if table := json.loads(line).get("frames"):
+                self._table.set_result((table["sizes"], table["checks"]))
+                return True
+        self._table.set_exception(CopyError("the process that stages the environment has failed"))
+        self._table.exception()  # perhaps nobody waits for it
+        return False
+
+    def forget_unchecked(self) -> None:
+        """Begin again after the last byte that was checked."""
+        self._unchecked.clear()
+
+    async def take(self, data: bytes) -> None:
+        """Check what comes next, and append it.
+
+        Raises
+        ------
+        DamagedError
+            It differs from its checksum.
+        CopyError
+            It cannot be written, or nobody here can say what it should be.
+        """
+        self._unchecked += data
+        if not self.frames_start:
+            end = self._index_end()
+            if end:
+                await self._append(end)
+                self.frames_start = end
+        if self.frames_start:
+            try:
+                sizes, checks = await asyncio.wait_for(asyncio.shield(self._table), TABLE_TIMEOUT_S)
+            except asyncio.TimeoutError:
+                raise CopyError("the process that stages the environment does not read the index") from None
+            number, end = self._check_frames(sizes, checks)
+            await self._append(end)
+            self._n_frames = number
+            self.is_whole = number == len(sizes)
+
+    def _index_end(self) -> int:
+        """Return where the index ends, and the frames begin; 0 if it has not arrived."""
+        if len(self._unchecked) < arrival.HEAD.size:
+            return 0
+        try:
+            end = arrival.HEAD.size + arrival.index_size(self._unchecked)
+        except ValueError as error:
+            raise DamagedError(str(error)) from error
+        if len(self._unchecked) < end:
+            return 0
+        if not arrival.is_intact(self._unchecked):
+            raise DamagedError("the index differs from its checksum")
+        return end
+
+    def _check_frames(self, sizes: list[int], checks: list[int]) -> tuple[int, int]:
+        """Check all whole frames; return how many there are now, and where the last one ends."""
+        number, end = self._n_frames, 0
+        with memoryview(self._unchecked) as view:
+            while number < len(sizes) and end + sizes[number] <= len(view):
+                if frame_check(view[end : end + sizes[number]]) != checks[number]:
+                    raise DamagedError(f"frame {number} of {len(sizes)} differs from its checksum")
+                end += sizes[number]
+                number += 1
+        return number, end
+
+    async def _append(self, count: int) -> None:
+        """Move the first unchecked bytes, which were checked now, to the file."""
+        if not count:
+            return
+        if self.failure:
+            raise CopyError(self.failure)
+        data = bytes(memoryview(self._unchecked)[:count])
+        try:
+            await in_thread(DISK_TIMEOUT_S, write_at, self._file, data, self.size)
+        except OSError as error:  # and TimeoutError
+            raise CopyError(
+                f"cannot keep the archive in the staging root: {error.strerror or error}"
+            ) from error
+        del self._unchecked[:count]
+        self.size += count
+        self._tell()
+
+    def end(self, failure: str | None = None) -> None:
+        """Say that nothing more comes, to the stager and to other agents."""
+        self.failure = self.failure or failure
+        if self._end >= 0:
+            os.close(self._end)
+            self._end = -1
+        self._tell()
+
+    def free(self) -> None:
+        """Give the room back. The file stays open: a thread may be about to read it."""
+        self.end("all nodes have the environment")
+        os.ftruncate(self._file, 0)
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def serve(self, connection: Connection, request: ArchiveRequest) -> None:
+        """Send another agent what has arrived, and what arrives; return when there is no more, or the copy is given up.
+
+        Raises
+        ------
+        OSError
+            The connection is lost, or the other agent does not accept what it has asked for.
+        """
+        at = request.start
+        while not self.failure and not (self.is_whole and at >= self.size):
+            if at < self.size:
+                size = min(PART_BYTES, self.size - at)
+                data = await in_thread(DISK_TIMEOUT_S, os.pread, self._file, size, at)
+                at += len(data)
+            else:
+                data = b""
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._news.wait(), NOTHING_NEW_S)
+                    continue
+            await send_in_time(connection, data)
+
+
+async def send_in_time(connection: Connection, data: bytes) -> None:
+    """Send a part; raise OSError if the other side does not accept it in time."""
+    try:
+        await asyncio.wait_for(connection.send(ArchivePart(), data), SEND_TIMEOUT_S)
+    except asyncio.TimeoutError as error:
+        raise ConnectionError(f"nothing was accepted for {SEND_TIMEOUT_S:g} s") from error
+
+
+def nameless_file(folder: Path) -> int:
+    """Open a new file that no folder lists, so that it goes with the last process that has it open."""
+    flags = os.O_RDWR | os.O_CLOEXEC
+    try:
+        return os.open(folder, flags | os.O_TMPFILE, 0o600)
+    except OSError:  # not every file system can
+        path = folder / "archive-copy"
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        path.unlink()
+        return descriptor
+
+
+def write_at(file: int, data: bytes, offset: int) -> None:
+    """Write all of `data`."""
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(file, view, offset)
+        view, offset = view[done:], offset + done

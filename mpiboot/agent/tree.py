@@ -1,0 +1,192 @@
+"""The transport `tree`: agents pass the archive on to each other while it arrives; the shared file system is read once.
+
+The nodes that lack the environment form a tree. Each takes the archive from its parent, and may pass it on to
+`FAN_OUT` nodes. A source that is gone, silent or slow, or sends damaged bytes, is passed by: the parent's parent comes
+next, and so on up to the root, and then the file itself. Only the agent imports this module.
+"""
+
+import asyncio
+import os
+import ssl
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+from envpack.stage import arrival
+from mpiboot.agent.archive_copy import ArchiveCopy, CopyError, DamagedError
+from mpiboot.agent.threads import in_thread
+from mpiboot.protocol.channel import ArchivePart, ArchiveRequest, StageOrder, dial
+
+FAN_OUT = 2
+# A source is slow if within so many seconds of waiting for it it sends less than this.
+SLOW_S = 10.0
+SLOW_BYTES = 20 * 1024**2
+# How long a source may itself wait for more: it has sources of its own, and passes slow ones by sooner.
+STARVED_S = 120.0
+# A shared file system that hangs may come back: boot decides how long a stage may take.
+FILE_TIMEOUT_S = 1800.0
+READ_BYTES = 4 * 1024**2
+READS_AHEAD = 3
+
+
+def sources(tree: Sequence[str], node: str) -> list[str]:
+    """Return the nodes from which one takes the archive, the preferred one first: its parent, and on up to the root.
+
+    Parameters
+    ----------
+    tree : sequence of str
+        The nodes, the root first, each level after the one above it.
+    node : str
+        One of them.
+    """
+    position = tree.index(node)
+    found = []
+    while position:
+        position = (position - 1) // FAN_OUT
+        found.append(tree[position])
+    return found
+
+
+class Pace:
+    """Watches how fast a source sends."""
+
+    def __init__(self) -> None:
+        self._waited_s = self._starved_s = 0.0
+        self._received = 0
+
+    def note(self, waited_s: float, size: int) -> None:
+        """Note how long it took until the next `size` bytes were here; 0: the source has no more itself.
+
+        Raises
+        ------
+        ConnectionError
+            The source is too slow.
+        """
+        if not size:
+            self._starved_s += waited_s
+            self._waited_s, self._received = 0.0, 0
+            if self._starved_s > STARVED_S:
+                raise ConnectionError(f"it has itself got nothing for {STARVED_S:g} s")
+            return
+        self._starved_s = 0.0
+        self._waited_s += waited_s
+        self._received += size
+        if self._waited_s >= SLOW_S:
+            if self._received < SLOW_BYTES:
+                raise ConnectionError(
+                    f"too slow: {self._received / 1e6:.1f} MB in {self._waited_s:.0f} s of waiting"
+                )
+            self._waited_s, self._received = 0.0, 0
+
+
+async def fill(
+    copy: ArchiveCopy,
+    order: StageOrder,
+    node: str,
+    peers: Mapping[str, Sequence[str | int]],
+    context: ssl.SSLContext,
+) -> None:
+    """Fill this node's copy of the archive, from the first source that can; `copy` has the result.
+
+    Parameters
+    ----------
+    copy : ArchiveCopy
+        The copy.
+    order : StageOrder
+        Boot's order, with the tree.
+    node : str
+        This node.
+    peers : mapping of str to sequence
+        Host and port of each node's agent.
+    context : SSLContext
+        From `channel.client_context`.
+    """
+    failure: str | None = "the agent ends"
+    try:
+        for source in sources(order.tree, node):
+            copy.forget_unchecked()
+            try:
+                host, port = peers[source]
+                await _from_peer(copy, str(host), int(port), context)
+                break
+            except KeyError:
+                copy.passed_by.append(f"{source}: its address is not known")
+            except OSError as error:
+                copy.passed_by.append(f"{source}: {error}")
+        else:
+            copy.forget_unchecked()
+            await _from_file(copy, order)
+        failure = None
+    except DamagedError as error:
+        failure = f"{order.archive} is damaged: {error}. See what it holds: envpack verify {order.archive}"
+    except (OSError, CopyError) as error:
+        failure = str(error)
+    finally:
+        copy.end(failure)
+
+
+async def _from_peer(copy: ArchiveCopy, host: str, port: int, context: ssl.SSLContext) -> None:
+    """Take all that is missing from another agent.
+
+    Raises
+    ------
+    OSError
+        It cannot, or is too slow.
+    """
+    connection = await dial(host, port, context)
+    try:
+        await connection.send(ArchiveRequest(copy.number, copy.size))
+        pace = Pace()
+        while not copy.is_whole:
+            began = time.monotonic()
+            message, data = await connection.receive(SLOW_S)
+            if not isinstance(message, ArchivePart):
+                raise ConnectionError(f"{type(message).__name__} came instead of a part of the archive")
+            pace.note(time.monotonic() - began, len(data))
+            if data:
+                await copy.take(data)
+    finally:
+        connection.close()
+
+
+async def _from_file(copy: ArchiveCopy, order: StageOrder) -> None:
+    """Take all that is missing from the archive's file, with some reads ahead, which a shared file system does at once.
+
+    Raises
+    ------
+    OSError
+        It cannot be read, or is damaged.
+    """
+    file = await in_thread(FILE_TIMEOUT_S, os.open, order.archive, os.O_RDONLY | os.O_CLOEXEC)
+    if not copy.size:
+        size = await in_thread(FILE_TIMEOUT_S, os.lseek, file, 0, os.SEEK_END) - order.index_start
+        index = await in_thread(FILE_TIMEOUT_S, _read, file, order.index_start, size)
+        await copy.take(arrival.head(index) + index)
+    reads: deque[asyncio.Task[bytes]] = deque()
+    try:
+        for at in range(copy.size - copy.frames_start, order.index_start, READ_BYTES):
+            size = min(READ_BYTES, order.index_start - at)
+            reads.append(asyncio.create_task(in_thread(FILE_TIMEOUT_S, _read, file, at, size)))
+            if len(reads) > READS_AHEAD:
+                await copy.take(await reads.popleft())
+        while reads:
+            await copy.take(await reads.popleft())
+    finally:
+        for read in reads:
+            read.cancel()
+    os.close(file)  # only here: after an error, threads may still read
+    if not copy.is_whole:
+        raise DamagedError("it ends before its last frame")
+
+
+def _read(file: int, offset: int, size: int) -> bytes:
+    """Read `size` bytes; raise DamagedError if there are fewer."""
+    if not 0 <= size <= arrival.INDEX_MAX_BYTES:
+        raise DamagedError("its size does not fit its index")
+    data = os.pread(file, size, offset)
+    while len(data) < size:
+        more = os.pread(file, size - len(data), offset + len(data))
+        if not more:
+            raise DamagedError("it was cut short")
+        data += more
+    return data
