@@ -18,13 +18,12 @@ import traceback
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from envpack.common.mounts import file_system, is_memory
 from envpack.common.places import host_name
-from mpiboot.agent import finding, stage_child, tree
+from mpiboot.agent import finding, stage_child
 from mpiboot.agent.adopt import Ranks
-from mpiboot.agent.archive_copy import TABLE_MAX_BYTES, ArchiveCopy, send_in_time
 from mpiboot.agent.folders import clean, make_job_folder
 from mpiboot.agent.output import RanksOutput
 from mpiboot.agent.threads import in_thread
@@ -59,6 +58,9 @@ from mpiboot.protocol.job_directory import JobDirectory
 from mpiboot.protocol.listener import Listener
 from mpiboot.protocol.variables import JOB_KEY_VARIABLE
 
+if TYPE_CHECKING:
+    from mpiboot.agent.archive_copy import ArchiveCopy
+
 # Keep the sum of this and the graces in sweep.py below the shortest time that a batch system leaves a cancelled job
 # between SIGTERM and SIGKILL, after which it kills the agents.
 LEFTOVERS_GRACE_S = 2.5
@@ -72,8 +74,8 @@ PREPARE_TIMEOUT_S = 600.0
 FILES_TIMEOUT_S = 5.0
 FLUSH_S = 2.0
 ADDRESS_MAX_BYTES = 1 << 16
-# How often an agent that asks for the archive hears that there is nothing of it yet.
-NO_ORDER_YET_S = 0.5
+# The stager's lines: of a tree, one has 20 bytes for each MiB of the environment.
+LINE_MAX_BYTES = 1 << 24
 
 Answer = NodeReport | StageReport | Failure
 
@@ -327,7 +329,9 @@ class Agent:
         assert orders and self.folder
         copy = None
         if self.node in order.tree:
-            copy = self.copy = ArchiveCopy(self.folder, order.number)
+            from mpiboot.agent import tree  # it costs every agent's start three more files
+
+            copy = self.copy = tree.ArchiveCopy(self.folder, order.number)
             self.start(tree.fill(copy, order, self.node, self.peers, self.context))
         task = {
             "archive": order.archive,
@@ -347,7 +351,7 @@ class Agent:
             stdout=pipe,
             stderr=self.output.writer,
             pass_fds=copy.descriptors if copy else (),
-            limit=TABLE_MAX_BYTES,
+            limit=LINE_MAX_BYTES,
         )
         assert self.stager.stdin and self.stager.stdout
         self.stager.stdin.write(json.dumps(task).encode())
@@ -398,11 +402,10 @@ class Agent:
             match message:
                 case Question():
                     await connection.send(Sighting(self.silent_s < channel.CONNECTION_SILENCE_S))
-                case ArchiveRequest(number):
-                    while not self.copy or self.copy.number != number:  # boot's order has not come yet
-                        await asyncio.sleep(NO_ORDER_YET_S)
-                        await send_in_time(connection, b"")
-                    return await self.copy.serve(connection, message)
+                case ArchiveRequest():
+                    from mpiboot.agent import tree
+
+                    return await tree.answer(connection, message, lambda: self.copy)
                 case _:
                     return  # it takes this agent for boot
 

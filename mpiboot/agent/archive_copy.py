@@ -17,8 +17,6 @@ from mpiboot.protocol.channel import ArchivePart, ArchiveRequest, Connection
 
 # The most that one message carries; a frame has about as much.
 PART_BYTES = 1 << 20
-# The line by which the stager tells the frames' sizes and checksums: 20 bytes of it for each MiB of the environment.
-TABLE_MAX_BYTES = 1 << 24
 # How often an agent that asks hears that there is nothing new, and how long it may take to accept what there is.
 NOTHING_NEW_S = 2.0
 SEND_TIMEOUT_S = 300.0

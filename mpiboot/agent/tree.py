@@ -10,12 +10,12 @@ import os
 import ssl
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from envpack.stage import arrival
-from mpiboot.agent.archive_copy import ArchiveCopy, CopyError, DamagedError
+from mpiboot.agent.archive_copy import ArchiveCopy, CopyError, DamagedError, send_in_time
 from mpiboot.agent.threads import in_thread
-from mpiboot.protocol.channel import ArchivePart, ArchiveRequest, StageOrder, dial
+from mpiboot.protocol.channel import ArchivePart, ArchiveRequest, Connection, StageOrder, dial
 
 FAN_OUT = 2
 # A source is slow if within so many seconds of waiting for it it sends less than this.
@@ -27,6 +27,8 @@ STARVED_S = 120.0
 FILE_TIMEOUT_S = 1800.0
 READ_BYTES = 4 * 1024**2
 READS_AHEAD = 3
+# How often an agent that asks hears that boot's order has not come yet.
+NO_ORDER_YET_S = 0.5
 
 
 def sources(tree: Sequence[str], node: str) -> list[str]:
@@ -123,6 +125,22 @@ async def fill(
         failure = str(error)
     finally:
         copy.end(failure)
+
+
+async def answer(
+    connection: Connection, request: ArchiveRequest, copy: Callable[[], ArchiveCopy | None]
+) -> None:
+    """Answer another agent's request for the archive, if need be after waiting for boot's order.
+
+    Raises
+    ------
+    OSError
+        The connection is lost.
+    """
+    while not (own := copy()) or own.number != request.number:
+        await asyncio.sleep(NO_ORDER_YET_S)
+        await send_in_time(connection, b"")
+    await own.serve(connection, request)
 
 
 async def _from_peer(copy: ArchiveCopy, host: str, port: int, context: ssl.SSLContext) -> None:

@@ -354,7 +354,7 @@ def test_a_full_disk_fails_one_node_alone(staged, monkeypatch):
                 if folder.name == "n2":
                     full.append(self.descriptors[0])
 
-        monkeypatch.setattr(agent, "ArchiveCopy", Full)
+        monkeypatch.setattr(transport, "ArchiveCopy", Full)
 
     answers, nodes, _ = staged(fill_disk)
     assert answers["n2"] == "cannot keep the archive in the staging root: No space left on device"
