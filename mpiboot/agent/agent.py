@@ -329,9 +329,10 @@ class Agent:
         assert orders and self.folder
         copy = None
         if self.node in order.tree:
-            from mpiboot.agent import tree  # it costs every agent's start three more files
+            # Not at every agent's start: it opens three more files there.
+            from mpiboot.agent import archive_copy, tree
 
-            copy = self.copy = tree.ArchiveCopy(self.folder, order.number)
+            copy = self.copy = archive_copy.ArchiveCopy(self.folder, order.number)
             self.start(tree.fill(copy, order, self.node, self.peers, self.context))
         task = {
             "archive": order.archive,

@@ -337,7 +337,7 @@ def test_the_file_itself_is_the_last_source(staged, archive, monkeypatch):
 
 
 def test_a_full_disk_fails_one_node_alone(staged, monkeypatch):
-    real = archive_copy.write_at
+    real, copy_class = archive_copy.write_at, archive_copy.ArchiveCopy
     full = []
 
     def write_at(file, data, offset):
@@ -348,13 +348,13 @@ def test_a_full_disk_fails_one_node_alone(staged, monkeypatch):
     monkeypatch.setattr(archive_copy, "write_at", write_at)
 
     def fill_disk(nodes):
-        class Full(archive_copy.ArchiveCopy):
+        class Full(copy_class):
             def __init__(self, folder, number):
                 super().__init__(folder, number)
                 if folder.name == "n2":
                     full.append(self.descriptors[0])
 
-        monkeypatch.setattr(transport, "ArchiveCopy", Full)
+        monkeypatch.setattr(archive_copy, "ArchiveCopy", Full)
 
     answers, nodes, _ = staged(fill_disk)
     assert answers["n2"] == "cannot keep the archive in the staging root: No space left on device"
