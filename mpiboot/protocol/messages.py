@@ -45,7 +45,8 @@ def from_json(data: bytes, kinds: dict[str, type[Message]]) -> Message:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise MessageError(f"no JSON: {error}") from error
-    kind = kinds.get(content.pop("kind", None)) if isinstance(content, dict) else None
+    name = content.pop("kind", None) if isinstance(content, dict) else None
+    kind = kinds.get(name) if isinstance(name, str) else None
     if kind is None:
         raise MessageError(f"none of {', '.join(kinds)}: {data[:100]!r}")
     fields = _field_types(cast(Any, kind))
