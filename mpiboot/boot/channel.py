@@ -165,6 +165,7 @@ class Channel:
         asyncio.set_event_loop(self._loop)
         with contextlib.suppress(asyncio.CancelledError):
             self._loop.run_until_complete(self._main)
+        self._listener.close()  # if it was cancelled before it began
         self._loop.close()
 
     async def _serve_all(self) -> None:

@@ -508,13 +508,18 @@ async def accepted(connection: socket.socket, context: ssl.SSLContext) -> Connec
     OSError
         It has not, within HANDSHAKE_TIMEOUT_S.
     """
-    loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=BUFFER_BYTES)
-    protocol = asyncio.StreamReaderProtocol(reader)
-    transport, _ = await loop.connect_accepted_socket(
-        lambda: protocol, connection, ssl=context, ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S
-    )
-    return Connection(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
+    writers: list[asyncio.StreamWriter] = []
+    protocol = asyncio.StreamReaderProtocol(reader, lambda _, writer: writers.append(writer))
+    try:
+        await asyncio.get_running_loop().connect_accepted_socket(
+            lambda: protocol, connection, ssl=context, ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S
+        )
+    except BaseException:
+        for writer in writers:  # cancelled at the end of the handshake: asyncio would wait for the other side
+            writer.transport.abort()
+        raise
+    return Connection(reader, writers[0])
 
 
 async def dial(host: str, port: int, context: ssl.SSLContext) -> Connection:

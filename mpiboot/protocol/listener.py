@@ -65,11 +65,13 @@ class Listener:
 
     async def run(self) -> None:
         """Accept connections until cancelled; then close the listener and all connections."""
-        loop = asyncio.get_running_loop()
         try:
             while True:
                 try:
-                    connection, (host, _) = await loop.sock_accept(self._socket)
+                    connection, (host, _) = self._socket.accept()
+                except BlockingIOError:
+                    await self._readable()
+                    continue
                 except OSError:
                     await asyncio.sleep(ACCEPT_PAUSE_S)
                     continue
@@ -78,15 +80,29 @@ class Listener:
                 task = asyncio.create_task(self._handle(connection))
                 self._pending[task] = host
                 task.add_done_callback(functools.partial(self._forget, connection))
-                # While connections wait, sock_accept does not, and nothing else would run.
-                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # others have their turn even if connections never stop to come
         finally:
-            self._socket.close()
+            self.close()
+            for _ in range(2):  # asyncio can close a connection only after its first steps
+                await asyncio.sleep(0)
             tasks = {*self._pending, *self._served}
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await asyncio.sleep(0)  # in which the connections are closed
+
+    def close(self) -> None:
+        """Close the listening socket; needed only if `run` was not begun."""
+        self._socket.close()
+
+    async def _readable(self) -> None:
+        # Not sock_accept, which loses a connection if it is cancelled.
+        loop, readable = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self._socket, readable.set)
+        try:
+            await readable.wait()
+        finally:
+            loop.remove_reader(self._socket)
 
     def _make_room(self) -> None:
         if len(self._pending) >= self._pending_max:

@@ -50,6 +50,7 @@ async def listening(
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+        listener.close()
 
 
 async def until(done: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:

@@ -1,0 +1,247 @@
+"""The listener that strangers may connect to: what they can make it hold, and that they keep nobody out."""
+
+import asyncio
+import contextlib
+import resource
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from channelends import descriptors, listening, make_tls, run, until
+
+from mpiboot.protocol import channel, listener
+from mpiboot.protocol.channel import Heartbeat, Hello, client_context, dial
+from mpiboot.protocol.listener import oldest_of_most
+
+HOLDER = Path(__file__).resolve().parents[2] / "support" / "holder.py"
+HELLO = Hello("1", "n1", "h1", 7)
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory):
+    return make_tls(tmp_path_factory.mktemp("job"))
+
+
+@contextlib.contextmanager
+def stranger(port, connections, *modes):
+    """A process that holds that many connections, and opens another one for each that is closed."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, str(HOLDER), f"127.0.0.1:{port}", "--again", "--seconds", "120"),
+            *("--connections", str(connections // len(modes)), *(f"--mode={mode}" for mode in modes)),
+        ],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def echo(connection):
+    while True:
+        message, payload = await connection.receive()
+        await connection.send(message, payload)
+
+
+async def ask(port, context):
+    connection = await dial("127.0.0.1", port, context)
+    try:
+        await connection.send(HELLO)
+        return await connection.receive()
+    finally:
+        connection.abort()
+
+
+@pytest.mark.parametrize(
+    ("hosts", "position"),
+    [
+        (["a"], 0),
+        (["a", "b", "b"], 1),
+        (["a", "b", "c"], 0),
+        (["b", "a", "b", "a", "a"], 1),
+        (["a", *["b"] * 9, "a"], 1),
+    ],
+)
+def test_the_oldest_connection_of_the_host_with_most_gives_way(hosts, position):
+    assert oldest_of_most(hosts) == position
+
+
+@pytest.mark.parametrize("modes", [["silent"], ["silent", "garbage", "half-hello", "hello", "drip-hello"]])
+def test_a_stranger_with_thousands_of_connections_keeps_nobody_out(tls, modes):
+    most = 0
+
+    async def work():
+        nonlocal most
+        peers, context = 50, client_context(tls)
+        async with listening(tls, echo, n_peers=peers) as listening_here:
+            before = descriptors()
+            bound = peers + listener.STRANGERS_MAX
+            with stranger(listening_here.port, 2000, *modes):
+                await until(lambda: descriptors() - before >= bound // 2, "flood of connections", 60.0)
+
+                async def look():
+                    nonlocal most
+                    while True:
+                        most = max(most, descriptors() - before)
+                        await asyncio.sleep(0.02)
+
+                looking = asyncio.create_task(look())
+                # The same host as the stranger's, whose connections give way.
+                for _ in range(3):
+                    answers = await asyncio.gather(*(ask(listening_here.port, context) for _ in range(peers)))
+                    assert answers == [(HELLO, b"")] * peers
+                looking.cancel()
+            # Pending ones, and both ends of those of the peers.
+            assert most <= bound + 2 * peers + 10
+
+    run(work(), 120.0)
+    assert most
+
+
+def test_a_handshake_has_a_deadline(tls, monkeypatch):
+    monkeypatch.setattr(channel, "HANDSHAKE_TIMEOUT_S", 0.3)
+
+    async def work():
+        async with listening(tls, echo) as listening_here:
+            reader, writer = await asyncio.open_connection("127.0.0.1", listening_here.port)
+            writer.write(b"\x16\x03\x01")  # the beginning of a ClientHello
+            assert await asyncio.wait_for(reader.read(), 10.0) == b""
+            writer.transport.abort()
+            await asyncio.sleep(0)
+
+    run(work())
+
+
+def test_a_served_connection_has_no_deadline_of_the_handshake(tls, monkeypatch):
+    monkeypatch.setattr(channel, "HANDSHAKE_TIMEOUT_S", 0.3)
+
+    async def work():
+        async with listening(tls, echo) as listening_here:
+            connection = await dial("127.0.0.1", listening_here.port, client_context(tls))
+            await asyncio.sleep(0.6)
+            await connection.send(HELLO)
+            assert await connection.receive() == (HELLO, b"")
+            await connection.end()
+
+    run(work())
+
+
+def test_another_authoritys_certificate_is_not_served(tls, tmp_path):
+    served = []
+
+    async def serve(connection):
+        served.append(connection)
+
+    async def work():
+        async with listening(tls, serve) as listening_here:
+            context = client_context(make_tls(tmp_path))
+            context.verify_mode = 0  # the stranger does not mind who the listener is
+            with pytest.raises(OSError):
+                connection = await dial("127.0.0.1", listening_here.port, context)
+                try:  # TLS 1.3: the dialling side is done before it is refused
+                    await connection.receive(10.0)
+                finally:
+                    connection.abort()
+
+    run(work())
+    assert served == []
+
+
+def test_too_many_open_files_do_not_end_it(tls, monkeypatch):
+    monkeypatch.setattr(listener, "ACCEPT_PAUSE_S", 0.01)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def work():
+        context = client_context(tls)
+        async with listening(tls, echo) as listening_here:
+            plain = socket.socket()
+            # The next free number, which accept(2) would take.
+            with socket.socket() as free:
+                number = free.fileno()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (number, limits[1]))
+            try:
+                plain.setblocking(False)
+                await asyncio.get_running_loop().sock_connect(plain, ("127.0.0.1", listening_here.port))
+                opening = asyncio.create_task(
+                    asyncio.open_connection(sock=plain, ssl=context, server_hostname="")
+                )
+                _, pending = await asyncio.wait({opening}, timeout=0.2)
+                assert pending, "accept(2) did not fail"
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            _, writer = await asyncio.wait_for(opening, 10.0)
+            writer.transport.abort()
+            assert await ask(listening_here.port, context) == (HELLO, b"")
+
+    run(work())
+
+
+@pytest.mark.parametrize("steps", range(12))
+def test_its_end_leaves_nothing_however_far_a_connection_is(tls, steps):
+    async def work():
+        context = client_context(tls)
+        async with listening(tls, echo) as listening_here:
+            tasks = [asyncio.create_task(ask(listening_here.port, context)) for _ in range(3)]
+            for _ in range(steps * steps):
+                await asyncio.sleep(0)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    run(work())
+
+
+def test_who_is_crowded_out_at_any_step_leaves_nothing(tls, monkeypatch):
+    """Peers are crowded out by peers, while they shake hands."""
+    monkeypatch.setattr(listener, "STRANGERS_MAX", 2)
+
+    async def work():
+        context = client_context(tls)
+        async with listening(tls, echo, n_peers=1) as listening_here:
+            before = descriptors()
+            results = await asyncio.gather(
+                *(ask(listening_here.port, context) for _ in range(60)), return_exceptions=True
+            )
+            assert {type(one) for one in results} >= {tuple}
+            assert all(one == (HELLO, b"") or isinstance(one, OSError) for one in results)
+            await until(lambda: descriptors() == before, "end of all connections")
+            assert await ask(listening_here.port, context) == (HELLO, b"")
+
+    run(work())
+
+
+def test_others_are_served_while_connections_never_stop_to_come(tls):
+    async def work():
+        context = client_context(tls)
+        async with listening(tls, echo) as listening_here:
+            connection = await dial("127.0.0.1", listening_here.port, context)
+            plain = listening_here._socket
+            waiting = socket.create_connection(("127.0.0.1", listening_here.port))
+            listening_here._socket = Endless(plain)
+            waiting.close()
+            for message in (HELLO, Heartbeat()):
+                await connection.send(message)
+                assert await connection.receive(10.0) == (message, b"")
+            assert listening_here._socket.accepted > 1
+            listening_here._socket = plain
+            connection.abort()
+
+    run(work())
+
+
+class Endless:
+    """A listening socket for which there is always another connection, of somebody who is gone."""
+
+    def __init__(self, plain):
+        self.plain, self.accepted = plain, 0
+
+    def __getattr__(self, name):
+        return getattr(self.plain, name)
+
+    def accept(self):
+        self.accepted += 1
+        ours, theirs = socket.socketpair()
+        theirs.close()
+        return ours, ("10.0.0.1", 1)
