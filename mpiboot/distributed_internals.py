@@ -1,26 +1,36 @@
-"""All uses of names of distributed that are not in its documentation.
+"""All uses of names of distributed, and of its tornado, that are not in their documentation.
 
-Client and preloads import this module, and use such names nowhere else; it imports distributed alone. Each name was seen
-in distributed 2026.8.0, and has a test of its own in tests/unit/test_distributed_internals.py, which shows which of them
-a new release has removed.
+Client and preloads import this module, and use such names nowhere else; it imports these two alone. Each name was seen
+in distributed 2026.8.0 and tornado 6.6.1, and has a test of its own in tests/unit/test_distributed_internals.py, which
+shows which of them a new release has removed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import logging
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from distributed import Client, Nanny, Scheduler, Security
 from distributed.comm import connect
+from distributed.comm.tcp import TLSListener
 from distributed.core import Status, rpc
 from distributed.deploy.cluster import Cluster
 from distributed.node import ServerNode
 from distributed.utils import Log, Logs
+from tornado.httputil import HTTPServerRequest
+from tornado.ioloop import IOLoop
+from tornado.iostream import IOStream
+from tornado.tcpserver import TCPServer
 
 # The scheduler's own client, which holds the tasks of `fire_and_forget` (client.py).
 FIRE_AND_FORGET_CLIENT = "fire-and-forget"
+
+# The logger of failed TLS handshakes (comm/tcp.py).
+TLS_LOGGER = "distributed.comm.tcp"
 
 
 def after_http_start(act: Callable[[Any], None]) -> None:
@@ -55,6 +65,87 @@ def http_application(server: Any) -> Any:
 def replace_http_application(server: Any, application: Any) -> None:
     """Let another tornado application or router answer the HTTP requests to a scheduler or worker."""
     server.http_server.request_callback = application
+
+
+def after_tls_start(act: Callable[[TLSListener, TCPServer], None]) -> None:
+    """Call `act` with every TLS listener of this process's scheduler, worker or nanny as soon as it listens.
+
+    `BaseTCPListener.start` binds, listens and returns within one step of the event loop, so no connection is accepted
+    before `act` has run. A second call changes nothing.
+
+    Parameters
+    ----------
+    act : callable
+        Called with the listener and its TCP server.
+    """
+    start = TLSListener.start
+    if hasattr(start, "mpiboot_act"):
+        return
+
+    @functools.wraps(start)
+    async def start_listening(listener: TLSListener) -> None:
+        await start(listener)
+        act(listener, listener.tcp_server)
+
+    start_listening.mpiboot_act = act  # type: ignore[attr-defined]
+    TLSListener.start = start_listening
+
+
+def after_handshake(listener: TLSListener, act: Callable[[IOStream], None]) -> None:
+    """Call `act` with the stream of each connection to a listener once its TLS handshake has succeeded."""
+    on_connection = listener.on_connection
+
+    async def connected(comm: Any, *args: Any, **kwargs: Any) -> None:
+        act(comm.stream)
+        await on_connection(comm, *args, **kwargs)
+
+    listener.on_connection = connected
+
+
+def is_handshake_failure(record: logging.LogRecord) -> bool:
+    """Whether a record of the logger `TLS_LOGGER` reports a TLS handshake that failed."""
+    return "TLS handshake failed" in str(record.msg)
+
+
+def accept_connections(
+    server: TCPServer, accept: Callable[[socket.socket, int], None]
+) -> list[socket.socket]:
+    """Let `accept` accept the connections to a server that listens, in the place of tornado's own function.
+
+    Parameters
+    ----------
+    server : tornado.tcpserver.TCPServer
+        A server that has just started to listen, such as `Scheduler.http_server`.
+    accept : callable
+        Called with the listening socket and `IOLoop.READ` whenever a connection can be accepted.
+
+    Returns
+    -------
+    list of socket
+        The listening sockets; `server.stop()` closes them.
+    """
+    loop = IOLoop.current()
+    for number, listening in server._sockets.items():
+        server._handlers[number]()  # removes tornado's
+        loop.add_handler(listening, accept, IOLoop.READ)
+        server._handlers[number] = functools.partial(loop.remove_handler, listening)
+    return list(server._sockets.values())
+
+
+def serve_connection(server: TCPServer, connection: socket.socket, address: Any) -> None:
+    """Serve a connection that was accepted: `server.handle_stream` is called with its stream.
+
+    Raises
+    ------
+    OSError
+        The other side has closed the connection.
+    """
+    server._handle_connection(connection, address)
+
+
+def request_stream(request: HTTPServerRequest) -> IOStream:
+    """Return the stream over which a request came."""
+    return request.connection.stream
 
 
 def scheduler_dashboard_port(scheduler: Scheduler) -> int | None:

@@ -7,6 +7,9 @@ statics, JSON, metrics, websockets. These requests pass:
     GET …?token=TOKEN             scheduler: sets the job's cookie, and redirects to the address without the token
     the job's cookie              scheduler: websockets too, unless a page of another origin opened them
 
+Any other request is refused once its head is read, and its connection closed: nobody reads its body. `preloads.pending`
+bounds the connections on which no request has passed.
+
 `preloads.secure` imports this module; it imports distributed and tornado.
 """
 
@@ -16,6 +19,7 @@ import hmac
 import logging
 import re
 import urllib.parse
+from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,15 +32,21 @@ from tornado.httputil import (
     HTTPServerRequest,
     ResponseStartLine,
 )
+from tornado.iostream import IOStream
 from tornado.routing import Router
 
 from mpiboot.distributed_internals import (
+    TLS_LOGGER,
+    after_handshake,
     after_http_start,
+    after_tls_start,
     http_application,
     is_worker_dashboard,
     replace_http_application,
+    request_stream,
 )
 from mpiboot.errors import SecurityError
+from mpiboot.preloads.pending import FewHandshakeFailures, PendingConnections, max_pending
 from mpiboot.protocol.secrets import (
     check_rank_secrets,
     client_security_arguments,
@@ -53,7 +63,7 @@ _REFUSAL = {
 
 
 def arm(job_directory: Path) -> None:
-    """Guard every HTTP server that this process's scheduler or worker will start, before its first request.
+    """Guard every HTTP server that this process's scheduler or worker will start, and bound every listener.
 
     Call this while a preload is imported: distributed imports preloads before it listens, and an import error ends the
     process. An error in `dask_setup` is only logged, and the server would run unguarded.
@@ -79,6 +89,15 @@ def arm(job_directory: Path) -> None:
             "variables, and submit the job again",
         )
     after_http_start(lambda server: install(server, job_directory))
+    after_tls_start(_bound)
+    log = logging.getLogger(TLS_LOGGER)
+    if not any(isinstance(known, FewHandshakeFailures) for known in log.filters):
+        log.addFilter(FewHandshakeFailures())
+
+
+def _bound(listener: Any, tcp_server: Any) -> None:
+    """Bound the connections to a listener of Dask's whose TLS handshake is not done."""
+    after_handshake(listener, PendingConnections(tcp_server, max_pending()).admit)
 
 
 def install(server: Any, job_directory: Path) -> None:
@@ -93,7 +112,8 @@ def install(server: Any, job_directory: Path) -> None:
     """
     application = http_application(server)
     if not isinstance(application, Guard):
-        guard = Guard(application, server, job_directory.name, read_token(job_directory))
+        pending = PendingConnections(server.http_server, max_pending())
+        guard = Guard(application, server, job_directory.name, read_token(job_directory), pending.admit)
         replace_http_application(server, guard)
 
 
@@ -128,10 +148,15 @@ class Guard(Router):  # type: ignore[misc]
         Name of the job's directory.
     token : str
         The job's token.
+    admit : callable
+        Called with the stream of each connection over which a request passed.
     """
 
-    def __init__(self, application: Router, server: Any, job_name: str, token: str) -> None:
+    def __init__(
+        self, application: Router, server: Any, job_name: str, token: str, admit: Callable[[IOStream], None]
+    ) -> None:
         self.application = application
+        self.admit = admit
         self.server = server
         self.has_pages = isinstance(server, Scheduler)
         self.token = token
@@ -141,6 +166,7 @@ class Guard(Router):  # type: ignore[misc]
         """Return the application's handler for a request, or one that gives the guard's response."""
         response = self.judge(request)
         if response is None:
+            self.admit(request_stream(request))
             return self.application.find_handler(request, **kwargs)
         if response.status is HTTPStatus.FORBIDDEN:
             # Log only the path: the query may contain another job's token.
@@ -192,19 +218,20 @@ class Guard(Router):  # type: ignore[misc]
 
 
 class _ResponseWriter(HTTPMessageDelegate):  # type: ignore[misc]
-    """Writes a response once the request has been read."""
+    """Writes a response once the request's head has been read. tornado then closes the connection, and reads no body."""
 
     def __init__(self, request: HTTPServerRequest, response: GuardResponse) -> None:
         self.request = request
         self.response = response
 
-    def finish(self) -> None:
+    def headers_received(self, *args: Any) -> None:
         body = b"" if self.request.method == "HEAD" else self.response.body.encode()
         headers = HTTPHeaders(
             {
                 "Content-Type": "text/plain; charset=utf-8",
                 "Content-Length": str(len(body)),
                 "Cache-Control": "no-store",
+                "Connection": "close",
                 **self.response.headers,
             }
         )

@@ -9,6 +9,7 @@ import dask
 import pytest
 from browser import COLOURED_PIXELS, becomes_true, browse, chromium, listen, tunnel
 from distributed import Client, Scheduler, Worker
+from distributed.comm.tcp import TLSListener
 from distributed.node import ServerNode
 
 from mpiboot.boot.certificates import make_job_secrets
@@ -53,6 +54,8 @@ def serve(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, security.GUARD_PRELOAD, raising=False)
     start = ServerNode.start_http_server
     monkeypatch.setattr(ServerNode, "start_http_server", getattr(start, "__wrapped__", start))
+    start = TLSListener.start
+    monkeypatch.setattr(TLSListener, "start", getattr(start, "__wrapped__", start))
     settings = {
         name.removeprefix("DASK_").lower().replace("__", "."): dask.config.interpret_value(value)
         for name, value in security.dask_tls_environment(job).items()

@@ -1,16 +1,26 @@
-"""One test per private name of distributed: a new release that lacks one fails the test of that name."""
+"""One test per private name of distributed and tornado: a new release that lacks one fails the test of that name."""
 
 import asyncio
+import contextlib
 import inspect
+import logging
 import time
 
 import pytest
-from distributed import Client, LocalCluster, Nanny, Scheduler, Worker
+from distributed import Client, LocalCluster, Nanny, Scheduler, Security, Worker
+from distributed.comm.tcp import TLSListener
+from distributed.core import Server
 from distributed.deploy.cluster import Cluster
 from distributed.node import ServerNode
+from tornado.iostream import IOStream, SSLIOStream
+from tornado.netutil import bind_sockets
 from tornado.routing import Router
+from tornado.tcpserver import TCPServer
+from tornado.web import Application, RequestHandler
 
 from mpiboot import distributed_internals as internals
+from mpiboot.boot.certificates import make_job_secrets
+from mpiboot.protocol.secrets import client_security_arguments
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +50,9 @@ def worker_of(cluster):
     ("name", "parameters"),
     [
         ("ServerNode.start_http_server", ["self", "routes", "dashboard_address"]),
+        ("TLSListener.start", ["self"]),
+        ("TLSListener.on_connection", ["self", "comm"]),
+        ("TCPServer._handle_connection", ["self", "connection", "address"]),
         ("Nanny._on_worker_exit_sync", ["self", "exitcode"]),
         ("Scheduler.check_idle", ["self"]),
         ("Cluster._start", ["self"]),
@@ -52,6 +65,7 @@ def worker_of(cluster):
 def test_method(name, parameters):
     owner, method = name.split(".")
     classes = {"ServerNode": ServerNode, "Nanny": Nanny, "Scheduler": Scheduler, "Cluster": Cluster}
+    classes |= {"TLSListener": TLSListener, "TCPServer": TCPServer}
     found = list(inspect.signature(getattr(classes[owner], method)).parameters)
     assert found[: len(parameters)] == parameters
 
@@ -100,6 +114,109 @@ def test_the_http_server_of_a_scheduler_is_seen_before_it_serves(monkeypatch):
             assert internals.http_application(scheduler) is other
 
     asyncio.run(start())
+
+
+@pytest.fixture
+def encryption(tmp_path):
+    """A job's TLS files as Dask's security."""
+    tmp_path.chmod(0o700)
+    make_job_secrets(tmp_path, valid_for_s=600)
+    return Security(
+        **client_security_arguments(tmp_path),
+        tls_scheduler_cert=str(tmp_path / "tls/scheduler.pem"),
+        tls_scheduler_key=str(tmp_path / "tls/scheduler-key.pem"),
+    )
+
+
+def test_a_tls_listener_is_seen_before_it_accepts_and_each_connection_after_its_handshake(
+    encryption, monkeypatch
+):
+    """`TLSListener.start`, `.tcp_server`, `.on_connection`, and `TLS.stream`; a failed handshake is told in the log."""
+    monkeypatch.setattr(TLSListener, "start", TLSListener.start)
+    seen, streams, records = [], [], []
+
+    def act(listener, tcp_server):
+        seen.append(tcp_server)
+        internals.after_handshake(listener, streams.append)
+
+    internals.after_tls_start(act)
+    internals.after_tls_start(lambda *args: pytest.fail("the second is one too many"))
+    handler = logging.Handler()
+    handler.emit = records.append
+    logging.getLogger(internals.TLS_LOGGER).addHandler(handler)
+
+    async def start():
+        arguments = encryption.get_connection_args("client")
+        async with Server({"ping": lambda: "pong"}) as server:
+            await server.listen("tls://127.0.0.1:0", **encryption.get_listen_args("scheduler"))
+            assert [type(tcp_server) for tcp_server in seen] == [TCPServer]
+            stranger = await asyncio.open_connection("127.0.0.1", server.port)
+            stranger[1].write(b"rubbish\n" * 100)
+            with contextlib.suppress(ConnectionResetError):
+                await stranger[0].read()
+            stranger[1].close()
+            assert streams == []
+            assert (
+                await internals.ask_server(server.address, ["ping"], timeout_s=10, connection_args=arguments)
+            ) == ["pong"]
+            assert [type(stream) for stream in streams] == [SSLIOStream]
+
+    try:
+        asyncio.run(start())
+    finally:
+        logging.getLogger(internals.TLS_LOGGER).removeHandler(handler)
+    assert [internals.is_handshake_failure(record) for record in records] == [True]
+
+
+def test_the_connections_to_a_server_are_accepted_by_another_function():
+    """`TCPServer._sockets`, `._handlers`, `._handle_connection`."""
+    served = []
+
+    class Greeter(TCPServer):
+        async def handle_stream(self, stream, address):
+            served.append((type(stream), address))
+            await stream.write(b"hello\n")
+            stream.close()
+
+    async def start():
+        server = Greeter()
+        server.add_sockets(bind_sockets(0, "127.0.0.1"))
+        accepted = []
+
+        def accept(listening, events):
+            accepted.append(listening.accept())
+            internals.serve_connection(server, *accepted[-1])
+
+        [listening] = internals.accept_connections(server, accept)
+        reader, writer = await asyncio.open_connection(*listening.getsockname())
+        assert await reader.read() == b"hello\n"
+        assert served == [(IOStream, address) for _, address in accepted] != []
+        writer.close()
+        server.stop()
+        assert listening.fileno() == -1
+
+    asyncio.run(start())
+
+
+def test_the_stream_of_a_request():
+    """`HTTPServerRequest.connection.stream`."""
+    streams = []
+
+    class Page(RequestHandler):
+        def get(self):
+            streams.append(internals.request_stream(self.request))
+
+    async def start():
+        server = Application([("/", Page)]).listen(0, "127.0.0.1")
+        [listening] = server._sockets.values()
+        reader, writer = await asyncio.open_connection(*listening.getsockname())
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        await reader.read()
+        writer.close()
+        server.stop()
+
+    asyncio.run(start())
+    assert [type(stream) for stream in streams] == [IOStream]
 
 
 def test_dashboards(cluster):

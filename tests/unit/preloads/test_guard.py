@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import socket
 import sys
 import threading
 import time
@@ -18,12 +19,14 @@ import pytest
 import tornado.httpclient
 import tornado.websocket
 from distributed import Client, Scheduler, Security, Worker
+from distributed.comm.tcp import TLSListener
 from distributed.node import ServerNode
+from holder import MODES, hold
 from routes import all_routes
 
 from mpiboot.boot.certificates import make_job_secrets
 from mpiboot.errors import SecurityError
-from mpiboot.preloads import guard
+from mpiboot.preloads import guard, pending
 from mpiboot.protocol import secrets as security
 from mpiboot.protocol.variables import JOB_DIRECTORY_VARIABLE
 
@@ -75,6 +78,8 @@ def preload(monkeypatch):
     monkeypatch.delitem(sys.modules, security.GUARD_PRELOAD, raising=False)
     start = ServerNode.start_http_server
     monkeypatch.setattr(ServerNode, "start_http_server", getattr(start, "__wrapped__", start))
+    start = TLSListener.start
+    monkeypatch.setattr(TLSListener, "start", getattr(start, "__wrapped__", start))
     yield monkeypatch
     sys.modules.pop(security.GUARD_PRELOAD, None)
 
@@ -159,6 +164,7 @@ def cluster(tmp_path_factory):
         monkeypatch.setenv(JOB_DIRECTORY_VARIABLE, str(job))
         monkeypatch.delitem(sys.modules, security.GUARD_PRELOAD, raising=False)
         monkeypatch.setattr(ServerNode, "start_http_server", ServerNode.start_http_server)
+        monkeypatch.setattr(TLSListener, "start", TLSListener.start)
         cluster = Cluster(job)
         try:
             cluster.run(cluster.open())
@@ -270,11 +276,92 @@ def test_other_authorizations_are_refused(cluster, value):
     assert cluster.status("scheduler", "/metrics", headers) == 403
 
 
-def test_a_long_body_does_not_get_through(cluster):
-    request = urllib.request.Request(cluster.base("scheduler") + "/status", data=b"x" * 1_000_000)
-    with pytest.raises(urllib.error.HTTPError, match="403") as refusal:
-        urllib.request.urlopen(request, timeout=30)
-    refusal.value.close()
+@pytest.mark.parametrize(
+    "framing", ["Content-Length: 99000000", "Content-Length: 999000000", "Transfer-Encoding: chunked", "X: y"]
+)
+@pytest.mark.parametrize("role", ["scheduler", "worker"])
+def test_a_refused_request_is_answered_after_its_head_and_its_connection_closed(cluster, role, framing):
+    port = getattr(cluster, role).http_server.port
+    with socket.create_connection(("127.0.0.1", port), 10) as stranger, stranger.makefile("rb") as answer:
+        stranger.sendall(f"POST /status HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n".encode())
+        assert answer.readline() == b"HTTP/1.1 403 Forbidden\r\n"
+        head, _, rest = answer.read().partition(b"\r\n\r\n")  # until the server has closed it
+        assert b"Connection: close" in head
+        assert rest.startswith(guard._REFUSAL[role == "scheduler"].encode())
+
+
+@pytest.mark.parametrize("mode", ["body", "chunked"])
+def test_nobody_reads_the_body_of_a_refused_request(cluster, mode):
+    port = cluster.scheduler.http_server.port
+    figures = asyncio.run(hold("127.0.0.1", port, mode, connections=3, seconds=20))
+    assert figures.closed == 3
+    assert figures.held_s[2] < 5
+    assert figures.sent_bytes < 3 * 20e6  # what the kernel's buffers take
+
+
+# ---- those who hold connections --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    monkeypatch.setattr(pending, "PENDING_S", 0.75)
+
+
+@pytest.mark.parametrize("role", ["scheduler", "worker"])
+@pytest.mark.parametrize("kind", ["comm", "http"])
+def test_no_stranger_holds_a_connection_for_long(cluster, soon, role, kind):
+    server = getattr(cluster, role)
+    port = server.http_server.port if kind == "http" else int(server.address.rpartition(":")[2])
+
+    async def hold_all():
+        return await asyncio.gather(
+            *(hold("127.0.0.1", port, mode, connections=3, seconds=15) for mode in MODES)
+        )
+
+    for figures in asyncio.run(hold_all()):
+        assert (figures.mode, figures.opened, figures.closed) == (figures.mode, 3, 3)
+        assert figures.held_s[2] < 4, figures
+
+
+@pytest.mark.parametrize("role", ["scheduler", "worker"])
+def test_the_owner_s_idle_connection_stays(cluster, soon, role):
+    async def ask_twice():
+        reader, writer = await asyncio.open_connection("127.0.0.1", getattr(cluster, role).http_server.port)
+        answers = []
+        for pause_s in (3 * pending.PENDING_S, 0):
+            request = f"GET /health HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {cluster.token}\r\n\r\n"
+            writer.write(request.encode())
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+            await reader.readexactly(int(re.search(rb"Content-Length: (\d+)", head)[1]))
+            answers.append(head.split()[1])
+            await asyncio.sleep(pause_s)
+        writer.close()
+        return answers
+
+    assert asyncio.run(ask_twice()) == [b"200", b"200"]
+
+
+def test_the_owner_s_websocket_and_client_stay(cluster, soon):
+    async def work():
+        request = tornado.httpclient.HTTPRequest(
+            cluster.base("scheduler").replace("http", "ws") + "/eventstream",
+            headers={"Cookie": cluster.cookie},
+        )
+        websocket = await tornado.websocket.websocket_connect(request)
+        arguments = security.client_security_arguments(cluster.job)
+        async with Client(
+            cluster.scheduler.address,
+            security=Security(**arguments),
+            asynchronous=True,
+            set_as_default=False,
+        ) as client:
+            await asyncio.sleep(3 * pending.PENDING_S)
+            done = await client.submit(sum, [1, 2], pure=False)
+        told = await asyncio.wait_for(websocket.read_message(), 10)
+        websocket.close()
+        return done, told is not None
+
+    assert cluster.run(work()) == (3, True)
 
 
 # ---- websockets and pages from elsewhere ------------------------------------------------------------------
@@ -493,9 +580,11 @@ def test_twice_is_once(tmp_path, preload):
     job = make_job(tmp_path, "job")
     with dask.config.set(dask_settings(job)):
         guard.arm(job)
-        armed = ServerNode.start_http_server
+        armed = ServerNode.start_http_server, TLSListener.start
         guard.arm(job)
-    assert ServerNode.start_http_server is armed
+    assert (ServerNode.start_http_server, TLSListener.start) == armed
+    filters = logging.getLogger("distributed.comm.tcp").filters
+    assert [type(known) for known in filters].count(pending.FewHandshakeFailures) == 1
 
 
 def test_installing_twice_is_once(cluster):
