@@ -25,11 +25,12 @@ logger = logging.getLogger(__name__)
 
 MAX_PENDING = 512
 MIN_PENDING = 32
-DESCRIPTORS_PER_PENDING = 16  # a scheduler has two servers: an eighth of its descriptors
+DESCRIPTORS_PER_PENDING = 8  # a scheduler has two servers: a quarter of its descriptors
 PENDING_S = 10.0
 GRACE_S = 2.0
-BLAME_S = 60.0
-TICK_S = 0.25
+BLAME_S = 10.0
+BLAMED_GRACE_S = 0.1
+TICK_S = 0.1
 ACCEPTED_PER_TURN = 16
 BACKLOG = 1024
 LOGGED_PER_MINUTE = 10
@@ -47,8 +48,8 @@ class PendingConnections:
     A connection that has been pending for `PENDING_S` is closed. If `limit` are pending, further ones wait in the
     kernel's queue, so that a crowd of workers that connect at once loses none. But once some are older than `GRACE_S`,
     and few authenticate themselves, a stranger holds them. New ones then take the places of the oldest ones of the
-    address that has most, and for `BLAME_S` that address's connections have no grace. A connection that has sent nothing
-    costs no TLS or HTTP object, and is closed before those that have.
+    address that has most, and for `BLAME_S` that address's connections have a grace of `BLAMED_GRACE_S`. A connection
+    that has sent nothing costs no TLS or HTTP object, and is closed before those that have.
 
     Time is counted in ticks of the event loop. A loop that was busy for seconds has had no time for handshakes; for it
     that is one tick.
@@ -135,7 +136,11 @@ class PendingConnections:
 
     def _close_strangers(self) -> None:
         """Close some connections of a blamed address, if it has any, else some that are old."""
-        chosen = [one for one, (host, _) in self.pending.items() if host in self.blamed]
+        chosen = [
+            one
+            for one, (host, _) in self.pending.items()
+            if host in self.blamed and self._age_s(one) >= BLAMED_GRACE_S
+        ]
         if not chosen and sum(self.admitted) < self.limit // 4:
             chosen = [one for one in self.pending if self._age_s(one) >= GRACE_S]
         self._close_oldest(chosen)

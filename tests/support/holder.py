@@ -1,6 +1,6 @@
 """A stranger who opens connections to listening sockets and holds them. Standard library only, for any account and host:
 
-    python holder.py [--mode MODE] [--connections N] [--seconds S] [--again] HOST:PORT...
+    python holder.py [--mode MODE] [--connections N] [--seconds S] [--again] [--source ADDRESS] HOST:PORT...
 
 Each target gets N connections in each mode. The output is one JSON object per target and mode; see `Figures`.
 `hold` does the same from a test, within an event loop.
@@ -174,6 +174,7 @@ async def hold(
     connections: int = 1,
     seconds: float = 20.0,
     again: bool = False,
+    source: str | None = None,
 ) -> Figures:
     """Open connections in one mode, and hold them.
 
@@ -189,6 +190,8 @@ async def hold(
         How long to hold them; ends earlier once the server has closed all.
     again : bool
         Whether to open another connection for each that the server closes.
+    source : str, optional
+        The address to connect from.
 
     Returns
     -------
@@ -200,7 +203,9 @@ async def hold(
 
     async def hold_one() -> None:
         while loop.time() < give_up_at:
-            opening = loop.create_connection(lambda: Connection(mode, figures), host, port)
+            opening = loop.create_connection(
+                lambda: Connection(mode, figures), host, port, local_addr=(source, 0) if source else None
+            )
             try:
                 _, connection = await asyncio.wait_for(opening, CONNECT_S)
             except (OSError, asyncio.TimeoutError):
@@ -239,6 +244,7 @@ async def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=20.0, help="default %(default)s")
     parser.add_argument("--again", action="store_true", help="reopen what the server closes")
+    parser.add_argument("--source", metavar="ADDRESS", help="connect from this address")
     options = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -251,6 +257,7 @@ async def main() -> None:
             connections=options.connections,
             seconds=options.seconds,
             again=options.again,
+            source=options.source,
         )
         for host, _, port in targets
         for mode in options.mode or MODES
