@@ -12,6 +12,7 @@ from pathlib import Path
 
 import holder
 import pytest
+from waiting import wait_until
 
 import mpiboot
 from mpiboot.protocol.secrets import read_token
@@ -38,9 +39,14 @@ def job(tmp_path_factory):
         )
         job_id = submitted.stdout.split()[-1]
         try:
+            wait_until((job_directory(job_id) / "endpoint.json").exists, "cluster", 60)
             yield job_id
         finally:
             subprocess.run(["mpiboot", "stop", job_id], capture_output=True, check=True)
+
+
+def job_directory(job_id):
+    return Path(os.environ["MPIBOOT_HOME"], "jobs", f"local-{job_id}")
 
 
 def ports_and_processes(client):
@@ -70,7 +76,7 @@ def test_a_thousand_handshakes_at_once_get_in_while_strangers_hold(job):
 
     from mpiboot.protocol.secrets import client_security_arguments
 
-    directory = Path(os.environ["MPIBOOT_HOME"], "jobs", f"local-{job}")
+    directory = job_directory(job)
     arguments = Security(**client_security_arguments(directory)).get_connection_args("client")
     with mpiboot.connect(job) as client:
         target = client.scheduler_info()["address"]
@@ -97,7 +103,7 @@ def test_a_thousand_handshakes_at_once_get_in_while_strangers_hold(job):
 def test_holders_keep_nobody_out(job, mode):
     with mpiboot.connect(job) as client:
         ports = ports_and_processes(client)
-        directory = Path(os.environ["MPIBOOT_HOME"], "jobs", f"local-{job}")
+        directory = job_directory(job)
         before = {process: open_files(process) for _, process in ports.values()}
         command = [
             *[sys.executable, holder.__file__, "--mode", mode, "--seconds", str(HOLD_S)],

@@ -133,6 +133,7 @@ def test_a_tls_listener_is_seen_before_it_accepts_and_each_connection_after_its_
 ):
     """`TLSListener.start`, `.tcp_server`, `.on_connection`, and `TLS.stream`; a failed handshake is told in the log."""
     monkeypatch.setattr(TLSListener, "start", TLSListener.start)
+    monkeypatch.setattr(logging.getLogger(internals.TLS_LOGGER), "filters", [])
     seen, streams, records = [], [], []
 
     def act(listener, tcp_server):
