@@ -350,10 +350,14 @@ class ChannelAddress:
         return from_json(data, {cls.__name__: cls})
 
 
-def encode(message: Any, payload: bytes | memoryview = b"") -> bytes:
-    """Return the bytes of a message, for `Connection.write`: what goes to many is encoded once."""
+def encode(message: Any) -> bytes:
+    """Return the bytes of a message without payload, for `Connection.write`: what goes to many is encoded once."""
+    return _head(message, b"")
+
+
+def _head(message: Any, payload: bytes | memoryview) -> bytes:
     data = to_json(message)
-    return b"".join((_LENGTHS.pack(len(data), len(payload)), data, payload))
+    return _LENGTHS.pack(len(data), len(payload)) + data
 
 
 class Connection:
@@ -384,7 +388,9 @@ class Connection:
 
     def post(self, message: Any, payload: bytes | memoryview = b"") -> None:
         """Send a message without waiting until it is on its way."""
-        self.write(encode(message, payload))
+        self.write(_head(message, payload))
+        if payload:
+            self._writer.write(payload)  # apart: it may be large, and `encode` would copy it
 
     async def send(self, message: Any, payload: bytes | memoryview = b"") -> None:
         """Send a message, and wait until most of it is on its way.

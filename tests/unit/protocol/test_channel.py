@@ -26,6 +26,7 @@ from mpiboot.protocol.channel import (
     encode,
     server_context,
 )
+from mpiboot.protocol.messages import to_json
 
 HELLO = Hello("1", "n1", "h1", 7)
 ANSWER = Sighting(True)
@@ -40,6 +41,12 @@ def tls(tmp_path_factory):
 @pytest.fixture(scope="module")
 def other_tls(tmp_path_factory):
     return make_tls(tmp_path_factory.mktemp("other"))
+
+
+def frame(message, payload=b""):
+    """The bytes of a message, written out."""
+    data = to_json(message)
+    return struct.pack("!II", len(data), len(payload)) + data + payload
 
 
 def incoming(*pieces, end=False):
@@ -57,7 +64,7 @@ def incoming(*pieces, end=False):
 
 def test_frames_come_one_after_the_other():
     async def work():
-        connection = incoming(encode(HELLO) + encode(Output(), b"\x00\xff" * 1000) + encode(Heartbeat()))
+        connection = incoming(frame(HELLO) + frame(Output(), b"\x00\xff" * 1000) + frame(Heartbeat()))
         return [await connection.receive() for _ in range(3)]
 
     assert run(work()) == [(HELLO, b""), (Output(), b"\x00\xff" * 1000), (Heartbeat(), b"")]
@@ -67,7 +74,7 @@ def test_frames_come_one_after_the_other():
 def test_a_cut_frame_is_a_lost_connection(size):
     async def work():
         with pytest.raises(ConnectionError, match="the connection was closed"):
-            await incoming(encode(Output(), b"abc")[:size], end=True).receive()
+            await incoming(frame(Output(), b"abc")[:size], end=True).receive()
 
     run(work())
 
@@ -85,10 +92,10 @@ def test_a_frame_that_claims_too_much_is_refused_before_it_is_read(lengths):
 
 def test_a_frame_of_the_greatest_size_is_taken():
     async def work():
-        reason = "x" * (JSON_MAX_BYTES - len(encode(Close(""))) + struct.calcsize("!II"))
-        frame = encode(Close(reason), bytes(PAYLOAD_MAX_BYTES))
-        assert struct.unpack_from("!II", frame) == (JSON_MAX_BYTES, PAYLOAD_MAX_BYTES)
-        return await incoming(frame).receive() == (Close(reason), bytes(PAYLOAD_MAX_BYTES))
+        reason = "x" * (JSON_MAX_BYTES - len(frame(Close(""))) + struct.calcsize("!II"))
+        whole = frame(Close(reason), bytes(PAYLOAD_MAX_BYTES))
+        assert struct.unpack_from("!II", whole) == (JSON_MAX_BYTES, PAYLOAD_MAX_BYTES)
+        return await incoming(whole).receive() == (Close(reason), bytes(PAYLOAD_MAX_BYTES))
 
     assert run(work())
 
@@ -108,7 +115,7 @@ def test_what_is_no_message_loses_the_connection(data):
 @pytest.mark.parametrize("size", [0, 8, -1])
 def test_silence_has_a_deadline_even_within_a_frame(size):
     async def work():
-        connection = incoming(encode(Output(), b"abc")[:size])
+        connection = incoming(frame(Output(), b"abc")[:size])
         with pytest.raises(ConnectionError, match=r"nothing was heard for 0\.05 s"):
             await connection.receive(0.05)
 
@@ -121,7 +128,7 @@ def test_the_deadline_counts_from_each_receive(monkeypatch):
     async def work():
         connection = incoming()
         for _ in range(4):
-            asyncio.get_running_loop().call_later(0.1, connection._reader.feed_data, encode(Heartbeat()))
+            asyncio.get_running_loop().call_later(0.1, connection._reader.feed_data, frame(Heartbeat()))
             await connection.receive()
         with pytest.raises(ConnectionError, match=r"nothing was heard for 0\.2 s"):
             await connection.receive()
@@ -142,7 +149,7 @@ def test_who_is_cancelled_while_a_message_arrives_ends(steps):
         task = asyncio.create_task(follow(connection))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        connection._reader.feed_data(encode(Heartbeat()))
+        connection._reader.feed_data(frame(Heartbeat()))
         for _ in range(steps):
             await asyncio.sleep(0)
         task.cancel()
