@@ -31,7 +31,7 @@ def head(index: bytes) -> bytes:
     return HEAD.pack(len(index), hashlib.sha256(index).digest())
 
 
-def index_size(start: bytes | bytearray) -> int:
+def index_size(start: bytes | bytearray | memoryview) -> int:
     """Return the size of the index, from the beginning of the file.
 
     Raises
@@ -45,7 +45,7 @@ def index_size(start: bytes | bytearray) -> int:
     return size
 
 
-def is_intact(start: bytes | bytearray) -> bool:
+def is_intact(start: bytes | memoryview) -> bool:
     """Tell whether the index at the beginning of the file has its checksum."""
     size, checksum = HEAD.unpack_from(start)
     return bool(hashlib.sha256(memoryview(start)[HEAD.size : HEAD.size + size]).digest() == checksum)

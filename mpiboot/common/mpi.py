@@ -9,8 +9,8 @@ from mpiboot.errors import LaunchError
 
 # Variables that a launcher sets for the ranks of its own run; they would mislead the launcher of another run. PMI_,
 # PMI2_ and PMIX_ belong to process managers (batch systems, Hydra, PRRTE), OMPI_ to Open MPI, PRTE_ to PRRTE, HYDRA_ and
-# HYDI_ to MPICH.
-LAUNCH_PREFIXES = ("PMI", "OMPI_", "PRTE_", "HYDRA_", "HYDI_")
+# HYDI_ to MPICH. Open MPI has one more; OPAL_PREFIX, in contrast, tells where a site's Open MPI lies.
+LAUNCH_PREFIXES = ("PMI", "OMPI_", "OPAL_USER_PARAMS_GIVEN", "PRTE_", "HYDRA_", "HYDI_")
 # Prefixes left out of the ranks' environment: those above, and the settings of Intel MPI's own launcher.
 RANK_UNSET_PREFIXES = (*LAUNCH_PREFIXES, "I_MPI_HYDRA_")
 # Prefixes left out of the workers' environment, so that a task that imports mpi4py does not start as a rank: those of

@@ -107,6 +107,7 @@ def staged(directory, archive, tmp_path, monkeypatch):
     child.write_text("import sys\nfrom mpiboot.agent import stage_child\nsys.exit(stage_child.main())\n")
     monkeypatch.setattr(sys, "orig_argv", [sys.executable, str(child), "job"])
 
+    monkeypatch.setattr(archive_copy, "PART_BYTES", 100_000)
     index_at = index_start(archive)
 
     def run(prepare=lambda nodes: None, archive=archive):
@@ -420,6 +421,6 @@ def test_the_file_has_no_name(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "open", no_tmpfile)
     descriptor = archive_copy.nameless_file(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    archive_copy.write_at(descriptor, b"abc", 2)
+    archive_copy.write_at(descriptor, memoryview(b"abc"), 2)
     assert os.pread(descriptor, 9, 0) == b"\0\0abc"
     os.close(descriptor)
