@@ -7,9 +7,12 @@ import functools
 import json
 import types
 import typing
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, cast
 
 Message = TypeVar("Message")
+
+_UNIONS = (typing.Union, types.UnionType)
 
 
 class MessageError(ValueError):
@@ -53,7 +56,7 @@ def from_json(data: bytes, kinds: dict[str, type[Message]]) -> Message:
     if content.keys() != fields.keys():
         raise MessageError(f"{kind.__name__} has the fields {', '.join(fields)}, not {', '.join(content)}")
     for name, annotation in fields.items():
-        if not _fits(content[name], annotation):
+        if not _check(annotation)(content[name]):
             raise MessageError(f"{kind.__name__}.{name} is not of type {annotation}: {content[name]!r:.100}")
     return kind(**content)
 
@@ -63,22 +66,40 @@ def _field_types(kind: Any) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
-def _fits(value: Any, annotation: Any) -> bool:
-    """Whether a value of JSON has the type of an annotation: simple types, lists, dicts, TypedDicts and unions."""
+@functools.cache
+def _check(annotation: Any) -> Callable[[Any], bool]:
+    """Return a test whether a value of JSON has the type of an annotation: simple, list, dict, TypedDict, or union.
+
+    A job of many nodes has messages with an entry for each: such lists and dicts are tested without a loop in Python.
+    """
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, argument) for argument in arguments)
-    if origin is list:
-        return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(_fits(item, arguments[1]) for item in value.values())
-    if typing.is_typeddict(annotation):
-        fields = _field_types(annotation)
-        return (
-            isinstance(value, dict)
-            and value.keys() == fields.keys()
-            and all(_fits(value[name], kind) for name, kind in fields.items())
-        )
+    if simple := _simple_types(annotation):
+        return lambda value: type(value) in simple
+    if origin in _UNIONS:
+        either = [_check(argument) for argument in arguments]
+        return lambda value: any(check(value) for check in either)
+    if origin in (list, dict):
+        item, items = _check(arguments[-1]), _simple_types(arguments[-1])
+
+        def fit(values: Iterable[Any]) -> bool:
+            return items.issuperset(map(type, values)) if items else all(map(item, values))
+
+        if origin is list:
+            return lambda value: type(value) is list and fit(value)
+        return lambda value: type(value) is dict and fit(value.values())
+    fields = {name: _check(kind) for name, kind in _field_types(annotation).items()}
+    return lambda value: (
+        type(value) is dict
+        and value.keys() == fields.keys()
+        and all(check(value[name]) for name, check in fields.items())
+    )
+
+
+def _simple_types(annotation: Any) -> frozenset[type]:
+    """Return the types of JSON's values that fit an annotation without lists and dicts; none for another annotation."""
+    if typing.get_origin(annotation) in _UNIONS:
+        types_of = [_simple_types(argument) for argument in typing.get_args(annotation)]
+        return frozenset().union(*types_of) if all(types_of) else frozenset()
     if annotation is float:  # JSON does not distinguish 1 from 1.0
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return isinstance(value, annotation) and (annotation is bool or not isinstance(value, bool))
+        return frozenset({int, float})
+    return frozenset({annotation} & {str, int, bool, types.NoneType})

@@ -1,11 +1,12 @@
-"""Boot's channel with many agents: `python agents_boot.py COUNT [--strangers N] [--cut] [--idle-s S]`.
+"""Boot's end of the channel with many agents: `python agents_boot.py COUNT [--strangers N] [--cut] [--idle-s S]`.
 
-A process of its own, so that CPU and memory are boot's alone. Prints one JSON object.
+A process of its own, so that CPU, memory and open files are boot's alone. Prints one JSON object; times in seconds.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -45,7 +46,8 @@ def main() -> int:
     return 0
 
 
-def usage() -> dict[str, float]:
+def usage() -> dict[str, Any]:
+    """Return what this process has used of the CPU, and what it holds."""
     fields = Path("/proc/self/status").read_text().split("VmRSS:")[1].split()
     spent = resource.getrusage(resource.RUSAGE_SELF)
     return {
@@ -123,10 +125,11 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             usage()["cpu_s"] - before["cpu_s"],
         )
         agents.introduce({name: [f"10.0.{k // 250}.{k % 250}", 40_000] for k, name in enumerate(reports)})
-        stages = agents.stage(StageOrder(1, "/scratch/alice/archive", "tree", False), TIMEOUT_S)
+        stages = agents.stage(StageOrder(1, "/scratch/alice/archive", "tree", False, tree=names), TIMEOUT_S)
         assert len(stages) == options.count
         now = usage()
         figures |= now | {"answered_s": time.monotonic() - began, "cpu_s": now["cpu_s"] - before["cpu_s"]}
+        figures["descriptors_max"] = now["descriptors"]
         figures["descriptor_limit"] = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         if options.idle_s:
             time.sleep(options.idle_s)
@@ -141,10 +144,12 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 time.sleep(0.05)
             figures["back_s"] = time.monotonic() - cut_at
             figures["back_cpu_s"] = usage()["cpu_s"] - now["cpu_s"]
-            figures["back_descriptors"] = usage()["descriptors"]
+            figures["descriptors_max"] = max(now["descriptors"], usage()["descriptors"])
         now, closed_at = usage(), time.monotonic()
     finally:
         agents.close(REASON, 60.0)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(agents.process.pid, signal.SIGKILL)
         if stranger:
             stranger.kill()
             stranger.wait()

@@ -1,9 +1,9 @@
-"""Hundreds of light workers against a scheduler that mpiboot started on this machine.
+"""Hundreds of light workers against a scheduler that mpiboot started on this machine, and as many agents against boot.
 
     python tests/bench/scale_bench.py [--quick] [--counts 500,1000]
 
 The workers are real, but many share a process and all share this machine's cores with the scheduler; times are
-therefore upper bounds, memory and descriptors are not.
+therefore upper bounds, memory and descriptors are not. The same holds for the agents, which prepare and stage nothing.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 from figures import number, table
 
 CROWD = Path(__file__).with_name("crowd.py")
+AGENTS = Path(__file__).with_name("agents_boot.py")
 CACHE = Path(__file__).resolve().parents[2] / ".cache" / "bench"
 PER_PROCESS = 250
 TIMEOUT_S = 300.0
@@ -34,6 +35,8 @@ QUIET = {
     "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "60s",
     "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "10s",
 }
+STRANGERS = 200
+AGENTS_IDLE_S = 10.0
 SOFT_LIMIT = 1024  # what a login shell commonly has; the scheduler must come by more
 
 
@@ -44,10 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--counts", default="500,1000")
     parser.add_argument("--quick", action="store_true", help="200 workers")
     parser.add_argument("--output", type=Path, default=CACHE / "scale.json")
+    parser.add_argument("--agents-output", type=Path, default=CACHE / "agents.json")
     options = parser.parse_args(argv)
     counts = [200] if options.quick else [int(word) for word in options.counts.split(",")]
     options.output.parent.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the job is stopped
+    of_agents = [measure_agents(count, strangers) for count in counts for strangers in (0, STRANGERS)]
+    options.agents_output.write_text(json.dumps(of_agents, indent=1) + "\n")
+    print(f"{report_agents(of_agents)}\n", flush=True)
     found = [measure(count) for count in counts]
     options.output.write_text(json.dumps(found, indent=1) + "\n")
     print(report(found))
@@ -71,6 +78,14 @@ def measure(count: int) -> dict[str, Any]:
         finally:
             client.shutdown()
             job.stop()
+
+
+def measure_agents(count: int, strangers: int) -> dict[str, Any]:
+    """Let so many agents dial boot, answer two orders, lose their connections once, and end."""
+    argv = [str(count), "--strangers", str(strangers), "--cut", "--idle-s", str(AGENTS_IDLE_S)]
+    output = subprocess.check_output([sys.executable, str(AGENTS), *argv], stdin=subprocess.DEVNULL)
+    figures: dict[str, Any] = json.loads(output)
+    return figures
 
 
 def crowd(client: Any, directory: Path, count: int) -> dict[str, Any]:
@@ -173,6 +188,35 @@ def report(found: Sequence[dict[str, Any]]) -> str:
         "open files",
         "a task each, s",
         "then ms/task",
+    ]
+    return table(columns, rows)
+
+
+def report_agents(found: Sequence[dict[str, Any]]) -> str:
+    rows = [
+        [
+            f"{one['count']}, {one['strangers']}",
+            number(one["reports_s"]),
+            number(one["answered_s"]),
+            number(one["cpu_s"]),
+            number(one["idle_cpu_share"] * 100),
+            f"{number(one['back_s'])}, {number(one['back_cpu_s'])}",
+            f"{number(one['close_s'])}, {number(one['close_cpu_s'])}",
+            f"{one['memory_before_bytes'] / 2**20:.0f} -> {one['memory_max_bytes'] / 2**20:.0f}",
+            f"{one['descriptors_max']} of {one['descriptor_limit']}",
+        ]
+        for one in found
+    ]
+    columns = [
+        "agents, strangers",
+        "all connected, s",
+        "all answered, s",
+        "boot's CPU s",
+        "idle, % CPU",
+        "cut: all back, s, CPU s",
+        "end, s, CPU s",
+        "boot, MiB",
+        "open files",
     ]
     return table(columns, rows)
 

@@ -12,7 +12,6 @@ import contextlib
 import functools
 import resource
 import signal
-import socket
 import sys
 from pathlib import Path
 
@@ -84,8 +83,7 @@ async def main() -> int:
     address = ChannelAddress.from_json(directory.channel.read_bytes())
     channel.client_context = functools.cache(channel.client_context)  # a real agent makes one
     agents = [LightAgent(directory, address, f"node-{first + k}") for k in range(count)]
-    cut_all = asyncio.get_running_loop().add_signal_handler
-    cut_all(signal.SIGUSR2, lambda: [one.cut() for one in agents])
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, lambda: [one.cut() for one in agents])
     statuses = await asyncio.gather(*(one.run() for one in agents))
     for one in agents:
         if one.ending.result().reason != "done":
@@ -97,5 +95,4 @@ if __name__ == "__main__":
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    socket.setdefaulttimeout(None)
     sys.exit(asyncio.run(main()))
