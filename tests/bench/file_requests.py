@@ -1,4 +1,4 @@
-"""Count what a command asks of the shared file system: `file_requests.py FOLDER [FOLDER ...] -- COMMAND [ARGUMENT ...]`.
+"""Count what a command asks of the shared file system: `file_requests.py FOLDER ... --command PROGRAM ARGUMENT ...`.
 
 The command runs in a mount namespace where each FOLDER lies behind sshfs, at its own path and with nothing in the
 client's cache, as on a node on which nobody has started Python yet. The requests that pass from sshfs to its server are
@@ -7,6 +7,7 @@ counted by kind. Needs root, sshfs and OpenSSH's sftp-server; the command's outp
 
 from __future__ import annotations
 
+import argparse
 import collections
 import json
 import os
@@ -28,6 +29,7 @@ SFTP_SERVERS = (
 )
 MOUNT_TIMEOUT_S = 20.0
 COMMAND_TIMEOUT_S = 120.0
+IN_NAMESPACE = "FILE_REQUESTS_NAMESPACE"
 # draft-ietf-secsh-filexfer-02, section 3; those that name a path, and those that name an open file.
 PATH_KINDS = {
     3: "open",
@@ -63,27 +65,40 @@ class Request(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """What one command cost.
+    """What was asked of the shared file system.
 
     Attributes
     ----------
     requests : list of Request
-        All requests, in their order.
+        All requests, folder by folder, in their order.
     read_bytes : int
         Bytes that the servers sent, with the protocol's headers.
-    seconds : float
-        Duration of the command.
-    returncode : int
-        Its exit status.
     """
 
     requests: list[Request]
     read_bytes: int
-    seconds: float
-    returncode: int
 
-    def by_kind(self) -> dict[str, int]:
-        return dict(collections.Counter(request.kind for request in self.requests).most_common())
+    @classmethod
+    def of(cls, relays: Sequence[Relay]) -> Counted:
+        """Return what has been asked so far."""
+        requests = [request for relay in relays for request in relay.requests]
+        return cls(requests, sum(relay.read_bytes for relay in relays))
+
+    def summary(self) -> dict[str, object]:
+        """Return the numbers of requests, and the bytes.
+
+        `without_reads` are those for metadata; sshfs reads 32 KiB per request, other clients read up to 1 MiB. `distinct`
+        names each path once per kind: what a client asks that remembers for a while that a file is not there.
+        """
+        kinds = collections.Counter(request.kind for request in self.requests)
+        named = [request for request in self.requests if request.path]
+        return {
+            "requests": len(self.requests),
+            "without_reads": len(self.requests) - kinds["read"],
+            "distinct": len(set(named)),
+            "by_kind": dict(kinds.most_common()),
+            "read_bytes": self.read_bytes,
+        }
 
 
 class Relay:
@@ -140,8 +155,8 @@ def behind_sshfs(folder: Path, delay_s: float = 0.0) -> Iterator[Relay]:
         Added to each request.
     """
     sftp_server = next(path for path in SFTP_SERVERS if Path(path).exists())
-    # The server keeps the folder open: its root is the folder as it was before the mount.
-    server = subprocess.Popen([sftp_server, "-d", str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    # Its working directory is the folder below the mount.
+    server = subprocess.Popen([sftp_server], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     relay = Relay(server, delay_s)
     options = "passive,allow_other,default_permissions,no_contain_symlinks"
     sshfs = subprocess.Popen(
@@ -167,55 +182,69 @@ def behind_sshfs(folder: Path, delay_s: float = 0.0) -> Iterator[Relay]:
             process.wait()
 
 
-def count(folders: Sequence[Path], command: Sequence[str], delay_s: float = 0.0) -> Counted:
-    """Run a command with the folders behind sshfs. This process must have a mount namespace of its own."""
+@contextmanager
+def behind(folders: Sequence[Path], delay_s: float = 0.0) -> Iterator[list[Relay]]:
+    """Put several folders behind sshfs. The Python that runs this must be in none of them: it serves them."""
+    for folder in folders:
+        if Path(sys.executable).resolve().is_relative_to(folder) or Path(sys.prefix).is_relative_to(folder):
+            raise SystemExit(f"run this by a Python that is not in {folder}: /usr/bin/python3")
     with ExitStack() as stack:
-        relays = [stack.enter_context(behind_sshfs(folder, delay_s)) for folder in folders]
-        began = time.monotonic()
-        # A shell between: until a child has called exec, the threads of this process wait, which serve the file system.
-        done = subprocess.run(
-            ["/bin/sh", "-c", 'exec "$@"', "sh", *command],
+        yield [stack.enter_context(behind_sshfs(folder, delay_s)) for folder in folders]
+
+
+def through_shell(command: Sequence[object]) -> list[str]:
+    """Return a command that starts `command` by a shell.
+
+    Until a child has called exec, the threads of its parent wait. If the parent serves the file that the child executes,
+    both would wait for ever.
+    """
+    return ["/bin/sh", "-c", 'exec "$@"', "sh", *map(str, command)]
+
+
+def count(folders: Sequence[Path], command: Sequence[object], delay_s: float = 0.0) -> Counted:
+    """Run a command with the folders behind sshfs. This process must have a mount namespace of its own."""
+    with behind(folders, delay_s) as relays:
+        subprocess.run(
+            through_shell(command),
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr,
             timeout=COMMAND_TIMEOUT_S,
             cwd="/",
+            check=False,
         )
-        seconds = time.monotonic() - began
-        return Counted(
-            [request for relay in relays for request in relay.requests],
-            sum(relay.read_bytes for relay in relays),
-            seconds,
-            done.returncode,
-        )
+        return Counted.of(relays)
 
 
-def main(argv: Sequence[str]) -> int:
-    if "--" not in argv[1:]:
-        print(__doc__, file=sys.stderr)
-        return 2
-    if os.environ.get("FILE_REQUESTS_NAMESPACE") is None:
-        os.environ["FILE_REQUESTS_NAMESPACE"] = "1"
-        unshare = shutil.which("unshare") or "unshare"
-        os.execv(unshare, [unshare, "--mount", "--propagation=private", sys.executable, *sys.argv])
-    split = argv.index("--")
-    folders = [Path(word).resolve() for word in argv[1:split]]
-    counted = count(folders, argv[split + 1 :], float(os.environ.get("DELAY_S", 0)))
-    if os.environ.get("SHOW"):
+def enter_namespace() -> None:
+    """Run this program again, in a mount namespace of its own."""
+    if os.environ.get(IN_NAMESPACE) is None:
+        os.environ[IN_NAMESPACE] = "1"
+        command = unshare()
+        os.execv(command[0], [*command, sys.executable, *sys.argv])
+
+
+def unshare() -> list[str]:
+    """Return a command that runs another one in a mount namespace of its own."""
+    return [shutil.which("unshare") or "unshare", "--mount", "--propagation=private"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    parser.add_argument("--command", nargs=argparse.REMAINDER, required=True, help="the rest of the line")
+    parser.add_argument("--delay", type=float, default=0.0, metavar="SECONDS", help="added to each request")
+    parser.add_argument("--show", action="store_true", help="print each request")
+    options = parser.parse_args()
+    enter_namespace()
+    counted = count([folder.resolve() for folder in options.folders], options.command, options.delay)
+    if options.show:
         for request in counted.requests:
             print(*request)
-    print(
-        json.dumps(
-            {
-                "requests": len(counted.requests),
-                "by_kind": counted.by_kind(),
-                "read_bytes": counted.read_bytes,
-                "seconds": round(counted.seconds, 3),
-                "returncode": counted.returncode,
-            }
-        )
-    )
-    return counted.returncode
+    print(json.dumps(counted.summary()))
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(main())
