@@ -7,14 +7,12 @@ this module.
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING
+
+from envpack.common.elf import read_library
 
 if TYPE_CHECKING:
     from envpack.pack.members import Data
-
-_PT_LOAD, _PT_DYNAMIC = 1, 2
-_DT_NULL, _DT_STRTAB, _DT_RPATH, _DT_RUNPATH = 0, 5, 15, 29
 
 
 def relative_run_paths(
@@ -41,7 +39,8 @@ def relative_run_paths(
     edits = []
     fits = True
     up = b"$ORIGIN" + b"/.." * path.count(b"/")
-    for offset, value in _run_paths(data):
+    library = read_library(data)
+    for offset, value in library.run_paths if library else []:
         entries = [_relative(entry, up, prefixes) for entry in value.split(b":")]
         new = b":".join(entry for entry, _ in entries)
         if not any(changed for _, changed in entries):
@@ -61,48 +60,3 @@ def _relative(entry: bytes, up: bytes, prefixes: list[bytes]) -> tuple[bytes, bo
         if entry == prefix or entry.startswith(prefix + b"/"):
             return up + entry[len(prefix) :], True
     return entry, False
-
-
-def _run_paths(data: Data) -> list[tuple[int, bytes]]:
-    """Return the offsets and values of an ELF file's run paths; none if it is something else, or damaged."""
-    if data[:4] != b"\x7fELF" or data[5:6] != b"\1":
-        return []
-    try:
-        return _parse_64(data) if data[4:5] == b"\2" else []
-    except struct.error:
-        return []
-
-
-def _parse_64(data: Data) -> list[tuple[int, bytes]]:
-    (program_headers,) = struct.unpack_from("<Q", data, 32)
-    size, count = struct.unpack_from("<HH", data, 54)
-    loads = []
-    dynamic = None
-    for n in range(count):
-        kind, _, offset, address, _, in_file = struct.unpack_from("<IIQQQQ", data, program_headers + n * size)
-        if kind == _PT_LOAD:
-            loads.append((address, offset, in_file))
-        elif kind == _PT_DYNAMIC:
-            dynamic = (offset, in_file)
-    if dynamic is None:
-        return []
-    strings = None
-    names = []
-    for at in range(dynamic[0], dynamic[0] + dynamic[1], 16):
-        tag, value = struct.unpack_from("<QQ", data, at)
-        if tag == _DT_NULL:
-            break
-        if tag == _DT_STRTAB:
-            strings = value
-        elif tag in (_DT_RPATH, _DT_RUNPATH):
-            names.append(value)
-    for address, offset, in_file in loads:
-        if strings is not None and address <= strings < address + in_file:
-            start = strings - address + offset
-            return [(start + name, _string(data, start + name)) for name in dict.fromkeys(names)]
-    return []
-
-
-def _string(data: Data, start: int) -> bytes:
-    end = data.find(b"\0", start)
-    return data[start:end] if end >= 0 else b""

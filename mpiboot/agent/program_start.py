@@ -9,14 +9,17 @@ what Python has in memory when it starts: each file that it opened would be one 
 
 import _frozen_importlib as bootstrap
 import _frozen_importlib_external as external
+import _imp
 import marshal
+import posix
 import sys
 
 TYPE_CHECKING = False  # typing is a file
 if TYPE_CHECKING:
     from types import ModuleType
 
-    # Path of the source; "module", "package", "extension" or "absent"; the code in marshal's format, if there is some.
+    # Path of the source or library; "module", "package", "extension" or "absent"; the code in marshal's format, or the
+    # content of the library, which may be empty.
     Entry = tuple[str, str, bytes]
 
 AGENT = "mpiboot.agent.agent"
@@ -30,7 +33,8 @@ class ProgramImporter:
     Parameters
     ----------
     modules : dict of str to tuple
-        The modules, by name. An extension module is loaded from its path; an absent one is not searched for.
+        The modules, by name. An extension module without content is loaded from its path; an absent one is not searched
+        for.
     """
 
     def __init__(self, modules: "dict[str, Entry]") -> None:
@@ -48,10 +52,10 @@ class ProgramImporter:
         """
         if name not in self.modules:
             return None
-        origin, kind, _ = self.modules[name]
+        origin, kind, content = self.modules[name]
         if kind == "absent":
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        loader = external.ExtensionFileLoader(name, origin) if kind == "extension" else self
+        loader = ExtensionLoader(name, origin, content) if kind == "extension" else self
         spec = bootstrap.ModuleSpec(name, loader, origin=origin, is_package=kind == "package")  # type: ignore[arg-type]
         spec.has_location = True  # the module gets `__file__`
         if kind == "package":
@@ -66,6 +70,46 @@ class ProgramImporter:
         """Run the module's code, and forget it. Part of importlib.abc.Loader."""
         _, _, code = self.modules.pop(module.__name__)
         exec(marshal.loads(code), module.__dict__)
+
+
+class ExtensionLoader(external.ExtensionFileLoader):
+    """Loads an extension module from memory, or from its file if the node does not allow that.
+
+    Parameters
+    ----------
+    name, path : str
+        The module, and its file.
+    content : bytes
+        What is loaded of the file; empty if it must be loaded as a file.
+    """
+
+    _count = 0
+
+    def __init__(self, name: str, path: str, content: bytes) -> None:
+        super().__init__(name, path)
+        self._content = content
+
+    def create_module(self, spec: bootstrap.ModuleSpec) -> "ModuleType":
+        """Load the library, and make its module. Part of importlib.abc.Loader."""
+        if self._content:
+            try:
+                return self._load_from_memory()
+            except (ImportError, OSError):
+                pass
+        return super().create_module(spec)
+
+    def _load_from_memory(self) -> "ModuleType":
+        descriptor = posix.memfd_create(self.name)
+        try:
+            posix.write(descriptor, self._content)
+            # dlopen(3) knows libraries by their names, so each needs another; a descriptor's number is used again.
+            ExtensionLoader._count += 1
+            path = f"/proc/self/{'./' * ExtensionLoader._count}fd/{descriptor}"
+            module = _imp.create_dynamic(bootstrap.ModuleSpec(self.name, self, origin=path))
+        finally:
+            posix.close(descriptor)
+        module.__file__ = self.path
+        return module
 
 
 def install() -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
+from envpack.common.elf import read_library
 from mpiboot.protocol.job_directory import write_bytes_atomic
 
 # Its code starts the program, with the modules in the place of this constant.
@@ -39,17 +40,28 @@ STANDARD_LIBRARY = """
     asyncio.tasks asyncio.threads asyncio.timeouts asyncio.transports asyncio.trsock asyncio.unix_events base64
     binascii _bisect bisect _blake2 bz2 collections collections.abc _collections_abc _colorize concurrent
     concurrent.futures concurrent.futures._base concurrent.futures.thread contextlib _contextvars contextvars copy
-    copyreg dataclasses dis encodings.idna enum fcntl fnmatch functools __future__ genericpath glob grp _hashlib
-    hashlib _heapq heapq importlib importlib._abc importlib.machinery importlib.util inspect ipaddress _json json
-    json.decoder json.encoder json.scanner keyword linecache locale logging lzma math msvcrt nt ntpath _opcode
-    opcode _opcode_metadata operator org os pathlib pathlib._abc pathlib._local platform posixpath _posixsubprocess
-    _queue queue re re._casefix re._compiler re._constants re._parser reprlib select selectors shlex shutil signal
-    _socket socket sre_compile sre_constants sre_parse _ssl ssl stat string stringprep _struct struct subprocess
-    textwrap threading token tokenize traceback types _typing typing unicodedata urllib urllib.parse warnings
-    weakref _weakrefset _winapi _wmi zlib
+    copyreg dataclasses dis enum fcntl fnmatch functools __future__ genericpath glob grp _hashlib hashlib _heapq
+    heapq importlib importlib._abc importlib.machinery importlib.util inspect ipaddress _json json json.decoder
+    json.encoder json.scanner keyword linecache locale logging lzma math msvcrt nt ntpath _opcode opcode
+    _opcode_metadata operator org os pathlib pathlib._abc pathlib._local platform posixpath _posixsubprocess _queue
+    queue re re._casefix re._compiler re._constants re._parser reprlib select selectors shlex shutil signal _socket
+    socket sre_compile sre_constants sre_parse _ssl ssl stat string _struct struct subprocess textwrap threading
+    token tokenize traceback types _typing typing urllib urllib.parse warnings weakref _weakrefset _winapi _wmi zlib
 """
 # shutil imports them for archives that no agent unpacks.
 HIDDEN = {"bz2", "lzma"}
+# Of the C library; every process has loaded them, or finds them in the system's folders.
+SYSTEM_LIBRARIES = (
+    b"libc.so",
+    b"libdl.so",
+    b"libm.so",
+    b"libpthread.so",
+    b"librt.so",
+    b"libutil.so",
+    b"ld-linux",
+)
+# An agent needs no larger extension module at its start; its child that stages needs zstandard's.
+EXTENSION_BYTES_MAX = 256 * 1024
 # Level 6 would save 10 % of the bytes, and take 45 ms more.
 COMPRESSION_LEVEL = 1
 
@@ -100,9 +112,25 @@ def module_entry(name: str) -> tuple[str, str, bytes] | None:
     if not spec.has_location or not spec.origin:
         return None
     if isinstance(spec.loader, ExtensionFileLoader):
-        return spec.origin, "extension", b""
+        return spec.origin, "extension", extension_content(Path(spec.origin))
     kind = "module" if spec.submodule_search_locations is None else "package"
     return spec.origin, kind, marshal.dumps(code_of(spec))
+
+
+def extension_content(path: Path) -> bytes:
+    """Return what is loaded of an extension module's file; nothing if it must be loaded from there.
+
+    That is so if it is large, or needs libraries that the dynamic linker finds by the file's own place, as in conda
+    environments.
+    """
+    data = path.read_bytes()
+    library = read_library(data)
+    if library is None or library.loaded_bytes > EXTENSION_BYTES_MAX:
+        return b""
+    by_its_place = any(b"ORIGIN" in run_path for _, run_path in library.run_paths)
+    if by_its_place and not all(name.startswith(SYSTEM_LIBRARIES) for name in library.needed):
+        return b""
+    return data[: library.loaded_bytes]
 
 
 def code_of(spec: ModuleSpec) -> CodeType:

@@ -8,11 +8,13 @@ import stat
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from envpack.common.elf import Library
 from mpiboot.boot import agent_program
-from mpiboot.boot.agent_program import find, module_entry, write_agent_program
+from mpiboot.boot.agent_program import extension_content, find, module_entry, write_agent_program
 
 # What an agent and its children import, at their start and later.
 IMPORTED = (
@@ -156,6 +158,49 @@ def test_the_code_is_that_of_the_source(damage, tmp_path, monkeypatch):
     namespace = {}
     exec(marshal.loads(code), namespace)
     assert (origin, kind, namespace["value"]) == (str(source), "module", expected)
+
+
+EXTENSION = Path(find("_socket").origin) if find("_socket").has_location else None
+
+
+@pytest.mark.skipif(EXTENSION is None, reason="this Python has its extension modules built in")
+def test_an_extension_module_is_loaded_from_memory(program):
+    show = f"{REPORT}\nprint(sys.modules['_socket'].__file__)\nprint(open('/proc/self/maps').read())"
+    done = run_isolated("-c", show, program, "socket", "select")
+    assert done.returncode == 0, done.stderr
+    _, file, *maps = done.stdout.splitlines()
+    assert file == str(EXTENSION)
+    assert any("memfd:_socket" in line for line in maps) and not any("lib-dynload" in line for line in maps)
+
+
+@pytest.mark.skipif(EXTENSION is None, reason="this Python has its extension modules built in")
+def test_an_extension_module_is_loaded_from_its_file_where_memory_files_are_forbidden(program):
+    forbid = "import posix\nposix.memfd_create = lambda name: posix.open('/nowhere', 0)\n"
+    done = run_isolated("-c", f"{forbid}{REPORT}\nprint(open('/proc/self/maps').read())", program, "socket")
+    assert done.returncode == 0, done.stderr
+    assert str(EXTENSION) in done.stdout and "memfd" not in done.stdout
+
+
+@pytest.mark.skipif(EXTENSION is None, reason="this Python has its extension modules built in")
+def test_the_loaded_part_of_an_extension_module_is_in_the_program():
+    """What debuggers read is not."""
+    content = extension_content(EXTENSION)
+    assert 0 < len(content) <= EXTENSION.stat().st_size and EXTENSION.read_bytes().startswith(content)
+
+
+def test_a_module_that_finds_libraries_by_its_place_is_loaded_from_there(tmp_path, monkeypatch):
+    library = Library([b"libc.so.6", b"libssl.so.3"], [(0, b"$ORIGIN/../..")], 2)
+    file = tmp_path / "_ssl.so"
+    file.write_bytes(b"1234")
+    for found, expected in (
+        (library, b""),
+        (library._replace(needed=[b"libc.so.6", b"ld-linux-x86-64.so.2"]), b"12"),
+        (library._replace(run_paths=[(0, b"/opt/lib")]), b"12"),
+        (library._replace(run_paths=[], loaded_bytes=agent_program.EXTENSION_BYTES_MAX + 1), b""),
+        (None, b""),
+    ):
+        monkeypatch.setattr(agent_program, "read_library", lambda _, found=found: found)
+        assert extension_content(file) == expected
 
 
 def test_kinds_of_modules():
