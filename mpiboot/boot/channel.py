@@ -7,7 +7,6 @@ event loop changes a `NodeState`; boot's own thread reads them. Only `boot.agent
 import asyncio
 import collections
 import contextlib
-import resource
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -36,10 +35,6 @@ from mpiboot.protocol.channel import (
 from mpiboot.protocol.job_directory import JobDirectory
 from mpiboot.protocol.listener import Listener
 
-# Descriptors of boot per agent: its connection, and another one when it has dialled again before boot notices the loss.
-DESCRIPTORS_PER_AGENT = 2
-# All others: files, pipes, and connections of strangers.
-DESCRIPTORS_SPARE = 512
 # How much of the ranks' output waits for a slow file system.
 OUTPUT_BYTES_MAX = 16 * 1024**2
 FLUSH_S = 2.0
@@ -114,7 +109,6 @@ class Channel:
     """
 
     def __init__(self, nodes: Sequence[str], host: str, directory: JobDirectory, orders: Orders) -> None:
-        allow_descriptors(len(nodes) * DESCRIPTORS_PER_AGENT + DESCRIPTORS_SPARE)
         self.nodes = {node: NodeState() for node in nodes}
         self.changes: collections.deque[Change] = collections.deque()
         # What every agent gets, in this order, whenever it dials; and its bytes.
@@ -330,11 +324,3 @@ class WaitingOutput:
             self._pieces.clear()
             self._size = self._lost = 0
             return output
-
-
-def allow_descriptors(count: int) -> None:
-    """Raise this process's soft limit of open files to `count`, as far as the hard limit allows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < count:
-        most = count if hard == resource.RLIM_INFINITY else min(count, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))

@@ -10,8 +10,10 @@ Boot and agents import this module.
 import asyncio
 import contextlib
 import functools
+import os
 import socket
 import ssl
+import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -20,6 +22,8 @@ from mpiboot.protocol.channel import Connection, accepted
 BACKLOG = 1024
 # Pending connections besides those that the job's own processes may open at once.
 STRANGERS_MAX = 128
+# Descriptors of this process besides those of its listener.
+DESCRIPTORS_SPARE = 384
 # After an error of accept(2), such as too many open files.
 ACCEPT_PAUSE_S = 0.2
 
@@ -53,7 +57,11 @@ class Listener:
     ) -> None:
         self._context = context
         self._serve = serve
-        self._pending_max = n_peers + STRANGERS_MAX
+        # Each peer may have a connection, and another one that it has dialled before this side notices the loss of it.
+        limit = allow_descriptors(2 * n_peers + STRANGERS_MAX + DESCRIPTORS_SPARE)
+        self._pending_max = max(
+            STRANGERS_MAX // 2, min(n_peers + STRANGERS_MAX, limit - DESCRIPTORS_SPARE - n_peers)
+        )
         # In the order in which they came, with the address of the other side.
         self._pending: dict[asyncio.Task[None], str] = {}
         # Accepted, but their task has not begun.
@@ -130,6 +138,20 @@ class Listener:
         if connection in self._untouched:  # the task was cancelled before its first step
             self._untouched.discard(connection)
             connection.close()
+
+
+def allow_descriptors(count: int) -> int:
+    """Raise this process's soft limit of open files to `count`, as far as the hard limit allows; return the limit."""
+    limit = os.sysconf("SC_OPEN_MAX")
+    if limit == -1:
+        return sys.maxsize
+    if limit < count:
+        import resource  # one more file at the start of every agent, which only those of large jobs need
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        limit = max(limit, count if hard == resource.RLIM_INFINITY else min(count, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    return limit
 
 
 def oldest_of_most(hosts: Sequence[str]) -> int:

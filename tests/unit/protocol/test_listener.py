@@ -193,6 +193,30 @@ def test_its_end_leaves_nothing_however_far_a_connection_is(tls, steps):
     run(work())
 
 
+@pytest.mark.parametrize(
+    ("soft", "hard", "peers", "expected"),
+    [
+        (1024, 1024, 1, (1024, 129)),
+        (1024, 4096, 256, (1024, 384)),
+        (1024, 4096, 1000, (2512, 1128)),
+        (1024, 2000, 1000, (2000, 616)),
+        (1024, 1024, 1000, (1024, 64)),
+    ],
+)
+def test_the_limit_of_open_files_is_raised_or_else_fewer_are_pending(tls, soft, hard, peers, expected):
+    program = """
+import resource, sys
+soft, hard, peers = map(int, sys.argv[1:4])
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+from mpiboot.protocol.listener import Listener
+listener = Listener("127.0.0.1", None, None, peers)
+print(resource.getrlimit(resource.RLIMIT_NOFILE)[0], listener._pending_max)
+listener.close()
+"""
+    argv = [sys.executable, "-c", program, *map(str, (soft, hard, peers))]
+    assert tuple(map(int, subprocess.check_output(argv).split())) == expected
+
+
 def test_who_is_crowded_out_at_any_step_leaves_nothing(tls, monkeypatch):
     """Peers are crowded out by peers, while they shake hands."""
     monkeypatch.setattr(listener, "STRANGERS_MAX", 2)
