@@ -340,7 +340,6 @@ class Agent:
             "threads": orders.threads,
             "pack_id": orders.pack_id,
             "transport": order.transport,
-            "packages": orders.packages,
             "remove_archive": order.remove_archive,
             "copy": copy and copy.descriptors,
         }

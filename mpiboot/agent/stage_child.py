@@ -5,7 +5,6 @@ answer of the agent. It prints lines of JSON: if the archive is still arriving, 
 frames; then `StageReport.stage`, or the error.
 """
 
-import importlib.util
 import json
 import signal
 import sys
@@ -48,7 +47,6 @@ def stage_node(
     threads: int,
     pack_id: str,
     transport: str,
-    packages: str,
     remove_archive: bool,
     copy: tuple[int, int] | None,
 ) -> dict[str, Any]:
@@ -58,13 +56,12 @@ def stage_node(
     ----------
     archive, transport, remove_archive
         As in `protocol.channel.StageOrder`.
-    root, threads, pack_id, packages
+    root, threads, pack_id
         As in `protocol.channel.Orders`.
     copy : tuple of int or None
         `ArchiveCopy.descriptors`, if the archive is still arriving; else `archive` is read.
     """
     start = time.time()
-    import_zstandard(Path(packages))
     from envpack.stage.staging import stage, stage_arriving
 
     if copy:
@@ -88,17 +85,6 @@ def print_frames(index: "Index") -> None:
     """Tell the agent the frames' sizes and checksums."""
     frames = {"sizes": index.frame_sizes.tolist(), "checks": index.frame_checks.tolist()}
     print(json.dumps({"frames": frames}), flush=True)
-
-
-def import_zstandard(packages: Path) -> None:
-    """Import zstandard from the folder `packages`, without a search through all that is there."""
-    if "zstandard" in sys.modules:
-        return
-    spec = importlib.util.spec_from_file_location("zstandard", packages / "zstandard" / "__init__.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["zstandard"] = module
-    spec.loader.exec_module(module)
 
 
 if __name__ == "__main__":

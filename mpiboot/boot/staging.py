@@ -9,7 +9,6 @@
 Only boot imports this module.
 """
 
-import importlib.util
 import logging
 import os
 import shlex
@@ -88,16 +87,8 @@ def agent_orders(context: Context, archive: Path | None) -> Orders:
         threads=context.allocation.least_cpus,
         prefix=prefix,
         pack_id=pack_id,
-        packages=packages_folder(),
         cancel_command=context.system.cancel_command(context.allocation.job_id),
     )
-
-
-def packages_folder() -> str:
-    """Return the folder that holds zstandard, which is not part of the agents' program."""
-    spec = importlib.util.find_spec("zstandard")
-    assert spec and spec.origin
-    return str(Path(spec.origin).parent.parent)
 
 
 def stage_all_nodes(

@@ -105,8 +105,6 @@ class Orders:
         How many threads stage the environment.
     prefix, pack_id : str or None
         Where the environment is staged, and the archive's content; None if it is not staged.
-    packages : str
-        The folder with the packages that are not in the agent's program.
     cancel_command : list of str or None
         Cancels the job; None if nothing else than boot keeps it alive.
     """
@@ -119,7 +117,6 @@ class Orders:
     threads: int
     prefix: str | None
     pack_id: str | None
-    packages: str
     cancel_command: list[str] | None
 
 

@@ -36,9 +36,8 @@ from mpiboot.protocol.messages import to_dict
 home, root, node = sys.argv[1:]
 directory = JobDirectory.create(Path(home), "local-bench-1")
 certificates.make_job_secrets(directory.path, valid_for_s=600.0)
-values = dict(number=0, first_node=node, n_nodes=1, root=root, job_key=directory.key, threads=1, prefix=None,
-              pack_id=None, packages="", cancel_command=None)
-orders = Orders(**{{name: value for name, value in values.items() if name in Orders.__dataclass_fields__}})
+orders = Orders(number=0, first_node=node, n_nodes=1, root=root, job_key=directory.key, threads=1, prefix=None,
+              pack_id=None, cancel_command=None)
 channel = Channel([node], "127.0.0.1", directory, orders)
 write_atomic(directory.channel, to_dict(ChannelAddress(
     version=VERSION, addresses=["127.0.0.1"], port=channel.port, node_variable="BENCH_NODE",

@@ -100,7 +100,6 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         threads=8,
         prefix="/tmp/mpiboot-alice/0123456789abcdef",
         pack_id="0123456789abcdef",
-        packages="/home/alice/env/lib/python3.11/site-packages",
         cancel_command=["scancel", "1234"],
     )
     figures: dict[str, Any] = {"count": options.count, "strangers": options.strangers, "cut": options.cut}

@@ -12,7 +12,6 @@ from waiting import wait_until
 
 from mpiboot.boot.certificates import make_job_secrets
 from mpiboot.boot.channel import Channel
-from mpiboot.boot.staging import packages_folder
 from mpiboot.common.processes import host_identity, process_start
 from mpiboot.common.version import VERSION
 from mpiboot.protocol.channel import ChannelAddress, Failure, Orders, StageOrder
@@ -50,7 +49,6 @@ class Node:
                 "threads": 1,
                 "prefix": None,
                 "pack_id": None,
-                "packages": "",
                 "cancel_command": None,
                 **orders,
             }
@@ -152,7 +150,7 @@ def test_the_agent_beside_boot_clears_the_secrets(node):
 
 
 def test_an_error_is_an_answer_and_the_agent_lives_on(node):
-    n2 = node(pack_id="0" * 64, packages=packages_folder())
+    n2 = node(pack_id="0" * 64)
     n2.answer()
     order = StageOrder(number=1, archive="/no/such/archive", transport="direct", remove_archive=False)
     n2.channel.post(order)
@@ -163,7 +161,7 @@ def test_an_error_is_an_answer_and_the_agent_lives_on(node):
 
 
 def test_a_long_error_keeps_its_beginning_and_its_remedy(node):
-    n2 = node(pack_id="0" * 64, packages=packages_folder())
+    n2 = node(pack_id="0" * 64)
     n2.answer()
     order = StageOrder(number=1, archive=f"/{'x' * 200}" * 50, transport="direct", remove_archive=False)
     n2.channel.post(order)

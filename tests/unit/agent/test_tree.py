@@ -22,7 +22,6 @@ from envpack.stage.staging import stage
 from mpiboot.agent import agent, archive_copy
 from mpiboot.agent import tree as transport
 from mpiboot.boot.certificates import make_job_secrets
-from mpiboot.boot.staging import packages_folder
 from mpiboot.protocol import channel
 from mpiboot.protocol.channel import ArchivePart, ArchiveRequest, ChannelAddress, Orders, StageOrder
 from mpiboot.protocol.job_directory import JobDirectory
@@ -69,7 +68,6 @@ class Node:
             threads=2,
             prefix=None,
             pack_id=read_index(archive).pack_id,
-            packages=packages_folder(),
             cancel_command=None,
         )
         self.requests = []

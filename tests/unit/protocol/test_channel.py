@@ -484,7 +484,7 @@ def test_a_cancelled_race_leaves_nothing(tls, steps):
 
 
 def test_an_encoded_message_is_what_post_sends(tls):
-    orders = Orders(0, "n1", 1, "/tmp", "k", 1, None, None, "", None)
+    orders = Orders(0, "n1", 1, "/tmp", "k", 1, None, None, None)
     received = []
 
     async def serve(connection):

@@ -31,7 +31,6 @@ ORDERS = Orders(
     threads=1,
     prefix=None,
     pack_id=None,
-    packages="",
     cancel_command=["scancel", "1"],
 )
 STAGE = StageReport(1, {"size_bytes": 1, "start": 1.5, "reused": True, "prefix": "/p"})
