@@ -1,6 +1,7 @@
 """Strangers hold connections to every port of a real job: they neither exhaust a rank nor keep the owner out."""
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -97,6 +98,38 @@ def test_a_thousand_handshakes_at_once_get_in_while_strangers_hold(job):
         await asyncio.gather(holding, return_exceptions=True)
 
     asyncio.run(work())
+
+
+def listening_ports(process):
+    """Return the TCP ports on which a process listens."""
+    inodes = set()
+    for one in Path(f"/proc/{process}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            inodes.add(str(one.readlink()))
+    lines = [
+        line.split()
+        for name in ("tcp", "tcp6")
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()
+    ]
+    return {
+        int(line[1].rpartition(":")[2], 16)
+        for line in lines
+        if f"socket:[{line[9]}]" in inodes and line[3] == "0A"
+    }
+
+
+def test_a_rank_that_has_started_listens_on_no_port_of_mpi(job):
+    with mpiboot.connect(job) as client:
+        ports = ports_and_processes(client)
+    own = {process: set() for _, process in ports.values()}
+    for target, process in ports.values():
+        own[process].add(int(target.rpartition(":")[2]))
+    wait_until(
+        lambda: {process: listening_ports(process) for process in own} == own,
+        f"ports {own}",
+        20,
+        lambda: {process: listening_ports(process) for process in own},
+    )
 
 
 @pytest.mark.parametrize("mode", ["silent", "half-head", "hello"])

@@ -158,6 +158,7 @@ def test_the_oldest_of_the_address_that_has_most_goes_first():
         await asyncio.sleep(pending.GRACE_S + pending.TICK_S)
         owner = await call(server)
         assert await owner[0].readline() == b"please\n"
+        await until(lambda: any(reader.at_eof() for reader, _ in held))
         closed = [reader.at_eof() for reader, _ in held]
         return closed
 
