@@ -70,6 +70,7 @@ CANCEL_STEP_S = 0.5
 REDIAL_S = 1.0
 ADOPT_TIMEOUT_S = 30.0
 PREPARE_TIMEOUT_S = 600.0
+CLEAN_TIMEOUT_S = 20.0
 # How long a call on the shared file system may take while the job ends; it may be gone.
 FILES_TIMEOUT_S = 5.0
 FLUSH_S = 2.0
@@ -470,7 +471,13 @@ class Agent:
             self.ranks.close()
         if self.folder:
             # In a thread, so that the ranks' last output is read meanwhile.
-            await in_thread(PREPARE_TIMEOUT_S, clean, self.folder, LEFTOVERS_GRACE_S)
+            try:
+                await in_thread(CLEAN_TIMEOUT_S, clean, self.folder, LEFTOVERS_GRACE_S)
+            except Exception as error:
+                uncleaned = (
+                    f"{ending.reason}; what the job has left in {self.folder} could not be removed: {error}"
+                )
+                ending = Ending(uncleaned, status=1, job_ends=ending.job_ends)
         if self.orders and (ending.job_ends or self.node == self.orders.first_node):
             # Boot does so too, unless it was killed. An agent of another node that only lost its connection must not.
             with contextlib.suppress(OSError):
