@@ -180,11 +180,9 @@ def test_no_secret_is_shown(alice, second, victim):
         shown[f"proc on {node}"] = second.types("sh", "-c", readable, node=node).stdout
     for path in [*victim.on_host.iterdir(), *(alice.home / ".mpiboot/logs").iterdir()]:
         if path.is_file():
-            shown[path.name] = path.read_text()
+            shown[path.name] = path.read_text(errors="replace")
     assert {"scheduler.json", "endpoint.json", "job.json", "ranks.log", "boot.log", "events.jsonl"} < {*shown}
-    assert (
-        "dask-mpi" in shown["ps on 2"] and "mpiboot.agent.agent" in shown["proc on 1"]
-    )  # so that one could be seen
+    assert "dask-mpi" in shown["ps on 2"] and "/agent.pyc" in shown["proc on 1"]  # so that one could be seen
     assert f"slurm-{victim.job_id}.out" in shown["scontrol"]
     assert [
         (where, name)
@@ -239,7 +237,7 @@ def who(command):
         ("rank", r"/dask-mpi "),
         ("worker", r"multiprocessing.spawn"),
         ("boot", r"-m mpiboot boot"),
-        ("agent", r"-m mpiboot.agent.agent"),
+        ("agent", r"/agent\.pyc "),
     ):
         if re.search(mark, command):
             return name
@@ -275,6 +273,7 @@ def test_every_listening_socket(alice, second, victim):
             {(owner, network[host], demand) for (_, owner, host, _), demand in zip(tcp, demands, strict=True)}
         )
         expected = {
+            ("agent", "all", "certificate"),
             ("rank", "ib0", "certificate"),  # scheduler and nannies
             ("worker", "ib0", "certificate"),
             ("worker", "ib0", "token"),
@@ -284,6 +283,7 @@ def test_every_listening_socket(alice, second, victim):
         }
         if k == 1:
             expected |= {
+                ("boot", "all", "certificate"),
                 ("rank", "all", "token"),
                 ("Slurm", "all", ""),
             }  # the dashboard; srun's, with Munge's credentials

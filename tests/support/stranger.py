@@ -145,17 +145,25 @@ def demand(host, port):
     """Return what a listening socket demands of a client: "certificate", "token", or "" if it does not answer."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    shook_hands = False
     try:
         with (
             socket.create_connection((host, port), PATIENCE_S) as plain,
             context.wrap_socket(plain) as stream,
         ):
-            stream.recv(1)  # having sent nothing: a reset would take the alert with it
+            shook_hands = True
+            stream.settimeout(PATIENCE_S)
+            # Having sent nothing: a reset would take the alert with it. asyncio's servers close without an alert.
+            if stream.recv(1) == b"":
+                return "certificate"
+    except TimeoutError:
+        return ""
     except ssl.SSLError as error:
-        if error.reason == "TLSV13_ALERT_CERTIFICATE_REQUIRED":
+        if error.reason == "TLSV13_ALERT_CERTIFICATE_REQUIRED" or shook_hands:
             return "certificate"
     except OSError:
-        pass
+        if shook_hands:
+            return "certificate"
     try:
         with socket.create_connection((host, port), PATIENCE_S) as plain:
             plain.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
