@@ -94,7 +94,7 @@ class ExtensionLoader(external.ExtensionFileLoader):
         if self._content:
             try:
                 return self._load_from_memory()
-            except (ImportError, OSError):
+            except (AttributeError, ImportError, OSError):  # an old C library has no memfd_create(2)
                 pass
         return super().create_module(spec)
 

@@ -157,7 +157,8 @@ def demand(host, port):
             if stream.recv(1) == b"":
                 return "certificate"
     except TimeoutError:
-        return ""
+        if shook_hands:
+            return ""
     except ssl.SSLError as error:
         if error.reason == "TLSV13_ALERT_CERTIFICATE_REQUIRED" or shook_hands:
             return "certificate"
