@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -115,7 +116,7 @@ class Relay:
             (self._pass_requests, (os.fdopen(from_sshfs, "rb"), server.stdin)),
             (self._pass_answers, (server.stdout, to_sshfs)),
         ):
-            threading.Thread(target=target, args=arguments, daemon=True).start()
+            threading.Thread(target=ignore_end(target), args=arguments, daemon=True).start()
 
     def _pass_requests(self, source: BinaryIO, target: BinaryIO) -> None:
         while len(head := source.read(4)) == 4:
@@ -134,6 +135,16 @@ class Relay:
                 while view:
                     view = view[os.write(target, view) :]
         os.close(target)
+
+
+def ignore_end(run: Callable[..., None]) -> Callable[..., None]:
+    """Return a function that ends without an error when the other side of its pipe has ended."""
+
+    def run_quietly(*arguments: object) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            run(*arguments)
+
+    return run_quietly
 
 
 def parse(body: bytes) -> Request:
