@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     import mmap
 
+# The beginning of a file that has all of its program headers.
+HEAD_BYTES = 4096
+# ELF, 64 bits, little-endian.
+_MAGIC = b"\x7fELF\2\1"
 _PT_LOAD, _PT_DYNAMIC = 1, 2
 _DT_NULL, _DT_NEEDED, _DT_STRTAB, _DT_RPATH, _DT_RUNPATH = 0, 1, 5, 15, 29
 
@@ -33,9 +37,21 @@ class Library(NamedTuple):
     loaded_bytes: int
 
 
+def loaded_bytes(head: bytes | mmap.mmap) -> int:
+    """Return `Library.loaded_bytes`, from the first HEAD_BYTES bytes; 0 if the file is something else, or damaged."""
+    if head[:6] != _MAGIC:
+        return 0
+    try:
+        return max(
+            (offset + in_file for kind, offset, _, in_file in _segments(head) if kind == _PT_LOAD), default=0
+        )
+    except struct.error:
+        return 0
+
+
 def read_library(data: bytes | mmap.mmap) -> Library | None:
     """Return the description of a library; None if the file is something else, or damaged."""
-    if data[:6] != b"\x7fELF\2\1":
+    if data[:6] != _MAGIC:
         return None
     try:
         return _read(data)
@@ -43,17 +59,18 @@ def read_library(data: bytes | mmap.mmap) -> Library | None:
         return None
 
 
-def _read(data: bytes | mmap.mmap) -> Library | None:
+def _segments(data: bytes | mmap.mmap) -> list[tuple[int, int, int, int]]:
+    """Return the kind, offset, address and length of each segment."""
     (program_headers,) = struct.unpack_from("<Q", data, 32)
     size, count = struct.unpack_from("<HH", data, 54)
-    loads = []
-    dynamic = None
-    for n in range(count):
-        kind, _, offset, address, _, in_file = struct.unpack_from("<IIQQQQ", data, program_headers + n * size)
-        if kind == _PT_LOAD:
-            loads.append((address, offset, in_file))
-        elif kind == _PT_DYNAMIC:
-            dynamic = (offset, in_file)
+    headers = [struct.unpack_from("<IIQQQQ", data, program_headers + n * size) for n in range(count)]
+    return [(kind, offset, address, in_file) for kind, _, offset, address, _, in_file in headers]
+
+
+def _read(data: bytes | mmap.mmap) -> Library | None:
+    segments = _segments(data)
+    loads = [(address, offset, in_file) for kind, offset, address, in_file in segments if kind == _PT_LOAD]
+    dynamic = next(((offset, in_file) for kind, offset, _, in_file in segments if kind == _PT_DYNAMIC), None)
     if dynamic is None:
         return None
     strings = None
@@ -75,7 +92,7 @@ def _read(data: bytes | mmap.mmap) -> Library | None:
             return Library(
                 [_string(data, start + name) for name in needed],
                 [(start + name, _string(data, start + name)) for name in run_paths],
-                max(offset + in_file for _, offset, in_file in loads),
+                loaded_bytes(data),
             )
     return None
 

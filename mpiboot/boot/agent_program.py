@@ -13,12 +13,13 @@ import marshal
 import struct
 import sys
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import ExtensionFileLoader, ModuleSpec, PathFinder
 from pathlib import Path
 from types import CodeType
 from typing import Any
 
-from envpack.common.elf import read_library
+from envpack.common.elf import HEAD_BYTES, loaded_bytes, read_library
 from mpiboot.protocol.job_directory import write_bytes_atomic
 
 # Its code starts the program, with the modules in the place of this constant.
@@ -62,6 +63,7 @@ SYSTEM_LIBRARIES = (
 )
 # An agent needs no larger extension module at its start; its child that stages needs zstandard's.
 EXTENSION_BYTES_MAX = 256 * 1024
+THREADS = 16
 # Level 6 would save 10 % of the bytes, and take 45 ms more.
 COMPRESSION_LEVEL = 1
 
@@ -79,7 +81,11 @@ def write_agent_program(path: Path) -> None:
 
 def agent_program() -> bytes:
     """Return the program's bytes."""
-    modules = {name: entry for name in module_names() if (entry := module_entry(name))}
+    names = module_names()
+    with ThreadPoolExecutor(THREADS) as pool:  # they wait for a slow file system together
+        modules = {
+            name: entry for name, entry in zip(names, pool.map(module_entry, names), strict=True) if entry
+        }
     # zlib unpacks the others. If it is no file, it is part of the interpreter.
     first = {"zlib": modules.pop("zlib")} if "zlib" in modules else {}
     content = marshal.dumps((first, zlib.compress(marshal.dumps(modules), COMPRESSION_LEVEL)))
@@ -123,14 +129,19 @@ def extension_content(path: Path) -> bytes:
     That is so if it is large, or needs libraries that the dynamic linker finds by the file's own place, as in conda
     environments.
     """
-    data = path.read_bytes()
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+        size = loaded_bytes(head)
+        if not 0 < size <= EXTENSION_BYTES_MAX:
+            return b""
+        data = head + file.read(max(0, size - len(head)))
     library = read_library(data)
-    if library is None or library.loaded_bytes > EXTENSION_BYTES_MAX:
+    if library is None:
         return b""
     by_its_place = any(b"ORIGIN" in run_path for _, run_path in library.run_paths)
     if by_its_place and not all(name.startswith(SYSTEM_LIBRARIES) for name in library.needed):
         return b""
-    return data[: library.loaded_bytes]
+    return data[:size]
 
 
 def code_of(spec: ModuleSpec) -> CodeType:

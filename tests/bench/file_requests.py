@@ -12,6 +12,7 @@ import collections
 import contextlib
 import json
 import os
+import queue
 import shutil
 import struct
 import subprocess
@@ -110,21 +111,30 @@ class Relay:
         self.requests: list[Request] = []
         self.read_bytes = 0
         self._delay_s = delay_s
+        self._delayed: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
         from_sshfs, self.sshfs_stdout = os.pipe()
         self.sshfs_stdin, to_sshfs = os.pipe()
         for target, arguments in (
-            (self._pass_requests, (os.fdopen(from_sshfs, "rb"), server.stdin)),
+            (self._take_requests, (os.fdopen(from_sshfs, "rb"),)),
+            (self._pass_requests, (server.stdin,)),
             (self._pass_answers, (server.stdout, to_sshfs)),
         ):
             threading.Thread(target=ignore_end(target), args=arguments, daemon=True).start()
 
-    def _pass_requests(self, source: BinaryIO, target: BinaryIO) -> None:
+    def _take_requests(self, source: BinaryIO) -> None:
         while len(head := source.read(4)) == 4:
             body = source.read(*struct.unpack(">I", head))
             self.requests.append(parse(body))
-            if self._delay_s:
-                time.sleep(self._delay_s)
-            target.write(head + body)
+            self._delayed.put((time.monotonic() + self._delay_s, head + body))
+        self._delayed.put((0.0, b""))
+
+    def _pass_requests(self, target: BinaryIO) -> None:
+        while True:
+            due, packet = self._delayed.get()
+            time.sleep(max(0.0, due - time.monotonic()))
+            if not packet:
+                break
+            target.write(packet)
             target.flush()
         target.close()
 
@@ -163,7 +173,7 @@ def behind_sshfs(folder: Path, delay_s: float = 0.0) -> Iterator[Relay]:
     Parameters
     ----------
     delay_s : float, seconds
-        Added to each request.
+        How long each request is on its way; requests overtake none, and several are on their way at once.
     """
     sftp_server = next(path for path in SFTP_SERVERS if Path(path).exists())
     # Its working directory is the folder below the mount.
@@ -245,7 +255,7 @@ def main() -> int:
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     parser.add_argument("--command", nargs=argparse.REMAINDER, required=True, help="the rest of the line")
-    parser.add_argument("--delay", type=float, default=0.0, metavar="SECONDS", help="added to each request")
+    parser.add_argument("--delay", type=float, default=0.0, metavar="SECONDS", help="of each request's way")
     parser.add_argument("--show", action="store_true", help="print each request")
     options = parser.parse_args()
     enter_namespace()

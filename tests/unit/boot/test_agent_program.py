@@ -188,19 +188,28 @@ def test_the_loaded_part_of_an_extension_module_is_in_the_program():
     assert 0 < len(content) <= EXTENSION.stat().st_size and EXTENSION.read_bytes().startswith(content)
 
 
-def test_a_module_that_finds_libraries_by_its_place_is_loaded_from_there(tmp_path, monkeypatch):
-    library = Library([b"libc.so.6", b"libssl.so.3"], [(0, b"$ORIGIN/../..")], 2)
+@pytest.mark.parametrize(
+    ("needed", "run_paths", "size", "expected"),
+    [
+        ([b"libc.so.6", b"libssl.so.3"], [b"$ORIGIN/../.."], 2, b""),
+        ([b"libc.so.6", b"ld-linux-x86-64.so.2"], [b"$ORIGIN/../.."], 2, b"12"),
+        ([b"libc.so.6", b"libssl.so.3"], [b"/opt/lib"], 2, b"12"),
+        ([b"libc.so.6", b"libssl.so.3"], [], 4, b"1234"),
+        ([b"libc.so.6"], [], agent_program.EXTENSION_BYTES_MAX + 1, b""),
+        (None, [], 2, b""),
+        ([b"libc.so.6"], [], 0, b""),
+    ],
+)
+def test_a_module_that_finds_libraries_by_its_place_is_loaded_from_there(
+    needed, run_paths, size, expected, tmp_path, monkeypatch
+):
+    """So is a large one, and what is no library."""
+    library = None if needed is None else Library(needed, [(0, path) for path in run_paths], size)
+    monkeypatch.setattr(agent_program, "read_library", lambda _: library)
+    monkeypatch.setattr(agent_program, "loaded_bytes", lambda _: size)
     file = tmp_path / "_ssl.so"
     file.write_bytes(b"1234")
-    for found, expected in (
-        (library, b""),
-        (library._replace(needed=[b"libc.so.6", b"ld-linux-x86-64.so.2"]), b"12"),
-        (library._replace(run_paths=[(0, b"/opt/lib")]), b"12"),
-        (library._replace(run_paths=[], loaded_bytes=agent_program.EXTENSION_BYTES_MAX + 1), b""),
-        (None, b""),
-    ):
-        monkeypatch.setattr(agent_program, "read_library", lambda _, found=found: found)
-        assert extension_content(file) == expected
+    assert extension_content(file) == expected
 
 
 def test_kinds_of_modules():
