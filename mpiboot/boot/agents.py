@@ -33,6 +33,7 @@ from mpiboot.protocol.channel import (
 )
 from mpiboot.protocol.job_directory import write_atomic
 from mpiboot.protocol.messages import to_dict
+from mpiboot.protocol.variables import LINKER_PLAIN_SEARCH
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,8 @@ class Agents:
         with self._log.open("ab") as log:
             return subprocess.Popen(
                 context.system.on_every_node(context.allocation, [*agent, str(context.directory.path)]),
-                env={name: value for name, value in os.environ.items() if name not in unset},
+                env={name: value for name, value in os.environ.items() if name not in unset}
+                | LINKER_PLAIN_SEARCH,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -81,10 +81,12 @@ def measure(python: Path, show: bool) -> dict[str, object]:
         folders = [*prefixes(python), home]
         nothing = file_requests.count(folders, [python, "-I", "-S", "-B", "-c", "pass"])
         program = [python, "-I", "-S", "-B", f"{made['directory']}/agent.pyc", made["directory"]]
-        os.environ["BENCH_NODE"] = "n1"
+        environment = {**os.environ, "BENCH_NODE": "n1", "LD_HWCAP_MASK": "0"}  # the latter as in boot.agents
         with file_requests.behind(folders) as relays:
             began = time.time()
-            agent = subprocess.Popen(file_requests.through_shell(program), stdin=subprocess.DEVNULL, cwd="/")
+            agent = subprocess.Popen(
+                file_requests.through_shell(program), stdin=subprocess.DEVNULL, cwd="/", env=environment
+            )
             answer = json.loads(boot.stdout.readline())
             counted = file_requests.Counted.of(relays)
             cpu = cpu_s(agent.pid)
