@@ -101,7 +101,8 @@ class ExtensionLoader(external.ExtensionFileLoader):
     def _load_from_memory(self) -> "ModuleType":
         descriptor = posix.memfd_create(self.name)
         try:
-            posix.write(descriptor, self._content)
+            if posix.write(descriptor, self._content) < len(self._content):
+                raise OSError("the memory file is incomplete")
             # dlopen(3) knows libraries by their names, so each needs another; a descriptor's number is used again.
             ExtensionLoader._count += 1
             path = f"/proc/self/{'./' * ExtensionLoader._count}fd/{descriptor}"

@@ -53,12 +53,7 @@ STANDARD_LIBRARY = """
 HIDDEN = {"bz2", "lzma"}
 # Of the C library; every process has loaded them, or finds them in the system's folders.
 SYSTEM_LIBRARIES = (
-    b"libc.so",
-    b"libdl.so",
-    b"libm.so",
-    b"libpthread.so",
-    b"librt.so",
-    b"libutil.so",
+    *(b"libc.so", b"libdl.so", b"libm.so", b"libpthread.so", b"librt.so", b"libutil.so"),
     b"ld-linux",
 )
 # An agent needs no larger extension module at its start; its child that stages needs zstandard's.
@@ -157,9 +152,8 @@ def code_of(spec: ModuleSpec) -> CodeType:
 def find(name: str) -> ModuleSpec | None:
     """Return where a module is, without importing it or its package; None if this Python does not have it."""
     spec = getattr(sys.modules.get(name), "__spec__", None)
-    if (
-        isinstance(spec, ModuleSpec) and spec.name == name
-    ):  # collections.abc replaces itself by _collections_abc
+    # collections.abc has replaced itself by _collections_abc.
+    if isinstance(spec, ModuleSpec) and spec.name == name:
         return spec
     package = name.rpartition(".")[0]
     if not package:
