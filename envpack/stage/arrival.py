@@ -23,7 +23,8 @@ HEAD = struct.Struct("<Q32s")
 INDEX_MAX_BYTES = 1 << 28
 # The writer has deadlines of its own; this one is for a writer that was stopped.
 NOTHING_NEW_S = 900.0
-_LOOK_AGAIN_MS = (2, 5, 10, 20)
+# Every writer of the stager looks, and none loses much: frames that have come meanwhile need no further look.
+_LOOK_AGAIN_MS = (5, 10, 20, 40)
 
 
 def head(index: bytes) -> bytes:

@@ -162,7 +162,7 @@ def stages(place: Cluster) -> dict[str, Any]:
         if place.shared_fs == "sshfs":
             found[name]["fs_bytes"] = (after[1] - files).sent_bytes
         print(f"{place.shared_fs}: {name}: {found[name]}", file=sys.stderr, flush=True)
-    for transport in ("direct", "sbcast", "mpi"):
+    for transport in ("direct", "tree", "sbcast"):
         place.clean()
         setup = place.setup(place.total_nodes, 1, 8)
         orders = CONTENDERS[4].orders(setup)
@@ -173,6 +173,7 @@ def stages(place: Cluster) -> dict[str, Any]:
         found[transport] = {
             "s": phases["launch"] - phases["stage"],
             "stager_s": [e["seconds"] for e in staged],
+            "cpu_s_per_node": run["cpu_s"] / place.total_nodes,
             "fs_bytes": run.get("fs_bytes"),
         }
         print(f"{place.shared_fs}: {transport}: {found[transport]}", file=sys.stderr, flush=True)
@@ -251,7 +252,7 @@ def stages_table(found: list[dict[str, Any]]) -> str:
         return [one[name].get(key) for one in found]
 
     rows = []
-    for name in ("cp_tar", "envpack", "envpack_warm", "direct", "sbcast", "mpi"):
+    for name in ("cp_tar", "envpack", "envpack_warm", "direct", "tree", "sbcast"):
         faster = ratio(values(name, "s"), values("cp_tar", "s")) if name.startswith("envpack") else None
         slowest = [max(one[name]["stager_s"]) if one[name].get("stager_s") else None for one in found]
         sent = [

@@ -7,8 +7,8 @@ Seconds until all workers are connected, after the batch system has started the 
     agents     boot's Python, srun's start, and one small Python on every node from the shared file system
     stage      direct: the slowest of a node's unpacking, the file server's bandwidth shared by all, and a node's link
                sbcast: the first node sends to at most FANOUT others, block by block down a tree; unpacking comes after
-               mpi: mpirun's start, with mpi4py from the shared file system; then the slowest of unpacking, one reader
-               and a link, since chunks travel on while they are unpacked, and a chunk's way down a binary tree
+               tree: the slowest of unpacking, one reader, a link that carries the archive FAN_OUT times, and an agent
+               that receives it and passes it on, since parts travel on while they are unpacked; and a part's way down
     launch     mpirun, with a daemon more for each doubling of the nodes
     import     each worker's own start from the node's disk; the nodes do it at the same time
     connect    one scheduler takes in so many workers a second
@@ -33,10 +33,11 @@ from typing import Any
 
 from figures import median, number, table
 
-TRANSPORTS = ("direct", "sbcast", "mpi", "no staging")
-FANOUT = 50  # slurm.conf(5), TreeWidth
+TRANSPORTS = ("direct", "tree", "sbcast", "no staging")
+FANOUT = 50  # slurm.conf(5), TreeWidth; sbcast
 BLOCK_BYTES = 8 * 1024**2  # sbcast(1)
-CHUNK_BYTES = 16 * 1024**2  # mpiboot.agent.broadcast
+PART_BYTES = 1024**2  # mpiboot.agent.archive_copy
+TREE_FAN_OUT = 2  # mpiboot.agent.tree
 CACHE = Path(__file__).resolve().parents[2] / ".cache" / "bench"
 
 
@@ -48,7 +49,7 @@ class Parts:
     unpack_s: float = 1.5  # a node's stager, its bytes at hand
     boot_requests: float = 2000  # of boot's own start, on the first node alone
     agent_requests: float = 950  # of one node's agent, as counted on sshfs
-    mpi_requests: float = 1500  # of one node's mpirun daemon and mpi4py
+    agent_bytes_per_s: float = 200e6  # received, decrypted, written, and twice encrypted and sent by one core
     import_requests: float = 40_000  # of one node's workers, unstaged
     srun_s: float = 0.3
     mpirun_s: float = 0.5
@@ -82,9 +83,11 @@ def start_s(nodes: int, transport: str, parts: Parts) -> dict[str, float]:
         depth = math.ceil(math.log(nodes + 1, FANOUT + 1)) if nodes else 0
         sent_s = min(nodes, FANOUT) * p.archive_bytes / p.link_bytes_per_s
         found["stage"] = sent_s + depth * BLOCK_BYTES / p.link_bytes_per_s + p.unpack_s
-    elif transport == "mpi":
-        carried_s = max(p.unpack_s, alone_s) + doublings * CHUNK_BYTES / p.link_bytes_per_s
-        found["stage"] = mpirun_s + nodes * p.mpi_requests / p.fs_requests_per_s + carried_s
+    elif transport == "tree":
+        sent_s = min(nodes - 1, TREE_FAN_OUT) * p.archive_bytes / p.link_bytes_per_s
+        agent_s = p.archive_bytes / p.agent_bytes_per_s
+        way_s = math.floor(doublings) * PART_BYTES / p.agent_bytes_per_s
+        found["stage"] = max(p.unpack_s, alone_s, sent_s, agent_s) + way_s
     elif transport == "no staging":
         found["agents"] = 0.0
         found["import"] = p.import_s + nodes * p.import_requests / p.fs_requests_per_s

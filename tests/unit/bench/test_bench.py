@@ -123,13 +123,15 @@ def test_start_on_many_nodes(module, transport, nodes, expected):
     assert model.start_s(nodes, transport, parts(model)) == pytest.approx(expected)
 
 
-def test_a_broadcast_reads_the_archive_once(module):
+def test_a_tree_reads_the_archive_once(module):
     model = module("model")
     thousand = replace(parts(model), fs_requests_per_s=100_000)
-    direct, mpi, sbcast = (model.start_s(1000, how, thousand)["stage"] for how in ("direct", "mpi", "sbcast"))
+    direct, tree, sbcast = (
+        model.start_s(1000, how, thousand)["stage"] for how in ("direct", "tree", "sbcast")
+    )
     assert direct == 1000
-    assert mpi < direct
-    assert sbcast < direct
+    assert tree == pytest.approx(5.0 + 9 * 2**20 / 200e6)
+    assert sbcast == pytest.approx(52, abs=1)
 
 
 def test_the_model_takes_what_was_measured(module):
