@@ -22,7 +22,7 @@ from envpack.errors import StageFailedError
 HEAD = struct.Struct("<Q32s")
 INDEX_MAX_BYTES = 1 << 28
 # The writer has deadlines of its own; this one is for a writer that was stopped.
-NOTHING_NEW_S = 900.0
+NOTHING_NEW_S = 1800.0
 # Every writer of the stager looks, and none loses much: frames that have come meanwhile need no further look.
 _LOOK_AGAIN_MS = (5, 10, 20, 40)
 

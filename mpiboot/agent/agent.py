@@ -334,7 +334,7 @@ class Agent:
             from mpiboot.agent import archive_copy, tree
 
             copy = self.copy = archive_copy.ArchiveCopy(self.folder, order.number)
-            self.start(tree.fill(copy, order, self.node, self.peers, self.context))
+            tree.start_filling(copy, order, self.node, self.peers, self.context)
         task = {
             "archive": order.archive,
             "root": orders.root,

@@ -1,7 +1,8 @@
 """A node's copy of the archive while it arrives: checked frame by frame, staged from, and passed on to other agents.
 
-The copy is a file without a name in the job's folder, in the form of `envpack.stage.arrival`: it goes with the agent,
-whatever ends that. Only the agent imports this module.
+One thread fills it (`agent.tree`), so that neither decryption nor a slow disk holds up the agent; the event loop serves
+others from it. The copy is a file without a name in the job's folder, in the form of `envpack.stage.arrival`: it goes with
+the agent, whatever ends that. Only the agent imports this module.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import contextlib
 import itertools
 import json
 import os
+import queue
 from bisect import bisect_right
 from pathlib import Path
 
@@ -66,7 +68,8 @@ class ArchiveCopy:
     def __init__(self, folder: Path, number: int) -> None:
         self.number = number
         self._file = nameless_file(folder)
-        pipe, self._end = os.pipe()
+        pipe, end = os.pipe()
+        self._ends = [end]  # closed once, by whoever comes first
         self.descriptors = (self._file, pipe)
         self.size = 0
         self.frames_start = 0
@@ -74,27 +77,27 @@ class ArchiveCopy:
         self.failure: str | None = None
         self.passed_by: list[str] = []
         self._unchecked = bytearray()
-        self._table: asyncio.Future[tuple[list[int], list[int]]] = asyncio.get_running_loop().create_future()
+        self._table: queue.SimpleQueue[tuple[list[int], list[int]] | None] = queue.SimpleQueue()
         # Where in the file each frame begins, and where the last one ends; and the frames' checksums.
         self._borders: list[int] = []
         self._checks: list[int] = []
+        self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
 
     def learn(self, line: bytes) -> bool:
         """Take the sizes and checksums of all frames from the stager's first line; False if it says something else."""
         with contextlib.suppress(ValueError):
             if table := json.loads(line).get("frames"):
-                self._table.set_result((table["sizes"], table["checks"]))
+                self._table.put((table["sizes"], table["checks"]))
                 return True
-        self._table.set_exception(CopyError("the process that stages the environment has failed"))
-        self._table.exception()  # perhaps nobody waits for it
+        self._table.put(None)
         return False
 
     def forget_unchecked(self) -> None:
         """Begin again after the last byte that was checked."""
         self._unchecked.clear()
 
-    async def take(self, data: bytes) -> None:
+    def take(self, data: bytes | memoryview) -> None:
         """Check what comes next, and append it.
 
         Raises
@@ -116,12 +119,12 @@ class ArchiveCopy:
             if not arrival.is_intact(view):
                 raise DamagedError("the index differs from its checksum")
             end = arrival.HEAD.size + arrival.index_size(view)
-            await self._append(view[:end])
+            self._append(view[:end])
             self.frames_start = end
             view = view[end:]
-        await self._learn_borders()
+        self._learn_borders()
         end = self._frames_end(view)
-        await self._append(view[:end])
+        self._append(view[:end])
         self._unchecked += view[end:]
         self.is_whole = self.size == self._borders[-1]
 
@@ -137,13 +140,16 @@ class ArchiveCopy:
         except ValueError as error:
             raise DamagedError(str(error)) from error
 
-    async def _learn_borders(self) -> None:
+    def _learn_borders(self) -> None:
         """Wait until the stager has told the frames' sizes and checksums."""
         if not self._borders:
             try:
-                sizes, self._checks = await asyncio.wait_for(asyncio.shield(self._table), TABLE_TIMEOUT_S)
-            except asyncio.TimeoutError:
+                table = self._table.get(timeout=TABLE_TIMEOUT_S)
+            except queue.Empty:
                 raise CopyError("the process that stages the environment does not read the index") from None
+            if not table:
+                raise CopyError("the process that stages the environment has failed")
+            sizes, self._checks = table
             self._borders = list(itertools.accumulate(sizes, initial=self.frames_start))
 
     def _frames_end(self, view: memoryview) -> int:
@@ -160,15 +166,15 @@ class ArchiveCopy:
             frame += 1
         return end
 
-    async def _append(self, data: memoryview) -> None:
+    def _append(self, data: memoryview) -> None:
         """Write what was checked."""
         if not data:
             return
         if self.failure:
             raise CopyError(self.failure)
         try:
-            await in_thread(DISK_TIMEOUT_S, write_at, self._file, data, self.size)
-        except OSError as error:  # and TimeoutError
+            write_at(self._file, data, self.size)
+        except OSError as error:
             raise CopyError(
                 f"cannot keep the archive in the staging root: {error.strerror or error}"
             ) from error
@@ -178,9 +184,8 @@ class ArchiveCopy:
     def end(self, failure: str | None = None) -> None:
         """Say that nothing more comes, to the stager and to other agents."""
         self.failure = self.failure or failure
-        if self._end >= 0:
-            os.close(self._end)
-            self._end = -1
+        with contextlib.suppress(IndexError):
+            os.close(self._ends.pop())
         self._tell()
 
     def free(self) -> None:
@@ -189,6 +194,10 @@ class ArchiveCopy:
         os.ftruncate(self._file, 0)
 
     def _tell(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the agent has ended
+            self._loop.call_soon_threadsafe(self._tell_servers)
+
+    def _tell_servers(self) -> None:
         self._news.set()
         self._news = asyncio.Event()
 

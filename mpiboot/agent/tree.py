@@ -8,14 +8,13 @@ next, and so on up to the root, and then the file itself. Only the agent imports
 import asyncio
 import os
 import ssl
+import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from envpack.stage import arrival
 from mpiboot.agent.archive_copy import ArchiveCopy, CopyError, DamagedError, send_in_time
-from mpiboot.agent.threads import in_thread
-from mpiboot.protocol.channel import ArchivePart, ArchiveRequest, Connection, StageOrder, dial
+from mpiboot.protocol.channel import ArchivePart, ArchiveRequest, BlockingConnection, Connection, StageOrder
 
 FAN_OUT = 2
 # A source is slow if within so many seconds of waiting for it it sends less than this.
@@ -23,10 +22,8 @@ SLOW_S = 10.0
 SLOW_BYTES = 20 * 1024**2
 # How long a source may itself wait for more: it has sources of its own, and passes slow ones by sooner.
 STARVED_S = 120.0
-# A shared file system that hangs may come back: boot decides how long a stage may take.
-FILE_TIMEOUT_S = 1800.0
 READ_BYTES = 4 * 1024**2
-READS_AHEAD = 3
+READ_AHEAD_BYTES = 16 * 1024**2
 # How often an agent that asks hears that boot's order has not come yet.
 NO_ORDER_YET_S = 0.5
 
@@ -81,14 +78,16 @@ class Pace:
             self._waited_s, self._received = 0.0, 0
 
 
-async def fill(
+def start_filling(
     copy: ArchiveCopy,
     order: StageOrder,
     node: str,
     peers: Mapping[str, Sequence[str | int]],
     context: ssl.SSLContext,
 ) -> None:
-    """Fill this node's copy of the archive, from the first source that can; `copy` has the result.
+    """Fill this node's copy of the archive from the first source that can, in a thread; `copy` has the result.
+
+    A shared file system that hangs may come back: boot decides how long a stage may take.
 
     Parameters
     ----------
@@ -103,21 +102,29 @@ async def fill(
     context : SSLContext
         From `channel.client_context`.
     """
-    failure: str | None = "the agent ends"
+    addresses = [(source, peers.get(source)) for source in sources(order.tree, node)]
+    threading.Thread(target=_fill, args=(copy, order, addresses, context), daemon=True).start()
+
+
+def _fill(
+    copy: ArchiveCopy,
+    order: StageOrder,
+    addresses: Sequence[tuple[str, Sequence[str | int] | None]],
+    context: ssl.SSLContext,
+) -> None:
+    failure: str | None = "an error that should not happen; please report it"
     try:
-        for source in sources(order.tree, node):
-            copy.forget_unchecked()
+        for source, address in addresses:
             try:
-                host, port = peers[source]
-                await _from_peer(copy, str(host), int(port), context)
+                if address is None:
+                    raise ConnectionError("its address is not known")
+                _from_peer(copy, str(address[0]), int(address[1]), context)
                 break
-            except KeyError:
-                copy.passed_by.append(f"{source}: its address is not known")
             except OSError as error:
                 copy.passed_by.append(f"{source}: {error}")
+                copy.forget_unchecked()
         else:
-            copy.forget_unchecked()
-            await _from_file(copy, order)
+            _from_file(copy, order)
         failure = None
     except DamagedError as error:
         failure = f"{order.archive} is damaged: {error}. See what it holds: envpack verify {order.archive}"
@@ -125,6 +132,65 @@ async def fill(
         failure = str(error)
     finally:
         copy.end(failure)
+
+
+def _from_peer(copy: ArchiveCopy, host: str, port: int, context: ssl.SSLContext) -> None:
+    """Take all that is missing from another agent.
+
+    Raises
+    ------
+    OSError
+        It cannot, or is too slow.
+    """
+    connection = BlockingConnection(host, port, context)
+    try:
+        connection.send(ArchiveRequest(copy.number, copy.size))
+        pace = Pace()
+        while not copy.is_whole:
+            began = time.monotonic()
+            message, data = connection.receive(SLOW_S)
+            if not isinstance(message, ArchivePart):
+                raise ConnectionError(f"{type(message).__name__} came instead of a part of the archive")
+            pace.note(time.monotonic() - began, len(data))
+            if data:
+                copy.take(data)
+    finally:
+        connection.close()
+
+
+def _from_file(copy: ArchiveCopy, order: StageOrder) -> None:
+    """Take all that is missing from the archive's file.
+
+    Raises
+    ------
+    OSError
+        It cannot be read, or is damaged.
+    """
+    file = os.open(order.archive, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if not copy.size:
+            index = _read(file, order.index_start, os.fstat(file).st_size - order.index_start)
+            copy.take(arrival.head(index) + index)
+        for at in range(copy.size - copy.frames_start, order.index_start, READ_BYTES):
+            os.posix_fadvise(file, at + READ_BYTES, READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+            copy.take(_read(file, at, min(READ_BYTES, order.index_start - at)))
+    finally:
+        os.close(file)
+    if not copy.is_whole:
+        raise DamagedError("it ends before its last frame")
+
+
+def _read(file: int, offset: int, size: int) -> bytes:
+    """Read `size` bytes; raise DamagedError if there are fewer."""
+    if not 0 <= size <= arrival.INDEX_MAX_BYTES:
+        raise DamagedError("its size does not fit its index")
+    data = os.pread(file, size, offset)
+    while len(data) < size:
+        more = os.pread(file, size - len(data), offset + len(data))
+        if not more:
+            raise DamagedError("it was cut short")
+        data += more
+    return data
 
 
 async def answer(
@@ -141,70 +207,3 @@ async def answer(
         await asyncio.sleep(NO_ORDER_YET_S)
         await send_in_time(connection, b"")
     await own.serve(connection, request)
-
-
-async def _from_peer(copy: ArchiveCopy, host: str, port: int, context: ssl.SSLContext) -> None:
-    """Take all that is missing from another agent.
-
-    Raises
-    ------
-    OSError
-        It cannot, or is too slow.
-    """
-    connection = await dial(host, port, context)
-    try:
-        await connection.send(ArchiveRequest(copy.number, copy.size))
-        pace = Pace()
-        while not copy.is_whole:
-            began = time.monotonic()
-            message, data = await connection.receive(SLOW_S)
-            if not isinstance(message, ArchivePart):
-                raise ConnectionError(f"{type(message).__name__} came instead of a part of the archive")
-            pace.note(time.monotonic() - began, len(data))
-            if data:
-                await copy.take(data)
-    finally:
-        connection.close()
-
-
-async def _from_file(copy: ArchiveCopy, order: StageOrder) -> None:
-    """Take all that is missing from the archive's file, with some reads ahead, which a shared file system does at once.
-
-    Raises
-    ------
-    OSError
-        It cannot be read, or is damaged.
-    """
-    file = await in_thread(FILE_TIMEOUT_S, os.open, order.archive, os.O_RDONLY | os.O_CLOEXEC)
-    if not copy.size:
-        size = await in_thread(FILE_TIMEOUT_S, os.lseek, file, 0, os.SEEK_END) - order.index_start
-        index = await in_thread(FILE_TIMEOUT_S, _read, file, order.index_start, size)
-        await copy.take(arrival.head(index) + index)
-    reads: deque[asyncio.Task[bytes]] = deque()
-    try:
-        for at in range(copy.size - copy.frames_start, order.index_start, READ_BYTES):
-            size = min(READ_BYTES, order.index_start - at)
-            reads.append(asyncio.create_task(in_thread(FILE_TIMEOUT_S, _read, file, at, size)))
-            if len(reads) > READS_AHEAD:
-                await copy.take(await reads.popleft())
-        while reads:
-            await copy.take(await reads.popleft())
-    finally:
-        for read in reads:
-            read.cancel()
-    os.close(file)  # only here: after an error, threads may still read
-    if not copy.is_whole:
-        raise DamagedError("it ends before its last frame")
-
-
-def _read(file: int, offset: int, size: int) -> bytes:
-    """Read `size` bytes; raise DamagedError if there are fewer."""
-    if not 0 <= size <= arrival.INDEX_MAX_BYTES:
-        raise DamagedError("its size does not fit its index")
-    data = os.pread(file, size, offset)
-    while len(data) < size:
-        more = os.pread(file, size - len(data), offset + len(data))
-        if not more:
-            raise DamagedError("it was cut short")
-        data += more
-    return data

@@ -304,7 +304,7 @@ def does_not_listen(node):
         (damages_the_index, "the index differs from its checksum"),
         (claims_a_huge_index, "an index of 18446744073709551615 bytes"),
         (starves, "it has itself got nothing for 4 s"),
-        (does_not_listen, "Connect call failed"),
+        (does_not_listen, "Connection refused"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
