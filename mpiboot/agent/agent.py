@@ -368,13 +368,11 @@ class Agent:
                 f"the process that stages the environment ended with status {status}, without a result",
                 "See what it has printed: mpiboot logs",
             ) from error
-        passed_by = "; ".join(copy.passed_by) if copy else ""
         if "error" in result:
-            why = (copy and copy.failure) or result["error"]
-            raise OSError(f"{why} (passed by: {passed_by})" if passed_by else why)
-        return StageReport(
-            order.number, {**result["stage"], **({"passed_by": passed_by} if passed_by else {})}
-        )
+            raise OSError(copy.explain(result["error"]) if copy else result["error"])
+        if copy and copy.passed_by:
+            result["stage"]["passed_by"] = "; ".join(copy.passed_by)
+        return StageReport(order.number, result["stage"])
 
     # Silence.
 

@@ -1,8 +1,8 @@
 """A node's copy of the archive while it arrives: checked frame by frame, staged from, and passed on to other agents.
 
 One thread fills it (`agent.tree`), so that neither decryption nor a slow disk holds up the agent; the event loop serves
-others from it. The copy is a file without a name in the job's folder, in the form of `envpack.stage.arrival`: it goes with
-the agent, whatever ends that. Only the agent imports this module.
+others from it. The copy is a file without a name in the job's folder, in the form of `envpack.stage.arrival`. It goes
+with the agent, however that ends. Only the agent imports this module.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from bisect import bisect_right
 from pathlib import Path
 
 from envpack.archive.index import frame_check
+from envpack.common.places import STAGE_ROOT_VARIABLE
 from envpack.stage import arrival
 from mpiboot.agent.threads import in_thread
 from mpiboot.protocol.channel import ArchivePart, ArchiveRequest, Connection
@@ -27,6 +28,7 @@ SEND_TIMEOUT_S = 300.0
 # Less than SEND_TIMEOUT_S: the stager's start, from a slow file system.
 TABLE_TIMEOUT_S = 240.0
 DISK_TIMEOUT_S = 600.0
+STAGER_FAILED = "the process that stages the environment has failed"
 
 
 class DamagedError(OSError):
@@ -93,6 +95,11 @@ class ArchiveCopy:
         self._table.put(None)
         return False
 
+    def explain(self, error: str) -> str:
+        """Return why the stage has failed: the stager's own error, unless the archive did not arrive."""
+        why = error if self.failure in (None, STAGER_FAILED) else self.failure
+        return f"{why} (passed by: {'; '.join(self.passed_by)})" if self.passed_by else str(why)
+
     def forget_unchecked(self) -> None:
         """Begin again after the last byte that was checked."""
         self._unchecked.clear()
@@ -148,7 +155,7 @@ class ArchiveCopy:
             except queue.Empty:
                 raise CopyError("the process that stages the environment does not read the index") from None
             if not table:
-                raise CopyError("the process that stages the environment has failed")
+                raise CopyError(STAGER_FAILED)
             sizes, self._checks = table
             self._borders = list(itertools.accumulate(sizes, initial=self.frames_start))
 
@@ -176,7 +183,8 @@ class ArchiveCopy:
             write_at(self._file, data, self.size)
         except OSError as error:
             raise CopyError(
-                f"cannot keep the archive in the staging root: {error.strerror or error}"
+                f"cannot keep the archive below the staging root: {error.strerror}. Run envpack gc there, or set "
+                f"{STAGE_ROOT_VARIABLE} to another folder"
             ) from error
         self.size += len(data)
         self._tell()

@@ -4,6 +4,7 @@ Each node is an `Agent` that was given its orders without boot. What it stages i
 """
 
 import asyncio
+import dataclasses
 import errno
 import os
 import sys
@@ -356,7 +357,9 @@ def test_a_full_disk_fails_one_node_alone(staged, monkeypatch):
         monkeypatch.setattr(archive_copy, "ArchiveCopy", Full)
 
     answers, nodes, _ = staged(fill_disk)
-    assert answers["n2"] == "cannot keep the archive in the staging root: No space left on device"
+    assert answers["n2"].startswith(
+        "cannot keep the archive below the staging root: No space left on device. Run envpack gc there"
+    )
     assert stages(nodes["n2"].root) == []
     assert [set(answers[name]) >= {"pack_id"} for name in ("n1", "n3", "n4")] == [True] * 3, answers
     assert answers["n4"]["passed_by"].startswith("n2: ")
@@ -374,6 +377,16 @@ def test_a_stager_that_ends_without_a_word(staged, tmp_path):
     answers, _, _ = staged(lambda nodes: (tmp_path / "child.py").write_text("raise SystemExit(3)"))
     for name in NAMES:
         assert "ended with status 3, without a result" in answers[name]
+
+
+def test_another_archive_than_the_one_submitted_is_refused(staged, archive):
+    def expect_another(nodes):
+        orders = nodes["n3"].agent.orders
+        nodes["n3"].agent.orders = dataclasses.replace(orders, pack_id="0" * 64)
+
+    answers, _, _ = staged(expect_another)
+    assert "is not the expected archive" in answers["n3"]
+    assert [set(answers[name]) >= {"pack_id"} for name in ("n1", "n2", "n4")] == [True] * 3, answers
 
 
 def test_a_damaged_archive_is_every_nodes_answer(staged, archive, tmp_path):
