@@ -9,7 +9,6 @@ Boot and agents import this module.
 
 import asyncio
 import contextlib
-import functools
 import os
 import socket
 import ssl
@@ -64,8 +63,6 @@ class Listener:
         )
         # In the order in which they came, with the address of the other side.
         self._pending: dict[asyncio.Task[None], str] = {}
-        # Accepted, but their task has not begun.
-        self._untouched: set[socket.socket] = set()
         self._served: set[asyncio.Task[None]] = set()
         self._socket = socket.create_server((host, 0), backlog=BACKLOG)
         self._socket.setblocking(False)
@@ -84,15 +81,12 @@ class Listener:
                     await asyncio.sleep(ACCEPT_PAUSE_S)
                     continue
                 self._make_room()
-                self._untouched.add(connection)
                 task = asyncio.create_task(self._handle(connection))
                 self._pending[task] = host
-                task.add_done_callback(functools.partial(self._forget, connection))
+                task.add_done_callback(self._forget)
                 await asyncio.sleep(0)  # others have their turn even if connections never stop to come
         finally:
             self.close()
-            for _ in range(2):  # asyncio can close a connection only after its first steps
-                await asyncio.sleep(0)
             tasks = {*self._pending, *self._served}
             for task in tasks:
                 task.cancel()
@@ -121,7 +115,6 @@ class Listener:
     async def _handle(self, connection: socket.socket) -> None:
         task = asyncio.current_task()
         assert task
-        self._untouched.discard(connection)
         with contextlib.suppress(OSError):  # a stranger, or a process that has ended
             channel = await accepted(connection, self._context)
             self._pending.pop(task, None)
@@ -132,12 +125,9 @@ class Listener:
             finally:
                 channel.abort()
 
-    def _forget(self, connection: socket.socket, task: "asyncio.Task[None]") -> None:
+    def _forget(self, task: "asyncio.Task[None]") -> None:
         self._pending.pop(task, None)
         self._served.discard(task)
-        if connection in self._untouched:  # the task was cancelled before its first step
-            self._untouched.discard(connection)
-            connection.close()
 
 
 def allow_descriptors(count: int) -> int:

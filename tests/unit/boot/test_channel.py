@@ -196,7 +196,7 @@ def test_an_agent_that_dials_again_replaces_its_first_connection(boot_of, direct
             await first.receive()
             async with Agent.dialled(boot, directory) as second:
                 assert await second.receive() == [ORDERS]
-                assert await first.is_closed()
+                assert await asyncio.wait_for(first.is_closed(), 5.0)
                 await second.connection.send(REPORT)
                 assert await asyncio.to_thread(boot.wait, lambda: 0 in boot.nodes["n1"].answers, 10.0)
                 assert list(boot.changes) == [Change("agent-back", "n1", "it has dialled again")]
@@ -357,22 +357,20 @@ def test_orders_reach_an_agent_that_was_away_and_not_twice_once_it_has_answered(
 
 
 def test_orders_never_overtake_each_other(boot_of, directory):
-    """Not even on a connection that is full, or that begins meanwhile."""
-    boot = boot_of(*(f"n{k}" for k in range(20)))
-    orders = [Peers({"n": ["x" * 500_000, k]}) for k in range(8)]
+    """Not even on a connection that is full when an order is posted."""
+    boot = boot_of("n1")
+    orders = [Peers({"n": ["x" * 900_000, k]}) for k in range(16)]
+    later = [STAGE, Peers({})]
 
     async def work():
-        async def follow(node):
-            async with Agent.dialled(boot, directory, node) as agent:
-                return await agent.receive(1 + len(orders))
-
-        following = []
-        for k, order in enumerate(orders):
-            following += [asyncio.create_task(follow(f"n{2 * k + step}")) for step in range(2)]
-            await asyncio.sleep(0.002 * k)
+        for order in orders:
             boot.post(order)
-        for received in await asyncio.gather(*following):
-            assert received == [ORDERS, *orders]
+        async with Agent.dialled(boot, directory) as agent:
+            await until(lambda: boot.nodes["n1"].connection is not None, "connection")
+            for order in later:
+                boot.post(order)
+            await asyncio.sleep(0.1)  # boot sends as much as the connection takes
+            assert await agent.receive(1 + len(orders) + len(later)) == [ORDERS, *orders, *later]
 
     asyncio.run(work())
 

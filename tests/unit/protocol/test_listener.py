@@ -56,6 +56,14 @@ async def ask(port, context):
         connection.abort()
 
 
+async def ask_as_agents_do(port, context):
+    """Ask again if the connection was crowded out."""
+    while True:
+        with contextlib.suppress(OSError):
+            return await ask(port, context)
+        await asyncio.sleep(0.1)
+
+
 @pytest.mark.parametrize(
     ("hosts", "position"),
     [
@@ -90,9 +98,10 @@ def test_a_stranger_with_thousands_of_connections_keeps_nobody_out(tls, modes):
                         await asyncio.sleep(0.02)
 
                 looking = asyncio.create_task(look())
-                # The same host as the stranger's, whose connections give way.
                 for _ in range(3):
-                    answers = await asyncio.gather(*(ask(listening_here.port, context) for _ in range(peers)))
+                    # On the stranger's host, where a peer is crowded out if its handshake takes too long.
+                    asking = [ask_as_agents_do(listening_here.port, context) for _ in range(peers)]
+                    answers = await asyncio.wait_for(asyncio.gather(*asking), 30.0)
                     assert answers == [(HELLO, b"")] * peers
                 looking.cancel()
             # Pending ones, and both ends of those of the peers.
@@ -100,6 +109,24 @@ def test_a_stranger_with_thousands_of_connections_keeps_nobody_out(tls, modes):
 
     run(work(), 120.0)
     assert most
+
+
+def test_if_too_many_wait_the_oldest_gives_way_to_a_peer(tls, monkeypatch):
+    monkeypatch.setattr(listener, "STRANGERS_MAX", 9)
+
+    async def work():
+        async with listening(tls, echo) as listening_here:
+            address = ("127.0.0.1", listening_here.port)
+            strangers = [await asyncio.open_connection(*address) for _ in range(10)]
+            await until(lambda: len(listening_here._pending) == 10, "ten pending connections")
+            assert await ask(listening_here.port, client_context(tls)) == (HELLO, b"")
+            assert await asyncio.wait_for(strangers[0][0].read(), 10.0) == b""
+            assert not any(reader.at_eof() for reader, _ in strangers[1:])
+            for _, writer in strangers:
+                writer.transport.abort()
+            await asyncio.sleep(0)
+
+    run(work())
 
 
 def test_a_handshake_has_a_deadline(tls, monkeypatch):
@@ -189,6 +216,23 @@ def test_its_end_leaves_nothing_however_far_a_connection_is(tls, steps):
             for _ in range(steps * steps):
                 await asyncio.sleep(0)
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    run(work())
+
+
+@pytest.mark.parametrize("steps", range(5))
+def test_its_end_closes_a_connection_that_has_just_come(tls, steps):
+    async def work():
+        async with listening(tls, echo) as listening_here:
+            plain = socket.create_connection(("127.0.0.1", listening_here.port))
+            while not listening_here._pending:
+                await asyncio.sleep(0)
+            for _ in range(steps):
+                await asyncio.sleep(0)
+        plain.settimeout(10.0)
+        with contextlib.suppress(ConnectionResetError):
+            assert plain.recv(1) == b""
+        plain.close()
 
     run(work())
 
