@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine
@@ -25,6 +26,7 @@ from envpack.common.places import host_name
 from mpiboot.agent import finding, stage_child
 from mpiboot.agent.adopt import Ranks
 from mpiboot.agent.folders import clean, make_job_folder
+from mpiboot.agent.launch_guard import LaunchGuard
 from mpiboot.agent.output import RanksOutput
 from mpiboot.agent.threads import in_thread
 from mpiboot.common.interfaces import interfaces
@@ -44,6 +46,7 @@ from mpiboot.protocol.channel import (
     Failure,
     Heartbeat,
     Hello,
+    Launch,
     NodeReport,
     Orders,
     Peers,
@@ -74,6 +77,7 @@ CLEAN_TIMEOUT_S = 20.0
 # How long a call on the shared file system may take while the job ends; it may be gone.
 FILES_TIMEOUT_S = 5.0
 FLUSH_S = 2.0
+GUARD_GRACE_S = 60.0
 ADDRESS_MAX_BYTES = 1 << 16
 # The stager's lines: of a tree, one has 20 bytes for each MiB of the environment.
 LINE_MAX_BYTES = 1 << 24
@@ -150,6 +154,7 @@ class Agent:
         self.ranks: Ranks | None = None
         self.stager: asyncio.subprocess.Process | None = None
         self.copy: ArchiveCopy | None = None
+        self.launch_is_over = threading.Event()
         self.output = RanksOutput()
         # Since boot was last heard of; the time in which the job was suspended does not count.
         self.silent_s = 0.0
@@ -251,6 +256,8 @@ class Agent:
                     case AllStaged():
                         if self.copy:
                             self.copy.free()
+                    case Launch(seconds):
+                        self.start(self.guard_launch(seconds))
                     case Close(reason):
                         self.end(Ending(reason))
         finally:
@@ -374,6 +381,21 @@ class Agent:
             result["stage"]["passed_by"] = "; ".join(copy.passed_by)
         return StageReport(order.number, result["stage"])
 
+    async def guard_launch(self, seconds: float) -> None:
+        """Keep strangers from holding up the launcher, until boot says that it is no longer needed."""
+        self.launch_is_over.set()
+        if not seconds or not self.orders:
+            return
+        over = self.launch_is_over = threading.Event()
+        addresses = [str(host) for host, _ in self.peers.values()]
+        try:
+            guard = LaunchGuard(self.orders.job_key, addresses)
+            words = await in_thread(seconds + GUARD_GRACE_S, guard.run, over, seconds)
+        except Exception as error:  # the launch may go well without a guard
+            words = f"the launcher is not guarded against strangers: {error}"
+        if words:
+            self.output.say(f"mpiboot: {self.node}: {words}\n".encode())
+
     # Silence.
 
     async def watch_silence(self) -> None:
@@ -459,6 +481,7 @@ class Agent:
         """End all that the job has left on this node, remove its folder, and say why."""
         asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self.launch_is_over.set()
         if self.stager and self.stager.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self.stager.terminate()

@@ -25,6 +25,7 @@ from mpiboot.protocol.channel import (
     AllStaged,
     ChannelAddress,
     Failure,
+    Launch,
     NodeReport,
     Orders,
     Peers,
@@ -130,6 +131,10 @@ class Agents:
         reports = self._answers(order.number, StageReport, timeout_s)
         self._channel.post(AllStaged())
         return reports
+
+    def guard_launch(self, seconds: float) -> None:
+        """Let every agent keep strangers from holding up the launch, for that many seconds; 0 ends it."""
+        self._channel.post(Launch(seconds))
 
     def _answers(self, number: int, kind: type[Kind], timeout_s: float) -> dict[str, Kind]:
         deadline = time.monotonic() + timeout_s

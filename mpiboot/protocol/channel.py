@@ -6,7 +6,7 @@ Boot and agent import this module; it imports what an agent may import at its st
 | from | to | messages |
 |---|---|---|
 | agent | boot | `Hello`; `NodeReport`, `StageReport` or `Failure` for each order; `Output`; `Ended` |
-| boot | agent | `Orders` or `Refused`, in answer to `Hello`; `Peers`; `StageOrder`; `AllStaged`; `Close` |
+| boot | agent | `Orders` or `Refused`, in answer to `Hello`; `Peers`; `StageOrder`; `AllStaged`; `Launch`; `Close` |
 | both | | `Heartbeat` |
 | agent | agent | `Question`, answered by `Sighting`; `ArchiveRequest`, answered by `ArchivePart`s |
 
@@ -213,6 +213,19 @@ class AllStaged:
 
 
 @dataclass(frozen=True)
+class Launch:
+    """The launcher starts, or is no longer needed: strangers must not hold it up meanwhile. No answer.
+
+    Attributes
+    ----------
+    seconds : float, seconds
+        How long the start of the ranks may take; 0 once all of them are up.
+    """
+
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Failure:
     """An order could not be executed.
 
@@ -306,7 +319,7 @@ class ArchivePart:
 KINDS: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
-        *(Hello, Refused, Orders, NodeReport, Peers, StageOrder, StageReport, Failure),
+        *(Hello, Refused, Orders, NodeReport, Peers, StageOrder, StageReport, Launch, Failure),
         *(AllStaged, Output, Heartbeat, Close, Ended, Question, Sighting, ArchiveRequest, ArchivePart),
     )
 }
