@@ -27,7 +27,7 @@ NOTHING_NEW_S = 1800.0
 _LOOK_AGAIN_MS = (5, 10, 20, 40)
 
 
-def head(index: bytes) -> bytes:
+def head(index: bytes | bytearray) -> bytes:
     """Return what the file begins with, before the index."""
     return HEAD.pack(len(index), hashlib.sha256(index).digest())
 

@@ -220,7 +220,7 @@ class ArchiveCopy:
         at = request.start
         while not self.failure and not (self.is_whole and at >= self.size):
             if at < self.size:
-                size = self._part_end(at) - at
+                size = self.part_end(at, min(self.size, at + PART_BYTES)) - at
                 data = await in_thread(DISK_TIMEOUT_S, os.pread, self._file, size, at)
                 at += len(data)
             else:
@@ -230,9 +230,8 @@ class ArchiveCopy:
                     continue
             await send_in_time(connection, data)
 
-    def _part_end(self, start: int) -> int:
-        """Return where the part that begins at `start` ends: where a frame does, if it can."""
-        limit = min(self.size, start + PART_BYTES)
+    def part_end(self, start: int, limit: int) -> int:
+        """Return where a part that begins at `start` should end, at most at `limit`: where a frame does, if it can."""
         border = bisect_right(self._borders, limit) - 1
         return self._borders[border] if border >= 0 and self._borders[border] > start else limit
 

@@ -22,7 +22,7 @@ SLOW_S = 10.0
 SLOW_BYTES = 20 * 1024**2
 # How long a source may itself wait for more: it has sources of its own, and passes slow ones by sooner.
 STARVED_S = 120.0
-READ_BYTES = 4 * 1024**2
+READ_BYTES = 1024**2
 READ_AHEAD_BYTES = 16 * 1024**2
 # How often an agent that asks hears that boot's order has not come yet.
 NO_ORDER_YET_S = 0.5
@@ -169,28 +169,37 @@ def _from_file(copy: ArchiveCopy, order: StageOrder) -> None:
     file = os.open(order.archive, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if not copy.size:
-            index = _read(file, order.index_start, os.fstat(file).st_size - order.index_start)
+            index = bytearray(_checked_size(os.fstat(file).st_size - order.index_start))
+            _read(file, order.index_start, memoryview(index))
             copy.take(arrival.head(index) + index)
-        for at in range(copy.size - copy.frames_start, order.index_start, READ_BYTES):
-            os.posix_fadvise(file, at + READ_BYTES, READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
-            copy.take(_read(file, at, min(READ_BYTES, order.index_start - at)))
+        buffer = memoryview(bytearray(READ_BYTES))
+        start, at = copy.frames_start, copy.size
+        while at < start + order.index_start:
+            size = copy.part_end(at, min(at + READ_BYTES, start + order.index_start)) - at
+            os.posix_fadvise(file, at - start + size, READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+            _read(file, at - start, buffer[:size])
+            copy.take(buffer[:size])
+            at += size
     finally:
         os.close(file)
     if not copy.is_whole:
         raise DamagedError("it ends before its last frame")
 
 
-def _read(file: int, offset: int, size: int) -> bytes:
-    """Read `size` bytes; raise DamagedError if there are fewer."""
-    if not 0 <= size <= arrival.INDEX_MAX_BYTES:
+def _checked_size(size: int) -> int:
+    """Return the index's size, or raise DamagedError if it cannot be that."""
+    if not 0 < size <= arrival.INDEX_MAX_BYTES:
         raise DamagedError("its size does not fit its index")
-    data = os.pread(file, size, offset)
-    while len(data) < size:
-        more = os.pread(file, size - len(data), offset + len(data))
-        if not more:
+    return size
+
+
+def _read(file: int, offset: int, view: memoryview) -> None:
+    """Fill `view`; raise DamagedError if the file is too short."""
+    while view:
+        count = os.preadv(file, [view], offset)
+        if not count:
             raise DamagedError("it was cut short")
-        data += more
-    return data
+        view, offset = view[count:], offset + count
 
 
 async def answer(

@@ -49,7 +49,7 @@ class Parts:
     unpack_s: float = 1.5  # a node's stager, its bytes at hand
     boot_requests: float = 2000  # of boot's own start, on the first node alone
     agent_requests: float = 950  # of one node's agent, as counted on sshfs
-    agent_bytes_per_s: float = 200e6  # received, decrypted, written, and twice encrypted and sent by one core
+    agent_bytes_per_s: float = 250e6  # an agent that sends to two others, on one core
     import_requests: float = 40_000  # of one node's workers, unstaged
     srun_s: float = 0.3
     mpirun_s: float = 0.5

@@ -92,8 +92,7 @@ def has_stage(alice, node):
     ).stdout.strip()
 
 
-# Ids of their own: pytest-mpi would take a test whose id is "mpi" for one of its own.
-@pytest.mark.parametrize("transport", ["direct", "tree", "sbcast"], ids="by-{}".format)
+@pytest.mark.parametrize("transport", ["direct", "tree", "sbcast"])
 def test_cold_stage_of_four_nodes(alice, transport):
     job = starts(alice, transport)
     events = staged_events(job)

@@ -107,6 +107,7 @@ def staged(directory, archive, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "orig_argv", [sys.executable, str(child), "job"])
 
     monkeypatch.setattr(archive_copy, "PART_BYTES", 100_000)
+    monkeypatch.setattr(transport, "READ_BYTES", 100_000)
     index_at = index_start(archive)
 
     def run(prepare=lambda nodes: None, archive=archive):
@@ -144,7 +145,9 @@ def opened(monkeypatch):
     """Return the list of the nodes' reads of the archive, which fills up."""
     reads = []
     real = transport._read
-    monkeypatch.setattr(transport, "_read", lambda file, at, size: reads.append(size) or real(file, at, size))
+    monkeypatch.setattr(
+        transport, "_read", lambda file, at, view: reads.append(len(view)) or real(file, at, view)
+    )
     return reads
 
 

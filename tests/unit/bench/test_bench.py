@@ -130,7 +130,7 @@ def test_a_tree_reads_the_archive_once(module):
         model.start_s(1000, how, thousand)["stage"] for how in ("direct", "tree", "sbcast")
     )
     assert direct == 1000
-    assert tree == pytest.approx(5.0 + 9 * 2**20 / 200e6)
+    assert tree == pytest.approx(4.0 + 9 * 2**20 / 250e6)
     assert sbcast == pytest.approx(52, abs=1)
 
 
