@@ -17,7 +17,7 @@ from pathlib import Path
 from envpack.archive.index import frame_check
 from envpack.common.places import STAGE_ROOT_VARIABLE
 from envpack.stage import arrival
-from mpiboot.agent.threads import in_thread
+from mpiboot.agent.threads import in_thread, in_time
 from mpiboot.protocol.channel import ArchivePart, ArchiveRequest, Connection
 
 # The most that one message carries, usually some frames. With 4 MiB, a sender takes a fifth more CPU time.
@@ -225,8 +225,8 @@ class ArchiveCopy:
                 at += len(data)
             else:
                 data = b""
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), NOTHING_NEW_S)
+                with contextlib.suppress(TimeoutError):
+                    await in_time(self._news.wait(), NOTHING_NEW_S)
                     continue
             await send_in_time(connection, data)
 
@@ -239,8 +239,8 @@ class ArchiveCopy:
 async def send_in_time(connection: Connection, data: bytes) -> None:
     """Send a part; raise OSError if the other side does not accept it in time."""
     try:
-        await asyncio.wait_for(connection.send(ArchivePart(), data), SEND_TIMEOUT_S)
-    except asyncio.TimeoutError as error:
+        await in_time(connection.send(ArchivePart(), data), SEND_TIMEOUT_S)
+    except TimeoutError as error:
         raise ConnectionError(f"nothing was accepted for {SEND_TIMEOUT_S:g} s") from error
 
 
