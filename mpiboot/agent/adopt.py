@@ -37,13 +37,14 @@ class Ranks:
         The job's folder on this node; the agent's socket is made there.
     node : str
         The node's name, as the batch system calls it.
-    output : int
-        The descriptor that all ranks print to.
+    output, output_reader : int
+        Both ends of the pipe that all ranks print to.
     """
 
-    def __init__(self, folder: Path, node: str, output: int) -> None:
+    def __init__(self, folder: Path, node: str, output: int, output_reader: int) -> None:
         self.node = node
         self._output = output
+        self._output_reader = output_reader
         self.server: subprocess.Popen[bytes] | None = None
         self._to_server: socket.socket | None = None
         self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -96,16 +97,19 @@ class Ranks:
         python, *command = request["command"]
         self._to_server, theirs = socket.socketpair()
         with theirs:
+            # The last one is the agent's own stderr.
+            passed = [theirs.fileno(), self._output_reader, os.dup(2)]
             self.server = subprocess.Popen(
-                [python, request["server"], str(theirs.fileno()), *command],
+                [python, request["server"], ",".join(map(str, passed)), *command],
                 env=request["environment"],
                 cwd=request["folder"],
                 stdin=subprocess.DEVNULL,
                 stdout=self._output,
                 stderr=self._output,
-                pass_fds=[theirs.fileno()],
+                pass_fds=passed,
                 start_new_session=True,
             )
+            os.close(passed[-1])
 
     def close(self) -> None:
         """Start no more ranks; the fork server ends after its last rank."""

@@ -165,7 +165,7 @@ class Agent:
 
     async def run(self) -> int:
         """Live until there is a reason to end; then clean the node, and return the exit status."""
-        cancelled = Ending("the job was cancelled", job_ends=True)
+        cancelled = Ending("SIGTERM came: the job was cancelled, or somebody ended the agent", job_ends=True)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.end, cancelled)
         self.start(self.follow_boot())
         self.start(self.watch_silence())
@@ -294,7 +294,7 @@ class Agent:
     async def prepare(self, orders: Orders) -> NodeReport:
         """Make the job's folder on this node, let its ranks and the other agents reach this one, and report."""
         self.folder = await in_thread(PREPARE_TIMEOUT_S, make_job_folder, Path(orders.root), orders.job_key)
-        self.ranks = Ranks(self.folder, self.node, self.output.writer)
+        self.ranks = Ranks(self.folder, self.node, self.output.writer, self.output.reader)
         asyncio.get_running_loop().add_reader(self.ranks.listener, self.accept_rank)
         port = 0
         if orders.n_nodes > 1:
@@ -499,8 +499,8 @@ class Agent:
                     f"{ending.reason}; what the job has left in {self.folder} could not be removed: {error}"
                 )
                 ending = Ending(uncleaned, status=1, job_ends=ending.job_ends)
-        if self.orders and (ending.job_ends or self.node == self.orders.first_node):
-            # Boot does so too, unless it was killed. An agent of another node that only lost its connection must not.
+        if self.orders and (self.node == self.orders.first_node or (ending.job_ends and not self.connection)):
+            # Boot does so too, unless it was killed. The others leave it to boot as long as they can reach boot.
             with contextlib.suppress(OSError):
                 await in_thread(FILES_TIMEOUT_S, self.directory.clear)
         await self.say_why(ending)

@@ -20,24 +20,24 @@ class RanksOutput:
 
     Attributes
     ----------
-    writer : int
-        The descriptor to print to.
+    writer, reader : int
+        The descriptors of the pipe: to print to, and to read from.
     connection : Connection or None
         The connection to boot; without one, the last output is kept.
     """
 
     def __init__(self) -> None:
-        self._reader, self.writer = os.pipe()
-        os.set_blocking(self._reader, False)
+        self.reader, self.writer = os.pipe()
+        os.set_blocking(self.reader, False)
         self._kept: collections.deque[bytes] = collections.deque(maxlen=KEPT_PIECES_MAX)
         self.connection: Connection | None = None
-        asyncio.get_running_loop().add_reader(self._reader, self.forward)
+        asyncio.get_running_loop().add_reader(self.reader, self.forward)
 
     def forward(self) -> None:
         """Pass on what has been printed."""
         with contextlib.suppress(BlockingIOError):
             for _ in range(KEPT_PIECES_MAX):
-                self.say(os.read(self._reader, PIECE_BYTES))
+                self.say(os.read(self.reader, PIECE_BYTES))
 
     def say(self, output: bytes) -> None:
         """Pass on some output, and what was kept before."""
@@ -48,7 +48,7 @@ class RanksOutput:
     def close(self) -> bytes:
         """Stop reading; return what could not be passed on."""
         self.forward()
-        asyncio.get_running_loop().remove_reader(self._reader)
-        os.close(self._reader)
+        asyncio.get_running_loop().remove_reader(self.reader)
+        os.close(self.reader)
         os.close(self.writer)
         return b"".join(self._kept)

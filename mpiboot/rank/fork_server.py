@@ -1,11 +1,14 @@
 """The fork server of one node: it imports dask-mpi and distributed once, and every rank of the node is forked from it.
 
-    python fork_server.py SOCKET DASK_MPI ARGUMENT...
+    python fork_server.py SOCKET,OUTPUT,LOG DASK_MPI ARGUMENT...
 
 The node's agent (agent/adopt.py) starts the fork server, and requests each rank over the socket whose descriptor is
 SOCKET. A request is one byte, sent with these descriptors: a memory file with a `RankRequest`, the stand-in's
 connection, and MPI's connections. Each forked child becomes a rank, and runs dask-mpi as a newly started Python would.
 Workers do not profit: nannies spawn them as new processes.
+
+OUTPUT is the reading end of the pipe that the ranks print to. The agent reads it. If the agent was killed, the fork
+server does, so that printing neither fails nor blocks, and copies it to LOG.
 """
 
 import contextlib
@@ -32,11 +35,11 @@ def main() -> None:
     sys.path[0] = str(Path(sys.argv[2]).parent)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGUSR1, signal.SIG_DFL)
-    agent = socket.socket(fileno=int(sys.argv[1]))
+    agent, output, log = map(int, sys.argv[1].split(","))
     import dask_mpi.cli  # noqa: F401
 
     gc.freeze()  # otherwise the first collection of a rank copies the memory that all ranks share
-    if descriptors := serve(agent):
+    if descriptors := serve(socket.socket(fileno=agent), output, log):
         try:
             become(*descriptors)
         except (OSError, ValueError) as error:
@@ -44,13 +47,15 @@ def main() -> None:
         runpy.run_path(sys.argv[0], run_name="__main__")
 
 
-def serve(agent: socket.socket) -> list[int]:
+def serve(agent: socket.socket, output: int, log: int) -> list[int]:
     """Fork ranks and report their ends to their stand-ins, until the agent closes its socket and all ranks have ended.
 
     Parameters
     ----------
     agent : socket
         The connection to the agent, which sends the requests.
+    output, log : int
+        Descriptors: what the ranks print, and where to copy it once the agent is gone.
 
     Returns
     -------
@@ -70,6 +75,7 @@ def serve(agent: socket.socket) -> list[int]:
                 byte, descriptors, _, _ = socket.recv_fds(agent, 1, DESCRIPTORS_MAX + 2)
                 if not byte:
                     selector.unregister(agent)
+                    selector.register(output, selectors.EVENT_READ)
                 elif not (pid := fork()):
                     break
                 else:
@@ -77,6 +83,9 @@ def serve(agent: socket.socket) -> list[int]:
                         stand_ins[pid] = socket.socket(fileno=descriptors.pop(1))
                     for descriptor in descriptors:
                         os.close(descriptor)
+            if output in ready:
+                with contextlib.suppress(OSError):  # another has read it, or nobody reads the log
+                    os.write(log, os.read(output, 1 << 16))
             if woken in ready:
                 os.read(woken, 1 << 16)
                 reap(stand_ins)
@@ -87,7 +96,7 @@ def serve(agent: socket.socket) -> list[int]:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for end in (agent, *stand_ins.values()):
         end.close()
-    for descriptor in (woken, waker):
+    for descriptor in (woken, waker, output, log):
         os.close(descriptor)
     return descriptors
 

@@ -34,8 +34,8 @@ class Node:
         self.folder = folder
         os.mkfifo(folder / "end")
         # As in an agent, what the ranks print goes elsewhere than what the agent prints.
-        self.output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        self.ranks = Ranks(folder, "n1", self.output)
+        self.reader, self.output = os.pipe()
+        self.ranks = Ranks(folder, "n1", self.output, self.reader)
         self.ranks.listener.settimeout(10)
         self.closed = False
 
@@ -66,13 +66,14 @@ class Node:
         self.ranks.adopt(connection)
 
     def printed(self):
-        return (self.folder / "output").read_text()
+        return os.read(self.reader, 1 << 16).decode()
 
     def close(self):
         """No more ranks are started; the server ends with those that there are."""
         if not self.closed:
             self.ranks.close()
             os.close(self.output)
+            os.close(self.reader)
         self.closed = True
 
     def told(self, rank):
@@ -187,3 +188,12 @@ def test_a_server_that_cannot_start_is_told(node):
     (node.folder / "dask_mpi/__init__.py").write_text("raise ImportError('broken')")
     assert node.stand_in("", PYTHONPATH=str(node.folder)).wait(20) == 1
     assert "ImportError: broken" in node.printed()
+
+
+def test_a_rank_prints_on_when_its_agent_is_gone(node):
+    """Printing neither fails nor blocks, though it is more than the pipe holds."""
+    process = node.stand_in("open('end').read()\nfor _ in range(3000): print('x' * 99, flush=True)")
+    node.close()  # nobody but the server has the pipe's reading end
+    (node.folder / "end").write_text("")
+    assert process.wait(30) == 0
+    assert node.ranks.server.wait(20) == 0

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from waiting import wait_until
@@ -94,6 +95,11 @@ class Node:
     def log(self):
         return self.directory.ranks_log.read_text()
 
+    def sockets(self):
+        """Return how many sockets the agent has."""
+        links = [str(path.readlink()) for path in Path(f"/proc/{self.agent.pid}/fd").iterdir()]
+        return sum(link.startswith("socket:") for link in links)
+
     def is_connected_by(self, stand_in):
         folder = os.open(self.folder, os.O_RDONLY)
         stand_in.connect(socket_address(folder, AGENT_SOCKET_NAME))
@@ -131,14 +137,36 @@ def test_it_reports_and_cleans_its_node_when_boot_closes(node):
     assert n2.directory.endpoint.exists()  # boot clears the job directory
 
 
-@pytest.mark.parametrize("first_node", ["n1", "n2"])
-def test_secrets_go_with_a_cancelled_job(node, first_node):
-    n2 = node(first_node=first_node)
+CANCELLED = "SIGTERM came: the job was cancelled, or somebody ended the agent"
+
+
+def test_sigterm_cleans_the_node_and_leaves_the_secrets_to_boot(node):
+    n2 = node()
     n2.answer()
     n2.agent.send_signal(signal.SIGTERM)
-    assert n2.ends() == (0, "the job was cancelled")
-    assert not n2.directory.endpoint.exists() and not n2.directory.tls.exists()
+    assert n2.ends() == (0, CANCELLED)
+    assert n2.directory.endpoint.exists() and n2.directory.tls.exists()
     assert not n2.folder.exists()
+
+
+def test_secrets_go_with_a_cancelled_job_whose_first_node_is_gone(node):
+    n2 = node()
+    n2.answer()
+    connected = n2.sockets()
+    n2.channel.close()
+    wait_until(lambda: n2.sockets() < connected, "loss of the connection", 20)
+    n2.agent.send_signal(signal.SIGTERM)
+    assert n2.agent.wait(20) == 0
+    assert not n2.directory.endpoint.exists() and not n2.directory.tls.exists()
+    assert CANCELLED in n2.log()
+
+
+def test_secrets_go_with_the_first_nodes_agent(node):
+    n2 = node(first_node="n2")
+    n2.answer()
+    n2.agent.send_signal(signal.SIGTERM)
+    assert n2.ends() == (0, CANCELLED)
+    assert not n2.directory.endpoint.exists() and not n2.directory.tls.exists()
 
 
 def test_the_agent_beside_boot_clears_the_secrets(node):

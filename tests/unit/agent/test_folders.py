@@ -23,6 +23,14 @@ def test_blocks_that_may_be_another_jobs_go_with_the_last_job(tmp_path, job_fold
     shared = tmp_path / "shm"
     shared.mkdir()
     monkeypatch.setattr(sweep, "SHARED_MEMORY", shared)
+    # Other tests run jobs on this machine at the same time.
+    processes = sweep.marked_processes
+    for module in (folders, sweep):
+        monkeypatch.setattr(
+            module,
+            "marked_processes",
+            lambda: [(pid, key) for pid, key in processes() if key in ("first", "last")],
+        )
     (shared / "psm_abc").touch()
     (shared / "sm_segment.n1").touch()
     (shared / "theirs").touch()
