@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -478,32 +479,48 @@ class Agent:
     # The end.
 
     async def close(self, ending: Ending) -> None:
-        """End all that the job has left on this node, remove its folder, and say why."""
+        """End all that the job has left on this node, remove its folder, and say why. A part that fails hinders no other."""
         asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self.launch_is_over.set()
+        faults = []
+        for part in (self._free_descriptors, self._end_stager, self._end_ranks, self._clean, self._clear):
+            try:
+                await part(ending)
+            except Exception as error:
+                faults.append(f"{error or type(error).__name__}")
+        if faults:
+            left = f"{ending.reason}; something of the job may be left on this node: {'; '.join(faults)}"
+            ending = Ending(left, status=1, job_ends=ending.job_ends)
+        await self.say_why(ending)
+
+    async def _free_descriptors(self, _: Ending) -> None:
+        """Let this process open all the files that it may: the clean-up must not fail for want of one."""
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+    async def _end_stager(self, _: Ending) -> None:
         if self.stager and self.stager.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self.stager.terminate()
         if self.executing:
             await asyncio.wait({self.executing}, timeout=LEFTOVERS_GRACE_S)
+
+    async def _end_ranks(self, _: Ending) -> None:
+        """Start no more ranks."""
         if self.ranks:
             asyncio.get_running_loop().remove_reader(self.ranks.listener)
             self.ranks.close()
+
+    async def _clean(self, _: Ending) -> None:
+        """Clean the node, in a thread, so that the ranks' last output is read meanwhile."""
         if self.folder:
-            # In a thread, so that the ranks' last output is read meanwhile.
-            try:
-                await in_thread(CLEAN_TIMEOUT_S, clean, self.folder, LEFTOVERS_GRACE_S)
-            except Exception as error:
-                uncleaned = (
-                    f"{ending.reason}; what the job has left in {self.folder} could not be removed: {error}"
-                )
-                ending = Ending(uncleaned, status=1, job_ends=ending.job_ends)
+            await in_thread(CLEAN_TIMEOUT_S, clean, self.folder, LEFTOVERS_GRACE_S)
+
+    async def _clear(self, ending: Ending) -> None:
+        """Clear the job directory if boot may not: that may have been killed. The others leave it to a boot in reach."""
         if self.orders and (self.node == self.orders.first_node or (ending.job_ends and not self.connection)):
-            # Boot does so too, unless it was killed. The others leave it to boot as long as they can reach boot.
-            with contextlib.suppress(OSError):
-                await in_thread(FILES_TIMEOUT_S, self.directory.clear)
-        await self.say_why(ending)
+            await in_thread(FILES_TIMEOUT_S, self.directory.clear)
 
     async def say_why(self, ending: Ending) -> None:
         """Tell boot why the agent ends; without a connection, write it to the job's log, or print it."""

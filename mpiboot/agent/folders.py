@@ -93,14 +93,17 @@ def clean(folder: Path, grace_s: float) -> None:
     grace_s : float, seconds
         How long the job's processes may take to end by themselves.
     """
-    began = (folder / LOCK_NAME).stat().st_mtime
-    end_leftovers(folder.name, grace_s)
-    other_jobs = {key for _, key in marked_processes()} - {folder.name}
-    spare = PYTHON_SHM_PREFIX if other_jobs else None
-    remove_shared_memory(began, spare=spare, dying=leftovers(folder.name))
-    # The last of these jobs removes what was spared: backdate their locks, so that they also remove memory of this job.
-    for key in other_jobs:
-        with contextlib.suppress(OSError):
-            lock_file = folder.parent / key / LOCK_NAME
-            os.utime(lock_file, times=(began, min(began, lock_file.stat().st_mtime)))
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        began = (folder / LOCK_NAME).stat().st_mtime
+        end_leftovers(folder.name, grace_s)
+        other_jobs = {key for _, key in marked_processes()} - {folder.name}
+        spare = PYTHON_SHM_PREFIX if other_jobs else None
+        remove_shared_memory(began, spare=spare, dying=leftovers(folder.name))
+        # The last of these jobs removes what was spared: backdate their locks, so that they also remove memory of this
+        # job.
+        for key in other_jobs:
+            with contextlib.suppress(OSError):
+                lock_file = folder.parent / key / LOCK_NAME
+                os.utime(lock_file, times=(began, min(began, lock_file.stat().st_mtime)))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

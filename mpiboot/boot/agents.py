@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from mpiboot.boot.agent_program import write_agent_program
-from mpiboot.boot.channel import Answer, Channel
+from mpiboot.boot.channel import NODES_SHOWN, Answer, Channel
 from mpiboot.boot.context import Context
 from mpiboot.common.interfaces import interfaces, preferred_first
 from mpiboot.common.processes import host_identity, process_start
@@ -171,16 +171,18 @@ class Agents:
 
     def note_changes(self) -> None:
         """Write to the job's events which agents were lost, and which are back."""
+        done = {
+            "agent-silent": "its ranks go on, and it dials boot again",
+            "lost-agent": "its node ends its part of the job",
+        }
+        nodes_of: dict[tuple[str, str], list[str]] = {}
         while self._channel.changes:
-            change = self._channel.changes.popleft()
-            done = {
-                "agent-silent": "its ranks go on, and it dials boot again",
-                "lost-agent": "its node ends its part of the job",
-            }
-            self._context.events.write(
-                change.event, host=change.node, detail=change.detail, done=done.get(change.event, "")
-            )
-            logger.warning("%s: %s: %s", change.node, change.event, change.detail)
+            event, node, detail = self._channel.changes.popleft()
+            self._context.events.write(event, host=node, detail=detail, done=done.get(event, ""))
+            nodes_of.setdefault((event, detail), []).append(node)
+        for (event, detail), nodes in nodes_of.items():
+            more = f" and {len(nodes) - NODES_SHOWN} more" if len(nodes) > NODES_SHOWN else ""
+            logger.warning("%s%s: %s: %s", ", ".join(nodes[:NODES_SHOWN]), more, event, detail)
 
     def close(self, reason: str, timeout_s: float) -> None:
         """Let each agent clean its node, and wait for all that can be reached.

@@ -41,6 +41,8 @@ FLUSH_S = 2.0
 # A thread that waits for changes is woken this often at most: each time it looks at all nodes.
 WAKE_S = 0.02
 
+NODES_SHOWN = 10
+
 Answer = NodeReport | StageReport | Failure
 
 
@@ -172,8 +174,13 @@ class Channel:
     async def _watch(self) -> None:
         """Take agents for lost that have not dialled again in time."""
         while True:
+            began = time.monotonic()
             await asyncio.sleep(1.0)
+            # The time in which the job was suspended does not count.
+            paused_s = max(0.0, time.monotonic() - began - HEARTBEAT_S)
             for node, state in self.nodes.items():
+                if state.lost_at:
+                    state.lost_at += paused_s
                 if state.lost_at and not state.ended and time.monotonic() - state.lost_at > SILENCE_S:
                     self._note_end(node, f"nothing was heard of its agent for {SILENCE_S:g} s")
 
@@ -222,7 +229,10 @@ class Channel:
                 "submit the job again after an update of the environment"
             )
         if hello.node not in self.nodes:
-            return f"{hello.node} ({hello.host}) is not a node of the job, which has {', '.join(self.nodes)}"
+            some = ", ".join(list(self.nodes)[:NODES_SHOWN])
+            return (
+                f"{hello.node} ({hello.host}) is not one of the job's {len(self.nodes)} nodes, such as {some}"
+            )
         return None
 
     def _take(self, node: str, state: NodeState, message: Any, payload: bytes) -> None:

@@ -158,7 +158,7 @@ def test_a_node_that_is_not_of_the_job_is_refused(boot_of, directory):
             assert await agent.is_closed()
             return refused
 
-    assert asyncio.run(work()) == [Refused("n3 (host-n3) is not a node of the job, which has n1, n2")]
+    assert asyncio.run(work()) == [Refused("n3 (host-n3) is not one of the job's 2 nodes, such as n1, n2")]
     assert list(boot.changes) == []
 
 
