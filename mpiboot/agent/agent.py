@@ -479,7 +479,7 @@ class Agent:
     # The end.
 
     async def close(self, ending: Ending) -> None:
-        """End all that the job has left on this node, remove its folder, and say why. A part that fails hinders no other."""
+        """End all that the job has left on this node, remove its folder, and say why. No part stops for another."""
         asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self.launch_is_over.set()

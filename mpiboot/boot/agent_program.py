@@ -45,8 +45,8 @@ STANDARD_LIBRARY = """
     heapq importlib importlib._abc importlib.machinery importlib.util inspect ipaddress _json json json.decoder
     json.encoder json.scanner keyword linecache locale logging lzma math msvcrt nt ntpath _opcode opcode
     _opcode_metadata operator org os pathlib pathlib._abc pathlib._local platform posixpath _posixsubprocess _queue
-    queue re re._casefix re._compiler re._constants re._parser reprlib resource select selectors shlex shutil signal _socket
-    socket sre_compile sre_constants sre_parse _ssl ssl stat string _struct struct subprocess textwrap threading
+    queue re re._casefix re._compiler re._constants re._parser reprlib resource select selectors shlex shutil signal
+    _socket socket sre_compile sre_constants sre_parse _ssl ssl stat string _struct struct subprocess textwrap threading
     token tokenize traceback types _typing typing urllib urllib.parse warnings weakref _weakrefset _winapi _wmi zlib
 """
 # shutil imports them for archives that no agent unpacks.
