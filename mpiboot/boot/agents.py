@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 LAST_WORDS_LENGTH_MAX = 2000
+# A batch system may start the agent of a slow node late.
+REPORTS_TIMEOUT_S = 600.0
 # An agent whose start command has ended may be about to dial.
 DIAL_GRACE_S = 5.0
 # An agent that has lost its connection dials again within this time, unless its node is cut off.
@@ -101,13 +103,8 @@ class Agents:
                 start_new_session=True,  # boot acts on a Ctrl-C in the terminal of a local job
             )
 
-    def reports(self, timeout_s: float) -> dict[str, NodeReport]:
+    def reports(self) -> dict[str, NodeReport]:
         """Wait for the report of every node, which answers the orders that it got when it dialled.
-
-        Parameters
-        ----------
-        timeout_s : float, seconds
-            How long to wait.
 
         Returns
         -------
@@ -119,7 +116,7 @@ class Agents:
         StageError
             Some nodes failed or did not answer: the message names each of them with its reason.
         """
-        return self._answers(0, NodeReport, timeout_s)
+        return self._answers(0, NodeReport, REPORTS_TIMEOUT_S)
 
     def introduce(self, addresses: Mapping[str, list[str | int]]) -> None:
         """Tell every agent where the others listen: host and port, by the node's name."""

@@ -25,7 +25,6 @@ from mpiboot.protocol.prefix_checks import active_prefix, check_environment
 
 logger = logging.getLogger(__name__)
 
-NODE_TIMEOUT_S = 600.0
 VALID_WITHOUT_WALLTIME_S = 30 * 86400.0
 
 
@@ -72,17 +71,6 @@ def record(context: Context) -> None:
         allocation.restart_count,
     )
     context.events.phase("stage", restart_count=allocation.restart_count, nodes=list(allocation.node_names))
-
-
-def node_reports(agents: Agents) -> dict[str, NodeReport]:
-    """Wait for the report of every node, and tell the agents of each other.
-
-    Raises
-    ------
-    StageError
-        Some nodes failed: the message names each of them with its reason.
-    """
-    return agents.reports(NODE_TIMEOUT_S)
 
 
 def choose_network(context: Context, agents: Agents, reports: Mapping[str, NodeReport]) -> Network:

@@ -23,7 +23,6 @@ from mpiboot.boot.preparation import (
     choose_network,
     log_to,
     make_secrets,
-    node_reports,
     record,
     size,
     source_prefix,
@@ -123,7 +122,7 @@ def run_cluster(
     orders = agent_orders(context, archive)
     make_secrets(context)
     opened.agents = agents = Agents(context, orders)
-    reports = node_reports(agents)
+    reports = agents.reports()
     network = choose_network(context, agents, reports)
     staged = stage_all_nodes(context, agents, orders, archive, reports)
     sizing = size(context, reports, staged)

@@ -118,7 +118,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             stdout=subprocess.DEVNULL,
         )
     try:
-        reports = agents.reports(TIMEOUT_S)
+        reports = agents.reports()
         figures["reports_s"], figures["reports_cpu_s"] = (
             time.monotonic() - began,
             usage()["cpu_s"] - before["cpu_s"],
