@@ -38,6 +38,8 @@ def main() -> int:
 
 
 def on_sigterm(_number: int, _frame: object) -> NoReturn:
+    # A second signal, as from the batch system and the agent, must not end the removal.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise Cancelled
 
 

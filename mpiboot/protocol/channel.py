@@ -505,12 +505,15 @@ class BlockingConnection:
     """
 
     def __init__(self, host: str, port: int, context: ssl.SSLContext) -> None:
-        plain = socket.create_connection((host, port), HANDSHAKE_TIMEOUT_S)
         try:
-            self._socket = context.wrap_socket(plain)
-        except BaseException:
-            plain.close()
-            raise
+            plain = socket.create_connection((host, port), HANDSHAKE_TIMEOUT_S)
+            try:
+                self._socket = context.wrap_socket(plain)
+            except BaseException:
+                plain.close()
+                raise
+        except TimeoutError as error:
+            raise ConnectionError("no answer") from error
         self._buffer = memoryview(bytearray(PAYLOAD_MAX_BYTES))
 
     def send(self, message: Any) -> None:

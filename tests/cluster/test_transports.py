@@ -141,8 +141,7 @@ def test_a_node_that_stalls_is_passed_by(four, alice):
     finally:
         os.kill(agent, signal.SIGCONT)
     events = staged_events(job)
-    assert events["node4"]["passed_by"].startswith("node2: nothing was heard for 10 s")
-    assert "node1" not in events["node4"]["passed_by"]
+    assert events["node4"]["passed_by"] in ("node2: no answer", "node2: nothing was heard for 10 s")
     assert "passed_by" not in events["node3"]
     alice.stops(job.job_id)
 
@@ -168,7 +167,8 @@ def test_a_node_that_dies_while_it_stages_is_named(four, alice):
     four.kill(2)
     try:
         closed = job.wait_for("closed", timeout_s=SILENCE_S + 60)[-1]
-        assert "1 of 4 nodes could not be prepared:\n  node2: " in closed["reason"]
+        assert closed["reason"] == "1 of 4 nodes could not be prepared:"
+        assert closed["detail"].startswith("  node2: nothing was heard of its agent for 45 s\n")
         for node in (1, 3, 4):
             assert has_stage(alice, node)
         assert_nothing_remains(alice, (1, 3, 4))
