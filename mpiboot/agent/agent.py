@@ -202,19 +202,20 @@ class Agent:
                     self.address.addresses, self.address.port, self.context, self.greet
                 )
                 self.silent_s = 0.0
-                self.output.connection = self.connection
+                self.output.connect(self.connection)
                 await self.follow(self.connection, orders)
             except RefusedError as error:
                 return self.end(Ending(f"boot refuses it: {error}", status=1))
             except OSError as error:
                 lost = f"mpiboot: the agent on {self.node} has lost boot: {error}"
                 if self.connection:
-                    self.output.connection = None
+                    self.output.connect(None)
                     self.output.say(f"{lost}\n".encode())
             finally:
                 if self.connection:
                     self.connection.close()
-                self.connection = self.output.connection = None
+                    self.output.connect(None)
+                self.connection = None
             if self.boot_has_ended():
                 return self.end(Ending("boot has ended without a word", job_ends=True))
             # Agents that have lost boot at the same time do not dial at the same time.
@@ -524,8 +525,8 @@ class Agent:
 
     async def say_why(self, ending: Ending) -> None:
         """Tell boot why the agent ends; without a connection, write it to the job's log, or print it."""
+        await self.output.finish(FLUSH_S)
         if self.connection:
-            self.output.forward()
             self.connection.post(Ended(ending.reason))
             await self.connection.end(FLUSH_S)
             return

@@ -1,18 +1,23 @@
 """What the node's ranks print: read from a pipe, and passed on to boot, which writes it to the job's log.
 
-Ranks must never wait for a log. So the pipe is always read, and what boot cannot take is dropped, the oldest first.
-Only the agent imports this module.
+Ranks must never wait for a log. So the pipe is always read, and what boot cannot take is kept. If that is too much, the
+oldest of it is dropped, and the log says how much. Only the agent imports this module.
 """
 
 import asyncio
-import collections
 import contextlib
 import os
 
+from mpiboot.agent.threads import in_time
 from mpiboot.protocol.channel import Connection, Output
 
 PIECE_BYTES = 1 << 16
-KEPT_PIECES_MAX = 16
+# Read before others have their turn.
+PIECES_AT_ONCE = 16
+# The most that may be on its way to boot, and that is kept besides.
+UNSENT_BYTES_MAX = 1 << 20
+KEPT_BYTES_MAX = 4 << 20
+TRY_AGAIN_S = 0.05
 
 
 class RanksOutput:
@@ -22,33 +27,73 @@ class RanksOutput:
     ----------
     writer, reader : int
         The descriptors of the pipe: to print to, and to read from.
-    connection : Connection or None
-        The connection to boot; without one, the last output is kept.
     """
 
     def __init__(self) -> None:
         self.reader, self.writer = os.pipe()
         os.set_blocking(self.reader, False)
-        self._kept: collections.deque[bytes] = collections.deque(maxlen=KEPT_PIECES_MAX)
-        self.connection: Connection | None = None
-        asyncio.get_running_loop().add_reader(self.reader, self.forward)
+        self._connection: Connection | None = None
+        self._kept = bytearray()
+        self._dropped_bytes = 0
+        self._next_try: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self.reader, self.forward)
+
+    def connect(self, connection: Connection | None) -> None:
+        """Pass on to this connection to boot what was kept, and what comes; without one, keep it."""
+        self._connection = connection
+        self._pass_on()
 
     def forward(self) -> None:
         """Pass on what has been printed."""
         with contextlib.suppress(BlockingIOError):
-            for _ in range(KEPT_PIECES_MAX):
+            for _ in range(PIECES_AT_ONCE):
                 self.say(os.read(self.reader, PIECE_BYTES))
 
     def say(self, output: bytes) -> None:
-        """Pass on some output, and what was kept before."""
-        self._kept.append(output)
-        while self._kept and self.connection and self.connection.unsent_bytes < KEPT_PIECES_MAX * PIECE_BYTES:
-            self.connection.post(Output(), self._kept.popleft())
+        """Pass on some output, after what was kept before."""
+        self._kept += output
+        if (surplus := len(self._kept) - KEPT_BYTES_MAX) > 0:
+            del self._kept[:surplus]
+            self._dropped_bytes += surplus
+        self._pass_on()
+
+    async def finish(self, timeout_s: float) -> None:
+        """Pass on all that has been printed, if boot accepts it within `timeout_s` seconds."""
+        give_up_at = self._loop.time() + timeout_s
+        self.forward()
+        with contextlib.suppress(OSError):  # and TimeoutError
+            while self._kept and self._connection:
+                await in_time(self._connection.drain(), give_up_at - self._loop.time())
+                self._pass_on()
 
     def close(self) -> bytes:
         """Stop reading; return what could not be passed on."""
         self.forward()
-        asyncio.get_running_loop().remove_reader(self.reader)
+        self._connection = None
+        self._loop.remove_reader(self.reader)
         os.close(self.reader)
         os.close(self.writer)
-        return b"".join(self._kept)
+        return self._dropped() + self._kept
+
+    def _pass_on(self) -> None:
+        """Send boot as much of what is kept as may be on its way; try again later with the rest."""
+        if self._next_try:
+            self._next_try.cancel()
+            self._next_try = None
+        connection = self._connection
+        while connection and self._kept and connection.unsent_bytes < UNSENT_BYTES_MAX:
+            connection.post(Output(), self._dropped() + self._kept[:PIECE_BYTES])
+            del self._kept[:PIECE_BYTES]
+        if connection and self._kept:
+            self._next_try = self._loop.call_later(TRY_AGAIN_S, self._pass_on)
+
+    def _dropped(self) -> bytes:
+        """Return the line that says how much was dropped before what is kept, if anything was."""
+        if not self._dropped_bytes:
+            return b""
+        words = (
+            f"\nmpiboot: {self._dropped_bytes} bytes of output are lost: boot could not accept them in time\n"
+        )
+        self._dropped_bytes = 0
+        return words.encode()
