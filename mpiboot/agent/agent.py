@@ -60,6 +60,7 @@ from mpiboot.protocol.channel import (
 from mpiboot.protocol.events import EventLog
 from mpiboot.protocol.job_directory import JobDirectory
 from mpiboot.protocol.listener import Listener
+from mpiboot.protocol.node import start_failure
 from mpiboot.protocol.variables import JOB_KEY_VARIABLE
 
 if TYPE_CHECKING:
@@ -272,8 +273,8 @@ class Agent:
                 await connection.send(Heartbeat())
 
     def execute(self, order: Any, act: Callable[[Any], Awaitable[Answer]]) -> None:
-        """Execute an order, unless that has begun before, and send boot the answer."""
-        if order.number not in self.begun:
+        """Execute an order, unless that has begun before or the agent ends, and send boot the answer."""
+        if order.number not in self.begun and not self.ending.done():
             self.begun.add(order.number)
             self.executing = self.start(self._execute(order, act))
 
@@ -324,8 +325,12 @@ class Agent:
             self.start(self.adopt(connection))
 
     async def adopt(self, connection: socket.socket) -> None:
+        """Take one rank; whatever its stand-in sends, and however long it takes, the node's other ranks live on."""
         assert self.ranks
-        await in_thread(ADOPT_TIMEOUT_S, self.ranks.adopt, connection)
+        try:
+            await in_thread(ADOPT_TIMEOUT_S, self.ranks.adopt, connection)
+        except Exception as error:
+            self.output.say(f"{start_failure(error)}\n".encode())
 
     async def stage(self, order: StageOrder) -> StageReport:
         """Stage the environment, in a child process; of a tree, while the archive arrives.
@@ -363,6 +368,8 @@ class Agent:
             pass_fds=copy.descriptors if copy else (),
             limit=LINE_MAX_BYTES,
         )
+        if self.ending.done():  # while the process was starting
+            self.stager.terminate()
         assert self.stager.stdin and self.stager.stdout
         self.stager.stdin.write(json.dumps(task).encode())
         self.stager.stdin.close()
@@ -520,7 +527,9 @@ class Agent:
 
     async def _clear(self, ending: Ending) -> None:
         """Clear the job directory if boot may not: that may have been killed. The others leave it to a boot in reach."""
-        if self.orders and (self.node == self.orders.first_node or (ending.job_ends and not self.connection)):
+        is_first = self.orders and self.node == self.orders.first_node
+        is_alone = self.orders and ending.job_ends and not self.connection
+        if is_first or is_alone or self.boot_has_ended():
             await in_thread(FILES_TIMEOUT_S, self.directory.clear)
 
     async def say_why(self, ending: Ending) -> None:

@@ -15,7 +15,7 @@ from mpiboot.boot.certificates import make_job_secrets
 from mpiboot.boot.channel import Channel
 from mpiboot.common.processes import host_identity, process_start
 from mpiboot.common.version import VERSION
-from mpiboot.protocol.channel import ChannelAddress, Failure, Orders, StageOrder
+from mpiboot.protocol.channel import ChannelAddress, Close, Failure, Orders, StageOrder
 from mpiboot.protocol.job_directory import JobDirectory, write_atomic
 from mpiboot.protocol.messages import to_dict
 from mpiboot.protocol.node import AGENT_SOCKET_NAME, job_folder, socket_address
@@ -309,6 +309,55 @@ def test_an_agent_without_an_address_says_why(tmp_path):
     )
     assert done.returncode == 1
     assert f"cannot start: [Errno 2] No such file or directory: '{directory.channel}'" in done.stderr
+
+
+def test_secrets_go_with_a_boot_that_was_killed_before_the_first_contact(node):
+    with subprocess.Popen(["sleep", "0"]) as boot:
+        boot.wait()
+    n2 = node()
+    n2.answer()
+    n2.channel.close_agents("stopped")
+    n2.ends()
+    assert n2.directory.tls.exists()
+    n2.publish(boot.pid)
+    n2.channel.close()
+    agent = n2.start()
+    agent.communicate(timeout=20)
+    assert not n2.directory.endpoint.exists() and not n2.directory.tls.exists()
+
+
+@pytest.mark.parametrize("request_json", ["[]", '"words"'])
+def test_a_rank_that_cannot_be_started_costs_no_other(node, request_json):
+    n2 = node()
+    n2.answer()
+    with socket.socket(socket.AF_UNIX) as stand_in:
+        n2.is_connected_by(stand_in)
+        socket.send_fds(stand_in, [b"."], [0])
+        stand_in.sendall(request_json.encode())
+        stand_in.shutdown(socket.SHUT_WR)
+        wait_until(lambda: "could not be started" in n2.log(), "the rank's words", 20)
+    n2.channel.close_agents("stopped")
+    assert n2.ends() == (0, "stopped")
+
+
+def test_no_order_is_begun_once_the_agent_ends(node):
+    tells = """
+from mpiboot.agent import agent
+async def stage(self, order):
+    print("staging", flush=True)
+agent.Agent.stage = stage
+"""
+    n2 = node(program=tells + PROGRAM)
+    n2.answer()
+    order = StageOrder(number=1, archive="/no/such/archive", transport="direct", remove_archive=False)
+
+    def post_together():
+        n2.channel._post(Close("stopped"))
+        n2.channel._post(order)
+
+    n2.channel._loop.call_soon_threadsafe(post_together)
+    assert n2.ends() == (0, "stopped")
+    assert n2.agent.stdout.read() == ""
 
 
 def test_the_ranks_output_reaches_the_log(node):
