@@ -483,6 +483,25 @@ def test_a_cancelled_race_leaves_nothing(tls, steps):
     run(work())
 
 
+def test_no_message_waits_for_the_acknowledgement_of_the_one_before(tls):
+    sides = []
+
+    async def serve(connection):
+        sides.append(connection)
+        await connection.receive()
+
+    async def work():
+        async with listening(tls, serve) as listener:
+            sides.append(await dial("127.0.0.1", listener.port, client_context(tls)))
+            await until(lambda: len(sides) == 2, "connection")
+            for side in sides:
+                plain = side._writer.get_extra_info("socket")
+                assert plain.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                side.abort()
+
+    run(work())
+
+
 def test_an_encoded_message_is_what_post_sends(tls):
     orders = Orders(0, "n1", 1, "/tmp", "k", 1, None, None, None)
     received = []
