@@ -46,6 +46,7 @@ REPORTS_TIMEOUT_S = 600.0
 DIAL_GRACE_S = 5.0
 # An agent that has lost its connection dials again within this time, unless its node is cut off.
 REDIAL_GRACE_S = 3.0
+KILL_GRACE_S = 1.0
 
 Kind = TypeVar("Kind", NodeReport, StageReport)
 
@@ -70,9 +71,12 @@ class Agents:
             context.allocation.node_names, "" if several else LOOPBACK, context.directory, orders
         )
         try:
+            addresses = preferred_first(interfaces(), context.config.interface) if several else []
+            if len(context.allocation.nodes) == 1:
+                addresses.append(LOOPBACK)  # the host may have no other
             address = ChannelAddress(
                 version=VERSION,
-                addresses=preferred_first(interfaces(), context.config.interface) if several else [LOOPBACK],
+                addresses=addresses,
                 port=self._channel.port,
                 node_variable=context.system.node_variable,
                 host_identity=host_identity(),
@@ -166,6 +170,10 @@ class Agents:
             log.seek(self._log_start)
             return log.read().decode(errors="replace").strip()[-LAST_WORDS_LENGTH_MAX:]
 
+    def settle_output(self) -> None:
+        """Wait a moment until what ranks that have ended printed last is in the log."""
+        self._channel.settle_output()
+
     def note_changes(self) -> None:
         """Write to the job's events which agents were lost, and which are back."""
         done = {
@@ -192,6 +200,7 @@ class Agents:
             How long to wait.
         """
         deadline = time.monotonic() + timeout_s
+        self.note_changes()
         self._channel.close_agents(reason)
         states = self._channel.nodes.values()
         if self._channel.wait(
@@ -203,7 +212,8 @@ class Agents:
             self.process.wait(max(0.1, deadline - time.monotonic()))
         if self.process.poll() is None:
             self.process.kill()  # the command waits for a lost node's agent
-            self.process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # the kernel waits for a file system
+                self.process.wait(KILL_GRACE_S)
         self._channel.close()
 
 

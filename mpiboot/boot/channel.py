@@ -38,6 +38,8 @@ from mpiboot.protocol.listener import Listener
 # How much of the ranks' output waits for a slow file system.
 OUTPUT_BYTES_MAX = 16 * 1024**2
 FLUSH_S = 2.0
+# A process's last words arrive this soon after its end has been noticed.
+LAST_WORDS_S = 0.3
 # A thread that waits for changes is woken this often at most: each time it looks at all nodes.
 WAKE_S = 0.02
 
@@ -139,6 +141,10 @@ class Channel:
         """Wait until `is_done()`, which is asked after every change of a node; return its last answer."""
         with self._changed:
             return self._changed.wait_for(is_done, timeout_s)
+
+    def settle_output(self) -> None:
+        """Wait until what ranks that have ended printed last is in the file, unless the file system is too slow."""
+        self._output.settle(LAST_WORDS_S, FLUSH_S)
 
     def close_agents(self, reason: str) -> None:
         """Tell all agents to clean their nodes and end."""
@@ -304,11 +310,14 @@ class WaitingOutput:
         self._pieces: list[bytes] = []
         self._size = 0
         self._lost = 0
+        self._came_at = 0.0
+        self._is_being_written = False
         self._has_ended = False
 
     def put(self, piece: bytes) -> None:
         """Add output, unless too much waits already."""
         with self._changed:
+            self._came_at = time.monotonic()
             if self._size + len(piece) > OUTPUT_BYTES_MAX:
                 self._lost += len(piece)
                 return
@@ -325,6 +334,8 @@ class WaitingOutput:
     def take(self, timeout_s: float) -> bytes | None:
         """Wait for output, and return all that there is; b"" if there is none in time, None if there will be none."""
         with self._changed:
+            self._is_being_written = False
+            self._changed.notify_all()
             self._changed.wait_for(lambda: self._pieces or self._has_ended, timeout_s)
             if not self._pieces:
                 return None if self._has_ended else b""
@@ -333,4 +344,16 @@ class WaitingOutput:
                 output += f"\nmpiboot: {self._lost} bytes of output are lost: the file system was too slow\n".encode()
             self._pieces.clear()
             self._size = self._lost = 0
+            self._is_being_written = True
             return output
+
+    def settle(self, quiet_s: float, timeout_s: float) -> None:
+        """Wait until no output has come for `quiet_s` seconds, and what came before is written; at most `timeout_s`."""
+        began = now = time.monotonic()
+        with self._changed:
+            while (left_s := began + timeout_s - now) > 0:
+                quiet_in_s = max(began, self._came_at) + quiet_s - now
+                if quiet_in_s <= 0 and not self._pieces and not self._is_being_written:
+                    return
+                self._changed.wait(min(left_s, quiet_in_s) if quiet_in_s > 0 else left_s)
+                now = time.monotonic()

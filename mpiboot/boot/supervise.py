@@ -59,6 +59,7 @@ def wait_for_workers(
         cluster.listen()
         agents.note_changes()
         if cluster.gone or ranks.poll() is not None or scheduler_died(cluster, context.job_folder):
+            agents.settle_output()
             raise launch_failure(context, cluster, ranks, sizing)
         if time.monotonic() > deadline:
             present = [worker.node for worker in cluster.workers.values()]
@@ -151,6 +152,7 @@ def supervise(
         walltime_watch.check()
     cluster.listen()  # the reason of the close may have come last
     if cluster.close_reason is None:
+        agents.settle_output()
         raise loss(context, cluster, ranks)
     return STATUS_OF_REASON.get(cluster.close_reason, 1), cluster.close_reason
 

@@ -1,10 +1,58 @@
+import contextlib
+from types import SimpleNamespace
+
 import pytest
 
 from mpiboot.boot import agents
+from mpiboot.boot.certificates import make_job_secrets
+from mpiboot.boot.channel import Change
 from mpiboot.errors import StageError
-from mpiboot.protocol.channel import Failure, StageReport
+from mpiboot.protocol.channel import ChannelAddress, Failure, Orders, StageReport
+from mpiboot.protocol.events import EventLog
+from mpiboot.protocol.job_directory import JobDirectory
 
 GOOD = StageReport(1, {})
+
+
+@contextlib.contextmanager
+def started_agents(tmp_path, monkeypatch, *nodes):
+    """Agents of a batch system with several hosts, on a host without a network, and the job directory."""
+    directory = JobDirectory.create(tmp_path / "home", "slurm-c-7")
+    make_job_secrets(directory.path, valid_for_s=600)
+    monkeypatch.setattr(agents, "interfaces", lambda: {"lo": {"address": "127.0.0.1", "loopback": True}})
+    monkeypatch.setattr(agents, "write_agent_program", lambda path: None)
+    context = SimpleNamespace(
+        allocation=SimpleNamespace(node_names=nodes, nodes=nodes),
+        system=SimpleNamespace(
+            several_hosts=True,
+            node_variable=None,
+            unset_variables=(),
+            on_every_node=lambda _allocation, _command: ["true"],
+        ),
+        directory=directory,
+        config=SimpleNamespace(interface="auto"),
+        events=EventLog(directory.events),
+    )
+    orders = Orders(0, "n1", len(nodes), "/tmp", "slurm-c-7", 1, None, None, None)
+    started = agents.Agents(context, orders)
+    try:
+        yield started, directory
+    finally:
+        started.close("stopped", 1.0)
+        context.events.close()
+
+
+def test_the_only_node_of_a_job_needs_no_network(tmp_path, monkeypatch):
+    with started_agents(tmp_path, monkeypatch, "n1") as (_, directory):
+        address = ChannelAddress.from_json(directory.channel.read_bytes())
+    assert address.addresses == ["127.0.0.1"]
+
+
+def test_what_happened_to_agents_is_in_the_events_when_the_job_ends(tmp_path, monkeypatch):
+    with started_agents(tmp_path, monkeypatch, "n1") as (started, directory):
+        started._channel.changes.append(Change("lost-agent", "n1", "it was killed"))
+    (event,) = directory.read_events()
+    assert (event["event"], event["host"], event["detail"]) == ("lost-agent", "n1", "it was killed")
 
 
 def test_answers_come_in_the_order_of_the_nodes():

@@ -439,6 +439,32 @@ def test_output_is_taken_all_at_once():
     assert (output.take(10.0), output.take(10.0)) == (b"c", None)
 
 
+def test_last_words_are_in_the_file_once_the_output_has_settled():
+    output = WaitingOutput()
+    may_write, written = threading.Event(), []
+
+    def write():
+        while (piece := output.take(10.0)) is not None:
+            may_write.wait(10.0)
+            written.append(piece)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    output.put(b"first ")
+    late = threading.Timer(0.1, lambda: (output.put(b"last"), may_write.set()))
+    late.start()
+    output.settle(0.5, 10.0)
+    assert b"".join(written) == b"first last"
+    may_write.clear()
+    output.put(b"too late")
+    began = time.monotonic()
+    output.settle(0.1, 0.3)
+    assert time.monotonic() - began < 5.0
+    may_write.set()
+    output.end()
+    writer.join(10.0)
+
+
 def test_an_output_file_that_cannot_be_written_loses_output_only(boot_of, directory):
     directory.ranks_log.unlink()
     directory.ranks_log.mkdir()

@@ -38,7 +38,7 @@ def cluster(events):
 SCHEDULER = {"event": "scheduler", "id": "s", "address": "tls://10.0.0.1:9", "dashboard_port": 1}
 UNEQUAL = Sizing({"n1": NodeWorkers(1, 8, 1), "n2": NodeWorkers(2, 1, 1)})
 RUNNING = SimpleNamespace(poll=lambda: None)
-AGENTS = SimpleNamespace(note_changes=lambda: None)
+AGENTS = SimpleNamespace(note_changes=lambda: None, settle_output=lambda: None)
 
 
 @pytest.fixture
@@ -83,9 +83,14 @@ def test_missing_workers_are_counted_on_each_node(context, events):
     ],
 )
 def test_an_end_before_the_workers_are_there(context, events, status, message, words):
+    context.directory.ranks_log.write_text("")
+    agents = SimpleNamespace(
+        note_changes=lambda: None,
+        settle_output=lambda: context.directory.ranks_log.write_text("the ranks' last words"),
+    )
     cluster = Cluster(Control([message]), events, {})
     with pytest.raises(LaunchError) as error:
-        wait_for_workers(context, AGENTS, cluster, SimpleNamespace(poll=lambda: status), UNEQUAL)
+        wait_for_workers(context, agents, cluster, SimpleNamespace(poll=lambda: status), UNEQUAL)
     assert str(error.value) == (
         f"{words}.\nThe end of {context.directory.ranks_log}:\nthe ranks' last words\n"
         "If the log does not say why, check the environment and the launcher: mpiboot doctor"
