@@ -161,6 +161,8 @@ class Agent:
         # Since boot was last heard of; the time in which the job was suspended does not count.
         self.silent_s = 0.0
         self.sign_before: bytes | None = None
+        # Why boot could not be reached.
+        self.last_fault = "it has not answered yet"
         self.ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self.tasks: set[asyncio.Task[None]] = set()
         self.executing: asyncio.Task[None] | None = None
@@ -208,6 +210,7 @@ class Agent:
             except RefusedError as error:
                 return self.end(Ending(f"boot refuses it: {error}", status=1))
             except OSError as error:
+                self.last_fault = str(error)
                 lost = f"mpiboot: the agent on {self.node} has lost boot: {error}"
                 if self.connection:
                     self.output.connect(None)
@@ -443,7 +446,8 @@ class Agent:
         """End, after a long silence: give up this node alone, or, if the first node is lost, cancel the job."""
         silence = show_duration(channel.SILENCE_S)
         if self.orders is None:
-            return self.end(Ending(f"boot could not be reached for {silence}", status=1))
+            unreached = f"boot could not be reached for {silence}: {self.last_fault}"
+            return self.end(Ending(f"{unreached}. Check that no firewall is between the nodes", status=1))
         asked = finding.to_be_asked(self.peers, self.node, self.orders.first_node)
         sightings = await finding.ask([self.peers[name] for name in asked], self.context)
         sign = await self.read_sign()

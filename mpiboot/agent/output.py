@@ -16,7 +16,7 @@ PIECE_BYTES = 1 << 16
 PIECES_AT_ONCE = 16
 # The most that may be on its way to boot, and that is kept besides.
 UNSENT_BYTES_MAX = 1 << 20
-KEPT_BYTES_MAX = 4 << 20
+KEPT_BYTES_MAX = 16 << 20
 TRY_AGAIN_S = 0.05
 
 

@@ -273,6 +273,20 @@ def test_without_boot_on_its_own_host_it_ends_at_once(node):
     assert "boot has ended without a word" in n2.log()
 
 
+def test_without_an_answer_of_boot_it_says_where_and_why(node):
+    n2 = node(silence_s=1.5)
+    n2.answer()
+    n2.channel.close_agents("stopped")
+    n2.ends()
+    n2.channel.close()
+    agent = n2.start()
+    agent.communicate(timeout=20)
+    assert agent.returncode == 1
+    where = f"boot does not answer at 127.0.0.1, port {n2.channel.port}: "
+    assert f"boot could not be reached for 1.5 s: {where}" in n2.log()
+    assert "Connect call failed" in n2.log()
+
+
 def test_an_error_that_should_not_happen_is_told_and_leaves_nothing(node):
     broken = "from mpiboot.agent import agent\nagent.interfaces = None\n"
     n2 = node(program=broken + PROGRAM)
