@@ -295,6 +295,20 @@ class Agent:
         is_here = host_identity() == self.address.host_identity
         return is_here and process_start(self.address.pid) != self.address.start
 
+    async def is_replaced(self) -> bool:
+        """Whether another boot runs the job: the batch system has started it again, in the same job directory."""
+        try:
+            content = await in_thread(
+                FILES_TIMEOUT_S, open_trusted, self.directory.channel, ADDRESS_MAX_BYTES
+            )
+            return ChannelAddress.from_json(content) != self.address
+        except (
+            OSError,
+            ValueError,
+            MpibootError,
+        ):  # the job directory was cleared, or its file system is slow
+            return False
+
     # Orders.
 
     async def prepare(self, orders: Orders) -> NodeReport:
@@ -450,6 +464,8 @@ class Agent:
             return self.end(Ending(f"{unreached}. Check that no firewall is between the nodes", status=1))
         asked = finding.to_be_asked(self.peers, self.node, self.orders.first_node)
         sightings = await finding.ask([self.peers[name] for name in asked], self.context)
+        if await self.is_replaced():
+            return self.end(Ending("the job was started again: another boot runs it", status=1))
         sign = await self.read_sign()
         has_changed = None if sign is None or self.sign_before is None else sign != self.sign_before
         if self.silent_s < channel.SILENCE_S:
@@ -533,7 +549,7 @@ class Agent:
         """Clear the job directory if boot may not: that may have been killed. The others leave it to a boot in reach."""
         is_first = self.orders and self.node == self.orders.first_node
         is_alone = self.orders and ending.job_ends and not self.connection
-        if is_first or is_alone or self.boot_has_ended():
+        if (is_first or is_alone or self.boot_has_ended()) and not await self.is_replaced():
             await in_thread(FILES_TIMEOUT_S, self.directory.clear)
 
     async def say_why(self, ending: Ending) -> None:

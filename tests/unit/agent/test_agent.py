@@ -258,6 +258,19 @@ def test_a_lost_first_node_ends_the_job(node, tmp_path):
     assert (closed["event"], closed["host"]) == ("closed", "n2")
 
 
+@pytest.mark.parametrize("first_node", ["n1", "n2"])
+def test_the_agent_of_a_job_that_was_started_again_leaves_the_new_one_alone(node, tmp_path, first_node):
+    n2 = node(silence_s=1.5, first_node=first_node, cancel_command=["touch", str(tmp_path / "cancelled")])
+    n2.answer()
+    n2.publish(1)  # the new boot
+    n2.channel.close()
+    assert n2.agent.wait(30) == 1
+    assert not (tmp_path / "cancelled").exists()
+    assert n2.directory.endpoint.exists() and n2.directory.tls.exists()
+    assert not n2.folder.exists()
+    assert "mpiboot: the agent on n2 ends: the job was started again: another boot runs it" in n2.log()
+
+
 def test_without_boot_on_its_own_host_it_ends_at_once(node):
     with subprocess.Popen(["sleep", "0"]) as boot:
         boot.wait()
