@@ -46,6 +46,8 @@ REPORTS_TIMEOUT_S = 600.0
 DIAL_GRACE_S = 5.0
 # An agent that has lost its connection dials again within this time, unless its node is cut off.
 REDIAL_GRACE_S = 3.0
+# The start command may need this long to end after the last agent.
+END_GRACE_S = 2.0
 KILL_GRACE_S = 1.0
 
 Kind = TypeVar("Kind", NodeReport, StageReport)
@@ -208,10 +210,13 @@ class Agents:
         ):
             lost_s = min(REDIAL_GRACE_S, deadline - time.monotonic())
             self._channel.wait(lambda: all(state.ended or not state.lost_at for state in states), lost_s)
+        wait_s = max(0.1, deadline - time.monotonic())
+        if all(state.ended for state in states):
+            wait_s = min(wait_s, END_GRACE_S)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(max(0.1, deadline - time.monotonic()))
+            self.process.wait(wait_s)
         if self.process.poll() is None:
-            self.process.kill()  # the command waits for a lost node's agent
+            self.process.kill()  # the command waits for a lost node's agent, or for a stranger who has connected to it
             with contextlib.suppress(subprocess.TimeoutExpired):  # the kernel waits for a file system
                 self.process.wait(KILL_GRACE_S)
         self._channel.close()

@@ -1,4 +1,5 @@
 import contextlib
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ GOOD = StageReport(1, {})
 
 
 @contextlib.contextmanager
-def started_agents(tmp_path, monkeypatch, *nodes):
+def started_agents(tmp_path, monkeypatch, *nodes, command=("true",), close_s=1.0):
     """Agents of a batch system with several hosts, on a host without a network, and the job directory."""
     directory = JobDirectory.create(tmp_path / "home", "slurm-c-7")
     make_job_secrets(directory.path, valid_for_s=600)
@@ -27,7 +28,7 @@ def started_agents(tmp_path, monkeypatch, *nodes):
             several_hosts=True,
             node_variable=None,
             unset_variables=(),
-            on_every_node=lambda _allocation, _command: ["true"],
+            on_every_node=lambda _allocation, _command: list(command),
         ),
         directory=directory,
         config=SimpleNamespace(interface="auto"),
@@ -38,7 +39,7 @@ def started_agents(tmp_path, monkeypatch, *nodes):
     try:
         yield started, directory
     finally:
-        started.close("stopped", 1.0)
+        started.close("stopped", close_s)
         context.events.close()
 
 
@@ -53,6 +54,16 @@ def test_what_happened_to_agents_is_in_the_events_when_the_job_ends(tmp_path, mo
         started._channel.changes.append(Change("lost-agent", "n1", "it was killed"))
     (event,) = directory.read_events()
     assert (event["event"], event["host"], event["detail"]) == ("lost-agent", "n1", "it was killed")
+
+
+def test_a_start_command_that_hangs_does_not_hold_up_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(agents, "END_GRACE_S", 0.2)
+    sleep = ("sleep", "60")
+    with started_agents(tmp_path, monkeypatch, "n1", command=sleep, close_s=20.0) as (started, _):
+        started._channel.nodes["n1"].ended = "stopped"
+        began = time.monotonic()
+    assert time.monotonic() - began < 10
+    assert started.process.poll() is not None
 
 
 def test_answers_come_in_the_order_of_the_nodes():
