@@ -592,7 +592,11 @@ async def accepted(connection: socket.socket, context: ssl.SSLContext) -> Connec
     OSError
         It has not, within HANDSHAKE_TIMEOUT_S.
     """
-    _send_at_once(connection)
+    try:
+        _send_at_once(connection)
+    except OSError:
+        connection.close()
+        raise
     reader = asyncio.StreamReader(limit=BUFFER_BYTES)
     writers: list[asyncio.StreamWriter] = []
     protocol = asyncio.StreamReaderProtocol(reader, lambda _, writer: writers.append(writer))
