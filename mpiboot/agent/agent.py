@@ -560,7 +560,7 @@ class Agent:
             await self.connection.end(FLUSH_S)
             return
         words = f"mpiboot: the agent on {self.node} ends: {ending.reason}\n"
-        last = self.output.close() + words.encode()
+        last = self.output.close() + words.encode(errors="backslashreplace")
         try:
             await in_thread(FILES_TIMEOUT_S, append, self.directory.ranks_log, last)
         except OSError:  # and TimeoutError

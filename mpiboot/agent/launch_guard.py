@@ -30,13 +30,14 @@ LOOK_S = 0.05
 PAUSE_RATIO = 4.0
 LOOK_AGAIN_S = 0.001
 # How long a connection from another host may be without a first message. A daemon sends it as soon as it has connected.
-NODE_HELLO_S = 1.0
+NODE_HELLO_S = 5.0
 FOREIGN_HELLO_S = 0.02
 # How long the kernel keeps a connection on which nothing arrives from a listening socket (tcp(7), TCP_DEFER_ACCEPT).
 DEFER_S = 3600
 BACKLOG = 1 << 16  # the kernel takes less: net.core.somaxconn
 
-_PIDFD_GETFD = 438  # Linux 5.6; the same number on all architectures
+# Linux 5.3 and 5.6; the same numbers on all architectures. A Python built for older kernels has no function for them.
+_PIDFD_OPEN, _PIDFD_GETFD = 434, 438
 _ESTABLISHED, _LISTEN = 0x01, 0x0A  # net/tcp_states.h
 _STATES = ("01", "0A")
 _MAPPED_IPV4 = bytes(10) + b"\xff\xff"
@@ -245,13 +246,17 @@ def duplicate(pid: int, fd: int) -> socket.socket:
     """
     import ctypes  # agents must import few modules
 
-    pidfd = os.pidfd_open(pid)
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def call(name: str, number: int, *arguments: int) -> int:
+        descriptor = int(libc.syscall(number, *arguments))
+        if descriptor < 0:
+            raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
+        return descriptor
+
+    pidfd = call("pidfd_open", _PIDFD_OPEN, pid, 0)
     try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        number = libc.syscall(_PIDFD_GETFD, pidfd, fd, 0)
-        if number < 0:
-            raise OSError(ctypes.get_errno(), f"pidfd_getfd: {os.strerror(ctypes.get_errno())}")
-        return socket.socket(fileno=number)
+        return socket.socket(fileno=call("pidfd_getfd", _PIDFD_GETFD, pidfd, fd, 0))
     finally:
         os.close(pidfd)
 

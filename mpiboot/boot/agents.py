@@ -5,6 +5,7 @@ Only boot imports this module.
 """
 
 import contextlib
+import json
 import logging
 import os
 import subprocess
@@ -85,7 +86,8 @@ class Agents:
                 pid=os.getpid(),
                 start=process_start(os.getpid()) or "",
             )
-            write_atomic(context.directory.channel, to_dict(address))
+            self._address = to_dict(address)
+            write_atomic(context.directory.channel, self._address)
             write_agent_program(context.directory.agent_program)
             self.process = self._start()
         except BaseException:
@@ -180,7 +182,7 @@ class Agents:
         """Write to the job's events which agents were lost, and which are back."""
         done = {
             "agent-silent": "its ranks go on, and it dials boot again",
-            "lost-agent": "its node ends its part of the job",
+            "lost-agent": "its node ends its part of the job, unless the agent alone was killed",
         }
         nodes_of: dict[tuple[str, str], list[str]] = {}
         while self._channel.changes:
@@ -190,6 +192,13 @@ class Agents:
         for (event, detail), nodes in nodes_of.items():
             more = f" and {len(nodes) - NODES_SHOWN} more" if len(nodes) > NODES_SHOWN else ""
             logger.warning("%s%s: %s: %s", ", ".join(nodes[:NODES_SHOWN]), more, event, detail)
+
+    def are_replaced(self) -> bool:
+        """Whether the batch system has started the job again, elsewhere, and another boot uses the job directory."""
+        try:
+            return bool(json.loads(self._context.directory.channel.read_text()) != self._address)
+        except (OSError, ValueError):
+            return False
 
     def close(self, reason: str, timeout_s: float) -> None:
         """Let each agent clean its node, and wait for all that can be reached.

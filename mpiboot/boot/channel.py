@@ -36,7 +36,8 @@ from mpiboot.protocol.job_directory import JobDirectory
 from mpiboot.protocol.listener import Listener
 
 # How much of the ranks' output waits for a slow file system.
-OUTPUT_BYTES_MAX = 16 * 1024**2
+OUTPUT_BYTES_MAX = 64 * 1024**2
+OUTPUT_OF_NODE_BYTES_MAX = 8 * 1024**2
 FLUSH_S = 2.0
 # A process's last words arrive this soon after its end has been noticed.
 LAST_WORDS_S = 0.3
@@ -246,7 +247,7 @@ class Channel:
             state.answers.setdefault(message.number, message)
             self._notify()
         elif isinstance(message, Output):
-            self._output.put(payload)
+            self._output.put(node, payload)
         elif isinstance(message, Ended):
             self._note_end(node, message.reason)
 
@@ -308,21 +309,24 @@ class WaitingOutput:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._pieces: list[bytes] = []
-        self._size = 0
+        self._sizes: collections.Counter[str] = collections.Counter()
         self._lost = 0
         self._came_at = 0.0
         self._is_being_written = False
         self._has_ended = False
 
-    def put(self, piece: bytes) -> None:
-        """Add output, unless too much waits already."""
+    def put(self, node: str, piece: bytes) -> None:
+        """Add output of a node, unless too much of it, or of all nodes, waits already."""
         with self._changed:
             self._came_at = time.monotonic()
-            if self._size + len(piece) > OUTPUT_BYTES_MAX:
+            if (
+                self._sizes[node] + len(piece) > OUTPUT_OF_NODE_BYTES_MAX
+                or self._sizes.total() + len(piece) > OUTPUT_BYTES_MAX
+            ):
                 self._lost += len(piece)
                 return
             self._pieces.append(piece)
-            self._size += len(piece)
+            self._sizes[node] += len(piece)
             self._changed.notify_all()
 
     def end(self) -> None:
@@ -343,7 +347,8 @@ class WaitingOutput:
             if self._lost:
                 output += f"\nmpiboot: {self._lost} bytes of output are lost: the file system was too slow\n".encode()
             self._pieces.clear()
-            self._size = self._lost = 0
+            self._sizes.clear()
+            self._lost = 0
             self._is_being_written = True
             return output
 

@@ -62,8 +62,11 @@ def close(context: Context, opened: Opened, status: int, reason: str) -> None:
         Why the job ends; the lines after the first are details.
     """
     short_reason, _, detail = reason.partition("\n")
-    context.events.phase("closing", reason=short_reason)
-    context.directory.endpoint.unlink(missing_ok=True)
+    # After a requeue, the job directory is another boot's.
+    replaced = opened.agents is not None and opened.agents.are_replaced()
+    if not replaced:
+        context.events.phase("closing", reason=short_reason)
+        context.directory.endpoint.unlink(missing_ok=True)
     if opened.command and opened.command.poll() is None:
         # While the cluster is still there, so that the command can save its results.
         opened.command.terminate()
@@ -80,6 +83,7 @@ def close(context: Context, opened: Opened, status: int, reason: str) -> None:
         opened.cluster.close()
     if opened.agents:
         opened.agents.close(short_reason, AGENTS_CLOSE_S)
-    context.directory.clear()
-    context.events.write("closed", reason=short_reason, detail=detail, exit_status=status)
+    if not replaced:
+        context.directory.clear()
+        context.events.write("closed", reason=short_reason, detail=detail, exit_status=status)
     logger.info("closed: %s (status %d)", short_reason, status)

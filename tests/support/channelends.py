@@ -34,7 +34,7 @@ def run(work: Coroutine[Any, Any, Result], timeout_s: float = 60.0) -> Result:
     before = descriptors()
     result = asyncio.run(asyncio.wait_for(work, timeout_s))
     gc.collect()
-    assert descriptors() == before
+    assert descriptors() <= before  # fewer: what an earlier test has left is closed meanwhile
     return result
 
 

@@ -431,10 +431,10 @@ def test_a_file_system_that_blocks_stops_neither_heartbeats_nor_the_end(boot_of,
 def test_output_is_taken_all_at_once():
     output = WaitingOutput()
     assert output.take(0.0) == b""
-    output.put(b"a")
-    output.put(b"b")
+    output.put("n1", b"a")
+    output.put("n1", b"b")
     assert output.take(0.0) == b"ab"
-    output.put(b"c")
+    output.put("n1", b"c")
     output.end()
     assert (output.take(10.0), output.take(10.0)) == (b"c", None)
 
@@ -450,13 +450,13 @@ def test_last_words_are_in_the_file_once_the_output_has_settled():
 
     writer = threading.Thread(target=write)
     writer.start()
-    output.put(b"first ")
-    late = threading.Timer(0.1, lambda: (output.put(b"last"), may_write.set()))
+    output.put("n1", b"first ")
+    late = threading.Timer(0.1, lambda: (output.put("n1", b"last"), may_write.set()))
     late.start()
     output.settle(0.5, 10.0)
     assert b"".join(written) == b"first last"
     may_write.clear()
-    output.put(b"too late")
+    output.put("n1", b"too late")
     began = time.monotonic()
     output.settle(0.1, 0.3)
     assert time.monotonic() - began < 5.0

@@ -24,10 +24,12 @@ class Boot:
             directory=SimpleNamespace(endpoint=self.endpoint, clear=lambda: self.calls.append("secrets")),
         )
 
-    def agents(self):
+    def agents(self, *, replaced=False):
         process = SimpleNamespace(pid=77)
         return SimpleNamespace(
-            process=process, close=lambda reason, timeout_s: self.calls.append(("agents", reason, timeout_s))
+            process=process,
+            are_replaced=lambda: replaced,
+            close=lambda reason, timeout_s: self.calls.append(("agents", reason, timeout_s)),
         )
 
     def cluster(self, *, connected=True, gone=True):
@@ -96,3 +98,10 @@ def test_a_scheduler_that_is_not_there_is_not_waited_for(boot):
         ("agents", "stopped", closing.AGENTS_CLOSE_S),
         "secrets",
     ]
+
+
+def test_what_belongs_to_another_boot_is_left_to_it(boot):
+    closing.close(boot.context, Opened(boot.agents(replaced=True)), 1, "cut off")
+    assert boot.calls == [("descendants", 77), ("agents", "cut off", closing.AGENTS_CLOSE_S)]
+    assert boot.endpoint.exists()
+    assert boot.events() == []
