@@ -12,6 +12,8 @@ from mpiboot.boot.agents import Agents
 from mpiboot.boot.cluster import Cluster
 from mpiboot.boot.context import Context
 from mpiboot.common.processes import end, end_descendants
+from mpiboot.errors import SecurityError
+from mpiboot.protocol.job_directory import JobDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +66,11 @@ def close(context: Context, opened: Opened, status: int, reason: str) -> None:
     short_reason, _, detail = reason.partition("\n")
     # After a requeue, the job directory is another boot's.
     replaced = opened.agents is not None and opened.agents.are_replaced()
-    if not replaced:
+    # Of a first node that is cut off, the other agents have found the loss, and recorded it.
+    recorded = replaced or is_recorded(context.directory)
+    if not recorded:
         context.events.phase("closing", reason=short_reason)
+    if not replaced:
         context.directory.endpoint.unlink(missing_ok=True)
     if opened.command and opened.command.poll() is None:
         # While the cluster is still there, so that the command can save its results.
@@ -85,5 +90,15 @@ def close(context: Context, opened: Opened, status: int, reason: str) -> None:
         opened.agents.close(short_reason, AGENTS_CLOSE_S)
     if not replaced:
         context.directory.clear()
+    if not recorded:
         context.events.write("closed", reason=short_reason, detail=detail, exit_status=status)
     logger.info("closed: %s (status %d)", short_reason, status)
+
+
+def is_recorded(directory: JobDirectory) -> bool:
+    """Whether the end of the job is the last that its events tell."""
+    try:
+        events = directory.read_events()
+    except (OSError, SecurityError):
+        return False
+    return bool(events) and events[-1]["event"] == "closed"

@@ -134,7 +134,9 @@ def status(job: Job, state: JobState) -> str:
     if state.pending and state.start:
         lines.append(f"may start {time.strftime('%a %d %b %H:%M', time.localtime(state.start))}")
     events = job.directory.read_events()
-    if state.running:
+    if state.running and events and events[-1]["event"] == "closed":
+        lines.append(f"closed: {events[-1]['reason']}; the batch system still has to end the job")
+    elif state.running:
         endpoint = job.endpoint
         counted = [event["n"] for event in events if event["event"] in ("worker", "lost-worker")]
         expected = endpoint.n_workers if endpoint else job.expected_workers()

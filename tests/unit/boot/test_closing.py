@@ -21,7 +21,11 @@ class Boot:
         self.log = folder / "events.jsonl"
         self.context = SimpleNamespace(
             events=EventLog(self.log),
-            directory=SimpleNamespace(endpoint=self.endpoint, clear=lambda: self.calls.append("secrets")),
+            directory=SimpleNamespace(
+                endpoint=self.endpoint,
+                clear=lambda: self.calls.append("secrets"),
+                read_events=self.events,
+            ),
         )
 
     def agents(self, *, replaced=False):
@@ -45,6 +49,8 @@ class Boot:
         )
 
     def events(self):
+        if not self.log.exists():
+            return []
         return [{**json.loads(line), "time": 0} for line in self.log.read_text().splitlines()]
 
 
@@ -105,3 +111,11 @@ def test_what_belongs_to_another_boot_is_left_to_it(boot):
     assert boot.calls == [("descendants", 77), ("agents", "cut off", closing.AGENTS_CLOSE_S)]
     assert boot.endpoint.exists()
     assert boot.events() == []
+
+
+def test_a_loss_that_the_agents_have_recorded_is_not_recorded_again(boot):
+    boot.context.events.write("closed", reason="the first node, n1, is lost", detail="", exit_status=1)
+    closing.close(boot.context, Opened(), 1, "stopped")
+    assert boot.calls == [("descendants", None), "secrets"]
+    assert not boot.endpoint.exists()
+    assert [event["reason"] for event in boot.events()] == ["the first node, n1, is lost"]
