@@ -47,8 +47,8 @@ class Parts:
 
     archive_bytes: float = 250e6
     unpack_s: float = 1.5  # a node's stager, its bytes at hand
-    boot_requests: float = 2000  # of boot's own start, on the first node alone
-    agent_requests: float = 950  # of one node's agent, as counted on sshfs
+    boot_requests: float = 3100  # of boot's own start and the agents' program, on the first node alone
+    agent_requests: float = 390  # of one node's agent, as agent_start.py counts them on sshfs
     agent_bytes_per_s: float = 250e6  # an agent that sends to two others, on one core
     import_requests: float = 40_000  # of one node's workers, unstaged
     srun_s: float = 0.3
