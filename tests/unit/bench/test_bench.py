@@ -144,7 +144,8 @@ def test_the_model_takes_what_was_measured(module):
             "stages": [{"archive_bytes": 5}],
         }
     ]
-    found = model.measured(boot, [{"count": 500, "connected_s": 10.0}], model.Parts())
+    parts = replace(model.Parts(), agent_requests=950)
+    found = model.measured(boot, [{"count": 500, "connected_s": 10.0}], parts)
     assert found == replace(
-        model.Parts(), import_requests=20, boot_requests=2100, archive_bytes=5, workers_per_s=50.0
+        parts, import_requests=20, boot_requests=2100, archive_bytes=5, workers_per_s=50.0
     )
