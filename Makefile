@@ -19,6 +19,7 @@ PARTITION ?=
 INTERFACE ?=
 JOB ?=
 MINICLUSTER ?= minicluster
+SOAK ?=
 
 option = $(if $(strip $(2)),--$(1) '$(strip $(2))')
 SUBMIT = $(call option,env,$(ENV)) $(call option,nodes,$(NODES)) \
@@ -39,7 +40,7 @@ help:
 	@echo 'make lint                     ruff, mypy, import-linter; make dist: wheel and source archive'
 	@echo 'make pack|submit|connect|status|stop'
 	@echo '     ENV= NODES= WORKERS_PER_NODE= CPUS_PER_WORKER= MEM= TIME= PARTITION= INTERFACE= JOB='
-	@echo 'make bench, make soak         measure; kill at random'
+	@echo 'make bench, make soak         measure; kill at random (SOAK=cables|slurmctld|scan: disturb otherwise)'
 	@echo 'make minicluster-up|-down     a real Slurm on this machine (root)'
 
 # ---- installing -----------------------------------------------------------------------------------------------------
@@ -152,8 +153,9 @@ dist: $(VENV)/bin/python
 bench: $(VENV)/.test
 	$(BIN)/python tests/bench/bench.py
 
+# SOAK=cables, slurmctld or scan: only that disturbance, for minutes.
 soak: $(VENV)/.test
-	$(BIN)/python tests/soak/soak.py
+	$(BIN)/python tests/soak/$(if $(SOAK),disturbances.py $(SOAK),soak.py)
 
 minicluster-up:
 	@tests/minicluster/minicluster --name $(MINICLUSTER) up

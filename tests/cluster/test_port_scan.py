@@ -1,0 +1,81 @@
+"""A second user scans all ports of all nodes of a job, and holds what answers: nothing ends, and nothing is delayed."""
+
+import time
+
+import pytest
+from disturb import leave_nothing
+from faults import boot
+from scanners import hold_all, strangers, tell
+from undisturbed import HEARTBEAT_S, assert_undisturbed, stops_in_time, submitted
+from waiting import wait_until
+from workload import Workload
+
+pytestmark = pytest.mark.cluster
+
+TWO = ("--nodes", "2", "--workers-per-node", "2")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(alice):
+    yield
+    leave_nothing(alice)
+
+
+def test_a_port_scan_that_holds_for_two_minutes(alice, second):
+    """From the login node and from the job's nodes, on all ports, old and new, while tasks run."""
+    job = boot(alice, *TWO)
+    workload = Workload(job, 4)
+    with strangers(second) as scans:
+        began = time.monotonic()
+        wait_until(lambda: scans[0].last()["full_scans"] > 0, "full scan", 100, scans[0].last)
+        hold_all(scans)
+        workload.goes_on_for(120 - (time.monotonic() - began))
+        # A newcomer is not kept waiting either.
+        began = time.monotonic()
+        alice.types("mpiboot", "connect", job.job_id)
+        assert time.monotonic() - began < 2 * HEARTBEAT_S
+        hold_all(scans)
+        figures = workload.ends_well()
+        tell(scans)
+        print(figures)
+        assert figures["worst_s"] < HEARTBEAT_S
+        assert figures["workers"] == 4
+        assert_undisturbed(job)
+        stops_in_time(job)
+
+
+# What reads the first bytes of whoever connects, and waits for them without a time limit: nothing of mpiboot's.
+STARTERS = "srun, prterun and prted wait for a stranger's first words for as long as he likes"
+
+
+@pytest.mark.parametrize(
+    "mpi",
+    [
+        "mpich",
+        pytest.param("openmpi", marks=pytest.mark.xfail(reason=STARTERS, run=False)),
+        pytest.param("srun", marks=pytest.mark.xfail(reason=STARTERS, run=False)),
+    ],
+)
+def test_strangers_who_wait_for_the_job(alice, second, mpi, request):
+    """They hold each port from the first second of the boot."""
+    options = {
+        "openmpi": lambda: (),
+        "mpich": lambda: ("--env", request.getfixturevalue("mpich_env")),
+        "srun": lambda: ("--env", request.getfixturevalue("mpich_env"), "--mpi", "srun"),
+    }[mpi]()
+    with strangers(second) as scans:
+        for scan in scans[1:]:
+            wait_until(lambda scan=scan: scan.last()["held"] > 0, "hold on slurmd", 20, scan.last)
+        began = time.monotonic()
+        job = submitted(alice, *TWO, *options)
+        job.wait_for("ready", timeout_s=60)
+        print(f"ready after {time.monotonic() - began:.1f} s")
+        workload = Workload(job, 4)
+        hold_all(scans)
+        workload.goes_on(50)
+        figures = workload.ends_well()
+        tell(scans)
+        print(figures)
+        assert figures["worst_s"] < HEARTBEAT_S
+        assert_undisturbed(job)
+        stops_in_time(job)

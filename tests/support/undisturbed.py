@@ -1,0 +1,46 @@
+"""What is true of a job that has not noticed a disturbance."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from faults import BootedJob, assert_nothing_remains
+from user import User
+
+HEARTBEAT_S = 5.0
+STOP_S = 20.0
+# What boot records of a job that something has disturbed.
+FAULTS = {
+    "agent-silent",
+    "hung-worker",
+    "launcher-ended",
+    "lost-agent",
+    "lost-node",
+    "lost-worker",
+    "worker-exit",
+}
+
+
+def submitted(user: User, *options: str, **variables: object) -> BootedJob:
+    """Submit a small job with these variables set, as `boot` does without; do not wait."""
+    small = ("--interface", "ib0", "--cpus-per-worker", "1", "--no-stage", *options)
+    job_id = user.submits(*small, **variables)
+    return BootedJob(user, job_id, user.job_directory(job_id))
+
+
+def assert_undisturbed(job: BootedJob) -> None:
+    """Fail if boot has recorded a fault, or the job does not run."""
+    assert [event for event in job.events() if event["event"] in FAULTS] == []
+    assert job.slurm_state() == "RUNNING"
+
+
+def stops_in_time(job: BootedJob, nodes: Sequence[int] = (1, 2, 3)) -> None:
+    """Stop the job as its user does; fail unless that is soon done, with status 0, and leaves nothing."""
+    began = time.monotonic()
+    job.user.stops(job.job_id)
+    took_s = time.monotonic() - began
+    closed = job.named("closed")[-1]
+    assert (closed["reason"], closed["exit_status"]) == ("stopped", 0)
+    assert took_s < STOP_S
+    assert_nothing_remains(job.user, nodes)
