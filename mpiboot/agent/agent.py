@@ -221,7 +221,7 @@ class Agent:
                     self.output.connect(None)
                 self.connection = None
             if self.boot_has_ended():
-                return self.end(Ending("boot has ended without a word", job_ends=True))
+                return self.end(Ending("boot has ended without closing the job", job_ends=True))
             # Agents that have lost boot at the same time do not dial at the same time.
             await asyncio.sleep(REDIAL_S * (0.5 + os.getpid() % 100 / 100))
 

@@ -181,8 +181,8 @@ class Agents:
     def note_changes(self) -> None:
         """Write to the job's events which agents were lost, and which are back."""
         done = {
-            "agent-silent": "its ranks go on, and it dials boot again",
-            "lost-agent": "its node ends its part of the job, unless the agent alone was killed",
+            "agent-silent": "an agent that lives dials again; its ranks are left alone meanwhile",
+            "lost-agent": "the job goes on; a cut-off node is cleaned by its own agent",
         }
         nodes_of: dict[tuple[str, str], list[str]] = {}
         while self._channel.changes:

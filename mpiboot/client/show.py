@@ -164,8 +164,9 @@ def faults(events: Sequence[dict[str, Any]]) -> list[str]:
     ]
     lines = [f"the last {FAULTS_SHOWN} of {len(described)} faults:"] if len(described) > FAULTS_SHOWN else []
     for event, what in described[-FAULTS_SHOWN:]:
+        host = f" {event['host']}" if event.get("host") else ""
         rank = f" rank {event['rank']}" if event.get("rank") is not None else ""
-        start = f"{time.strftime('%H:%M:%S', time.localtime(event['time']))} {event.get('host', '')}{rank}: "
+        start = f"{time.strftime('%H:%M:%S', time.localtime(event['time']))}{host}{rank}: "
         lines += textwrap.wrap(start + what, COLUMNS, subsequent_indent="  ")
     return lines
 
@@ -182,9 +183,11 @@ def fault(event: dict[str, Any]) -> str | None:
         case "lost-node":
             return "no worker is left on this node"
         case "agent-silent":
-            return f"boot has lost its connection to this node: {event['detail']}"
+            return f"boot has lost its connection to this node's agent: {event['detail']}"
+        case "agent-back":
+            return f"boot is connected to this node's agent again: {event['detail']}"
         case "lost-agent":
-            return f"this node has left the job: {event['detail']}"
+            return f"this node's agent is lost: {event['detail']}"
         case "launcher-ended":
             return f"mpirun ended with status {event['status']}; the ranks go on"
     return None
