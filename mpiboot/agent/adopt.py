@@ -97,7 +97,7 @@ class Ranks:
         python, *command = request["command"]
         self._to_server, theirs = socket.socketpair()
         with theirs:
-            # The last one is the agent's own stderr.
+            # The last descriptor is a copy of the agent's stderr.
             passed = [theirs.fileno(), self._output_reader, os.dup(2)]
             self.server = subprocess.Popen(
                 [python, request["server"], ",".join(map(str, passed)), *command],
@@ -112,7 +112,7 @@ class Ranks:
             os.close(passed[-1])
 
     def close(self) -> None:
-        """Start no more ranks; the fork server ends after its last rank."""
+        """Start no more ranks. The fork server ends after its last rank."""
         self.listener.close()
         os.close(self._folder)
         if self._to_server:

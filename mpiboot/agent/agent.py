@@ -1,9 +1,11 @@
 """mpiboot's process on each node, `agent.pyc JOB_DIRECTORY`, from the job's first to its last second.
 
 It dials boot, prepares the node, stages the environment, and starts the node's ranks. When boot asks, when it gets
-SIGTERM, or when it has lost boot for too long, it ends the processes that the job has left on this node, and removes the
-job's folder. (A program started only at that point would be too late: a batch system may start none in a job that is
-being cancelled.) All nodes start the agent at once from the shared file system, so all its code is in one file.
+SIGTERM, or when it has not heard of boot for too long, it ends the job's processes on this node and removes the job's
+folder. (A program started only then would be too late: a batch system may start none in a job that is being cancelled.)
+All nodes start the agent at once from the shared file system, so one file holds all its code (`agent.program_start`).
+
+No other module imports this one. It may import what `boot.agent_program` puts into that file.
 """
 
 import asyncio
@@ -70,18 +72,18 @@ if TYPE_CHECKING:
 # between SIGTERM and SIGKILL, after which it kills the agents.
 LEFTOVERS_GRACE_S = 2.5
 CANCEL_TIMEOUT_S = 30.0
-# All agents may find at once that the first node is lost: they cancel the job one after the other, this long apart.
+# Several agents may find at the same time that the first node is lost. Their cancel commands are this far apart.
 CANCEL_STEP_S = 0.5
 REDIAL_S = 1.0
 ADOPT_TIMEOUT_S = 30.0
 PREPARE_TIMEOUT_S = 600.0
 CLEAN_TIMEOUT_S = 20.0
-# How long a call on the shared file system may take while the job ends; it may be gone.
+# How long a call on the shared file system may take. The file system may hang when the network is cut.
 FILES_TIMEOUT_S = 5.0
 FLUSH_S = 2.0
 GUARD_GRACE_S = 60.0
 ADDRESS_MAX_BYTES = 1 << 16
-# The stager's lines: of a tree, one has 20 bytes for each MiB of the environment.
+# The longest line that the staging child may print. With a tree, its first line has 20 bytes per MiB of the environment.
 LINE_MAX_BYTES = 1 << 24
 
 Answer = NodeReport | StageReport | Failure
@@ -94,7 +96,7 @@ class Ending:
     Attributes
     ----------
     reason : str
-        In words.
+        The reason, as the log shows it.
     status : int
         The agent's exit status.
     job_ends : bool
@@ -158,17 +160,18 @@ class Agent:
         self.copy: ArchiveCopy | None = None
         self.launch_is_over = threading.Event()
         self.output = RanksOutput()
-        # Since boot was last heard of; the time in which the job was suspended does not count.
+        # Seconds since boot was last heard of, without the time in which the job was suspended.
         self.silent_s = 0.0
+        # Boot's sign of life on the shared file system, read when the silence began.
         self.sign_before: bytes | None = None
-        # Why boot could not be reached.
+        # Why the last attempt to reach boot failed.
         self.last_fault = "it has not answered yet"
         self.ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self.tasks: set[asyncio.Task[None]] = set()
         self.executing: asyncio.Task[None] | None = None
 
     async def run(self) -> int:
-        """Live until there is a reason to end; then clean the node, and return the exit status."""
+        """Serve until there is a reason to end; then clean the node, and return the exit status."""
         cancelled = Ending("SIGTERM came: the job was cancelled, or somebody ended the agent", job_ends=True)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.end, cancelled)
         self.start(self.follow_boot())
@@ -178,7 +181,7 @@ class Agent:
         return ending.status
 
     def start(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        """Start a task; its failure ends the agent."""
+        """Start a task. If it fails, the agent ends."""
         task = asyncio.create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self._task_done)
@@ -191,7 +194,7 @@ class Agent:
             self.end(Ending(f"an error that should not happen; please report it:\n{trace}", status=1))
 
     def end(self, ending: Ending) -> None:
-        """End, for the first reason that there is."""
+        """Let the agent end. Only the first call counts: its reason is reported."""
         if not self.ending.done():
             self.ending.set_result(ending)
 
@@ -222,7 +225,7 @@ class Agent:
                 self.connection = None
             if self.boot_has_ended():
                 return self.end(Ending("boot has ended without closing the job", job_ends=True))
-            # Agents that have lost boot at the same time do not dial at the same time.
+            # Vary the pause, so that agents that lost boot at the same time do not all dial again at the same time.
             await asyncio.sleep(REDIAL_S * (0.5 + os.getpid() % 100 / 100))
 
     async def greet(self, connection: Connection) -> Orders:
@@ -276,7 +279,7 @@ class Agent:
                 await connection.send(Heartbeat())
 
     def execute(self, order: Any, act: Callable[[Any], Awaitable[Answer]]) -> None:
-        """Execute an order, unless that has begun before or the agent ends, and send boot the answer."""
+        """Start to execute an order, and send boot the answer; do nothing if it was started before or the agent ends."""
         if order.number not in self.begun and not self.ending.done():
             self.begun.add(order.number)
             self.executing = self.start(self._execute(order, act))
@@ -302,17 +305,13 @@ class Agent:
                 FILES_TIMEOUT_S, open_trusted, self.directory.channel, ADDRESS_MAX_BYTES
             )
             return ChannelAddress.from_json(content) != self.address
-        except (
-            OSError,
-            ValueError,
-            MpibootError,
-        ):  # the job directory was cleared, or its file system is slow
-            return False
+        except (OSError, ValueError, MpibootError):
+            return False  # the job directory was cleared, or its file system is slow
 
     # Orders.
 
     async def prepare(self, orders: Orders) -> NodeReport:
-        """Make the job's folder on this node, let its ranks and the other agents reach this one, and report."""
+        """Make the job's folder on this node, listen for the node's ranks and the other agents, and report."""
         self.folder = await in_thread(PREPARE_TIMEOUT_S, make_job_folder, Path(orders.root), orders.job_key)
         self.ranks = Ranks(self.folder, self.node, self.output.writer, self.output.reader)
         asyncio.get_running_loop().add_reader(self.ranks.listener, self.accept_rank)
@@ -342,7 +341,7 @@ class Agent:
             self.start(self.adopt(connection))
 
     async def adopt(self, connection: socket.socket) -> None:
-        """Take one rank; whatever its stand-in sends, and however long it takes, the node's other ranks live on."""
+        """Start one rank. A stand-in that fails, or takes too long, does not affect the node's other ranks."""
         assert self.ranks
         try:
             await in_thread(ADOPT_TIMEOUT_S, self.ranks.adopt, connection)
@@ -350,18 +349,20 @@ class Agent:
             self.output.say(f"{start_failure(error)}\n".encode())
 
     async def stage(self, order: StageOrder) -> StageReport:
-        """Stage the environment, in a child process; of a tree, while the archive arrives.
+        """Stage the environment in a child process; with a tree, while the archive arrives.
 
         Raises
         ------
         StageError
-            It failed; the message is the child's.
+            The child ended without a result.
+        OSError
+            Staging failed; the message is the child's.
         """
         orders = self.orders
         assert orders and self.folder
         copy = None
         if self.node in order.tree:
-            # Not at every agent's start: it opens three more files there.
+            # Import them only here: at the start of every agent, they would open three more files.
             from mpiboot.agent import archive_copy, tree
 
             copy = self.copy = archive_copy.ArchiveCopy(self.folder, order.number)
@@ -408,7 +409,7 @@ class Agent:
         return StageReport(order.number, result["stage"])
 
     async def guard_launch(self, seconds: float) -> None:
-        """Keep strangers from holding up the launcher, until boot says that it is no longer needed."""
+        """Keep strangers from holding up the launcher for `seconds`, or until boot ends that; 0 only ends it."""
         self.launch_is_over.set()
         if not seconds or not self.orders:
             return
@@ -425,7 +426,7 @@ class Agent:
     # Silence.
 
     async def watch_silence(self) -> None:
-        """Count the seconds without a word of boot, and act when there are too many."""
+        """Count the seconds in which nothing is heard of boot; after SILENCE_S, decide how to end."""
         while not self.ending.done():
             began = time.monotonic()
             await asyncio.sleep(1.0)
@@ -454,10 +455,10 @@ class Agent:
 
                     return await tree.answer(connection, message, lambda: self.copy)
                 case _:
-                    return  # it takes this agent for boot
+                    return  # the other side mistakes this agent for boot
 
     async def judge(self) -> None:
-        """End, after a long silence: give up this node alone, or, if the first node is lost, cancel the job."""
+        """Decide how to end after SILENCE_S without boot: cancel the job if the first node is lost, else end alone."""
         silence = show_duration(channel.SILENCE_S)
         if self.orders is None:
             unreached = f"boot could not be reached for {silence}: {self.last_fault}"
@@ -481,7 +482,10 @@ class Agent:
         self.end(Ending(reason, job_ends=True))
 
     async def cancel_job(self, orders: Orders, reason: str, delay_s: float) -> None:
-        """Cancel the job, because some batch systems let a job continue without its first node; record why."""
+        """Cancel the job after `delay_s` seconds, and record why.
+
+        Some batch systems let a job go on without its first node.
+        """
         if orders.cancel_command is None:
             return
         await asyncio.sleep(delay_s)
@@ -490,7 +494,7 @@ class Agent:
         # The cancelled job's SIGTERM must not interrupt what follows.
         asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        # If the environment is on the first node's file system, that may be gone, too.
+        # The command may be on a file system of the lost node.
         with contextlib.suppress(OSError, asyncio.TimeoutError):
             command = await asyncio.create_subprocess_exec(
                 *orders.cancel_command, stdin=asyncio.subprocess.DEVNULL
@@ -499,7 +503,7 @@ class Agent:
                 await in_thread(FILES_TIMEOUT_S, self.record_loss, reason)
 
     def record_loss(self, reason: str) -> None:
-        """Write the job's last event instead of boot: nothing else records why the job was cancelled."""
+        """Write the job's last event, which boot can no longer write: nothing else records why the job was cancelled."""
         events = EventLog(self.directory.events)
         events.write("closed", reason=reason, detail="", exit_status=1, host=self.node)
         events.close()
@@ -507,7 +511,7 @@ class Agent:
     # The end.
 
     async def close(self, ending: Ending) -> None:
-        """End all that the job has left on this node, remove its folder, and say why. No part stops for another."""
+        """End the job's processes on this node, remove its folder, and report why. A step that fails stops no other."""
         asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self.launch_is_over.set()
@@ -523,7 +527,7 @@ class Agent:
         await self.say_why(ending)
 
     async def _free_descriptors(self, _: Ending) -> None:
-        """Let this process open all the files that it may: the clean-up must not fail for want of one."""
+        """Raise the limit of open files to the hard limit, so that the clean-up does not run out of descriptors."""
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -541,12 +545,16 @@ class Agent:
             self.ranks.close()
 
     async def _clean(self, _: Ending) -> None:
-        """Clean the node, in a thread, so that the ranks' last output is read meanwhile."""
+        """Clean the node in a thread, while the event loop reads the ranks' last output."""
         if self.folder:
             await in_thread(CLEAN_TIMEOUT_S, clean, self.folder, LEFTOVERS_GRACE_S)
 
     async def _clear(self, ending: Ending) -> None:
-        """Clear the job directory if boot may not: that may have been killed. The others leave it to a boot in reach."""
+        """Clear the job directory of secrets if boot may have been killed before it did so.
+
+        The first node's agent always does it. Another one does it if the job ends and it cannot reach boot, or if it sees
+        that boot's process is gone. None does it if the job was started again.
+        """
         is_first = self.orders and self.node == self.orders.first_node
         is_alone = self.orders and ending.job_ends and not self.connection
         if (is_first or is_alone or self.boot_has_ended()) and not await self.is_replaced():

@@ -1,8 +1,10 @@
-"""A node's copy of the archive while it arrives: checked frame by frame, staged from, and passed on to other agents.
+"""A node's copy of the archive while it arrives: it is checked frame by frame, staged, and passed on to other agents.
 
-One thread fills it (`agent.tree`), so that neither decryption nor a slow disk holds up the agent; the event loop serves
-others from it. The copy is a file without a name in the job's folder, in the form of `envpack.stage.arrival`. It goes
-with the agent, however that ends. Only the agent imports this module.
+One thread writes the copy (`agent.tree`), so that neither decryption nor a slow disk blocks the agent. The agent's event
+loop sends it to other agents. The copy is a file without a name on the job folder's file system, in the format of
+`envpack.stage.arrival`; the kernel removes it when the agent and its staging child end, even if they are killed.
+
+Only the agent imports this module. It imports envpack.stage.arrival, but nothing else of the stager.
 """
 
 import asyncio
@@ -20,23 +22,25 @@ from envpack.stage import arrival
 from mpiboot.agent.threads import in_thread, in_time
 from mpiboot.protocol.channel import ArchivePart, ArchiveRequest, Connection
 
-# The most that one message carries, usually some frames. With 4 MiB, a sender takes a fifth more CPU time.
+# The most that one message carries, usually several frames. With 4 MiB, the sender uses a fifth more CPU time.
 PART_BYTES = 1 << 20
-# How often an agent that asks hears that there is nothing new, and how long it may take to accept what there is.
+# While nothing new arrives, the receiver gets an empty part this often.
 NOTHING_NEW_S = 2.0
+# How long the receiver may take to accept a part.
 SEND_TIMEOUT_S = 300.0
-# Less than SEND_TIMEOUT_S: the stager's start, from a slow file system.
+# How long the staging child may take to start from a slow file system and to read the index. A receiver that waits for
+# it accepts nothing meanwhile, so this must be less than SEND_TIMEOUT_S.
 TABLE_TIMEOUT_S = 240.0
 DISK_TIMEOUT_S = 600.0
 STAGER_FAILED = "the process that stages the environment has failed"
 
 
 class DamagedError(OSError):
-    """What came is not the archive: the source is to be passed by."""
+    """The received bytes are not the archive's: take the rest from another source."""
 
 
 class CopyError(Exception):
-    """This node cannot keep a copy: no source can help."""
+    """This node cannot keep a copy; another source would not help."""
 
 
 class ArchiveCopy:
@@ -47,31 +51,31 @@ class ArchiveCopy:
     folder : path
         The job's folder on the node.
     number : int
-        Of the `StageOrder`.
+        Number of the `StageOrder`.
 
     Attributes
     ----------
     number : int
-        The parameter.
+        Number of the `StageOrder`.
     descriptors : tuple of int
-        The file, and the pipe whose end shows that nothing more comes: for the stager.
-    size : int
-        How many bytes have arrived and were checked.
-    frames_start : int
-        Where the first frame begins; 0 until the index has arrived.
+        For the staging child: the file, and the reading end of a pipe that is closed when nothing more arrives.
+    size : int, bytes
+        How much of the copy has arrived and passed the check.
+    frames_start : int, bytes
+        Offset of the first frame in the file; 0 until the index has arrived.
     is_whole : bool
-        Whether all has arrived.
+        Whether the whole archive has arrived.
     failure : str or None
-        Why no more comes.
+        Why nothing more arrives, unless the copy is whole.
     passed_by : list of str
-        The sources that were passed by, each with the reason.
+        The sources that failed, each with the reason.
     """
 
     def __init__(self, folder: Path, number: int) -> None:
         self.number = number
         self._file = nameless_file(folder)
         pipe, end = os.pipe()
-        self._ends = [end]  # closed once, by whoever comes first
+        self._ends = [end]  # empty once closed: the event loop and the filling thread may both close it
         self.descriptors = (self._file, pipe)
         self.size = 0
         self.frames_start = 0
@@ -80,14 +84,14 @@ class ArchiveCopy:
         self.passed_by: list[str] = []
         self._unchecked = bytearray()
         self._table: queue.SimpleQueue[tuple[list[int], list[int]] | None] = queue.SimpleQueue()
-        # Where in the file each frame begins, and where the last one ends; and the frames' checksums.
+        # Offsets at which the frames begin, then the end of the last one; and the frames' checksums.
         self._borders: list[int] = []
         self._checks: list[int] = []
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
 
     def learn(self, line: bytes) -> bool:
-        """Take the sizes and checksums of all frames from the stager's first line; False if it says something else."""
+        """Read all frames' sizes and checksums from the staging child's first line; return False if it has none."""
         with contextlib.suppress(ValueError):
             if table := json.loads(line).get("frames"):
                 self._table.put((table["sizes"], table["checks"]))
@@ -96,23 +100,23 @@ class ArchiveCopy:
         return False
 
     def explain(self, error: str) -> str:
-        """Return why the stage has failed: the stager's own error, unless the archive did not arrive."""
+        """Return why staging failed: the staging child's error, or why the archive did not arrive."""
         why = error if self.failure in (None, STAGER_FAILED) else self.failure
         return f"{why} (passed by: {'; '.join(self.passed_by)})" if self.passed_by else str(why)
 
     def forget_unchecked(self) -> None:
-        """Begin again after the last byte that was checked."""
+        """Drop what has arrived but is unchecked; the next source starts after the last checked byte."""
         self._unchecked.clear()
 
     def take(self, data: bytes | memoryview) -> None:
-        """Check what comes next, and append it.
+        """Check the next bytes of the archive, and append them to the file.
 
         Raises
         ------
         DamagedError
-            It differs from its checksum.
+            The bytes differ from their checksum.
         CopyError
-            It cannot be written, or nobody here can say what it should be.
+            The file cannot be written, or the staging child did not report the checksums.
         """
         if self._unchecked or not self.frames_start:
             self._unchecked += data
@@ -136,7 +140,7 @@ class ArchiveCopy:
         self.is_whole = self.size == self._borders[-1]
 
     def _needed(self) -> int:
-        """Return how many unchecked bytes are enough to go on: the index, or the next frame."""
+        """Return how many bytes are needed for the next check: those of the index, or of the next frame."""
         if self._borders:
             frame = bisect_right(self._borders, self.size)
             return self._borders[min(frame, len(self._checks))] - self.size
@@ -148,7 +152,7 @@ class ArchiveCopy:
             raise DamagedError(str(error)) from error
 
     def _learn_borders(self) -> None:
-        """Wait until the stager has told the frames' sizes and checksums."""
+        """Wait until the staging child has reported the frames' sizes and checksums."""
         if not self._borders:
             try:
                 table = self._table.get(timeout=TABLE_TIMEOUT_S)
@@ -160,7 +164,7 @@ class ArchiveCopy:
             self._borders = list(itertools.accumulate(sizes, initial=self.frames_start))
 
     def _frames_end(self, view: memoryview) -> int:
-        """Check the whole frames in what comes next; return where the last of them ends."""
+        """Check the whole frames at the beginning of `view`; return the offset at which the last of them ends."""
         frame = bisect_right(self._borders, self.size) - 1
         end = 0
         while frame < len(self._checks):
@@ -174,7 +178,7 @@ class ArchiveCopy:
         return end
 
     def _append(self, data: memoryview) -> None:
-        """Write what was checked."""
+        """Append checked bytes to the file; raise CopyError if that fails."""
         if not data:
             return
         if self.failure:
@@ -190,14 +194,14 @@ class ArchiveCopy:
         self._tell()
 
     def end(self, failure: str | None = None) -> None:
-        """Say that nothing more comes, to the stager and to other agents."""
+        """Let the staging child and other agents know that nothing more arrives, because of `failure` if it is given."""
         self.failure = self.failure or failure
         with contextlib.suppress(IndexError):
             os.close(self._ends.pop())
         self._tell()
 
     def free(self) -> None:
-        """Give the room back. The file stays open: a thread may be about to read it."""
+        """Free the file's space. The file stays open, because a thread may still read it."""
         self.end("all nodes have the environment")
         os.ftruncate(self._file, 0)
 
@@ -210,12 +214,12 @@ class ArchiveCopy:
         self._news = asyncio.Event()
 
     async def serve(self, connection: Connection, request: ArchiveRequest) -> None:
-        """Send another agent what has arrived, and what arrives; return when there is no more, or the copy is given up.
+        """Send another agent the copy as it arrives; return when all of it is sent, or this node's copy has failed.
 
         Raises
         ------
         OSError
-            The connection is lost, or the other agent does not accept what it has asked for.
+            The connection is lost, or the other agent accepted nothing for SEND_TIMEOUT_S.
         """
         at = request.start
         while not self.failure and not (self.is_whole and at >= self.size):
@@ -231,13 +235,13 @@ class ArchiveCopy:
             await send_in_time(connection, data)
 
     def part_end(self, start: int, limit: int) -> int:
-        """Return where a part that begins at `start` should end, at most at `limit`: where a frame does, if it can."""
+        """Return the end of a part that begins at `start`: the last end of a frame up to `limit`, or else `limit`."""
         border = bisect_right(self._borders, limit) - 1
         return self._borders[border] if border >= 0 and self._borders[border] > start else limit
 
 
 async def send_in_time(connection: Connection, data: bytes) -> None:
-    """Send a part; raise OSError if the other side does not accept it in time."""
+    """Send a part; raise OSError if the other side does not accept it within SEND_TIMEOUT_S."""
     try:
         await in_time(connection.send(ArchivePart(), data), SEND_TIMEOUT_S)
     except TimeoutError as error:
@@ -245,11 +249,11 @@ async def send_in_time(connection: Connection, data: bytes) -> None:
 
 
 def nameless_file(folder: Path) -> int:
-    """Open a new file that no folder lists, so that it goes with the last process that has it open."""
+    """Open a new file without a name; the kernel removes it when the last process closes it."""
     flags = os.O_RDWR | os.O_CLOEXEC
     try:
         return os.open(folder, flags | os.O_TMPFILE, 0o600)
-    except OSError:  # not every file system can
+    except OSError:  # some file systems do not support O_TMPFILE
         path = folder / "archive-copy"
         descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         path.unlink()
@@ -257,7 +261,7 @@ def nameless_file(folder: Path) -> int:
 
 
 def write_at(file: int, data: memoryview, offset: int) -> None:
-    """Write all of `data`."""
+    """Write all of `data` at an offset in bytes."""
     while data:
         done = os.pwrite(file, data, offset)
         data, offset = data[done:], offset + done

@@ -1,7 +1,9 @@
-"""Whether the first node is lost: a finding of the agents together, never of one alone.
+"""Finds out whether the first node is lost. The agents decide this together, no agent alone.
 
-An agent that has heard nothing of boot for too long may itself be cut off. So it asks the other agents, and looks at the
-sign of life that boot leaves on the shared file system. Only the agent imports this module.
+An agent that has not heard of boot for too long may itself be cut off. So it asks the other agents, and reads the sign of
+life that boot leaves on the shared file system.
+
+Only the agent imports this module. It imports `protocol.channel`.
 """
 
 import asyncio
@@ -11,22 +13,22 @@ from collections.abc import Mapping, Sequence
 from mpiboot.protocol.channel import Question, Sighting, dial
 
 ASK_TIMEOUT_S = 5.0
-# In a large job this many agents, from all over it, are enough.
+# In a large job it is enough to ask this many agents, spread over all nodes.
 ASKED_MAX = 32
 
 
 def first_node_is_lost(sightings: Sequence[bool | None], sign_has_changed: bool | None) -> bool:
     """Decide whether the first node is lost, or this agent's own node is cut off.
 
-    It is lost if all other agents say so; if only some answer, as boot's sign of life says; without that, if more than
-    half say so.
+    The first node is not lost if an agent still hears boot. Otherwise it is lost if all agents that were asked answer. If
+    some do not answer, boot's sign of life decides; if that cannot be read, a majority of the agents, including this one.
 
     Parameters
     ----------
     sightings : sequence of bool or None
-        For each other agent that was asked, whether it has heard of boot; None if it did not answer.
+        For each agent that was asked, whether it still hears boot; None if it did not answer.
     sign_has_changed : bool or None
-        Whether boot has left signs of life on the shared file system meanwhile; None if that cannot be read.
+        Whether boot's sign of life on the shared file system has changed during the silence; None if it cannot be read.
     """
     if any(sightings):
         return False
@@ -39,14 +41,14 @@ def first_node_is_lost(sightings: Sequence[bool | None], sign_has_changed: bool 
 
 
 def to_be_asked(peers: Mapping[str, Sequence[str | int]], own: str, first_node: str) -> list[str]:
-    """Return the names of the agents to ask: all others but that of the first node; of many, some from all over."""
+    """Return the nodes whose agents to ask: all but this node and the first; at most ASKED_MAX, spread over the list."""
     others = [name for name in peers if name not in (own, first_node)]
     step = -(-len(others) // ASKED_MAX) or 1
     return others[::step]
 
 
 async def ask(peers: Sequence[Sequence[str | int]], context: ssl.SSLContext) -> list[bool | None]:
-    """Ask other agents whether they have heard of boot.
+    """Ask other agents whether they still hear boot.
 
     Parameters
     ----------
@@ -58,7 +60,7 @@ async def ask(peers: Sequence[Sequence[str | int]], context: ssl.SSLContext) -> 
     Returns
     -------
     list of bool or None
-        The answers; None if there is none.
+        Each agent's answer, in the order of `peers`; None if it gave none.
     """
 
     async def ask_one(host: str, port: int) -> bool | None:

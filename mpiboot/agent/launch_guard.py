@@ -1,12 +1,13 @@
 """Keeps strangers from holding up the start of the ranks.
 
 Open MPI's launcher and daemons wait without a time limit for the first message on a connection, and do nothing else
-meanwhile: PMIx 5.0 (`ptl/base`, on the loopback) from the start, PRRTE 3.0 (`oob/tcp`, on all addresses) once a part of
-it has arrived. No parameter changes that. So while the ranks start, the agent takes duplicates of these processes'
-sockets (pidfd_getfd(2)). It lets listening sockets pass on only connections on which something has arrived, and shuts
-down connections of strangers, whatever these have sent. Ranks that are up need these processes no longer.
+meanwhile: PMIx 5.0 (`ptl/base`, on the loopback) as soon as it has accepted the connection, PRRTE 3.0 (`oob/tcp`, on all
+addresses) once a part of the message has arrived. No parameter changes that. So while the ranks start, the agent
+duplicates these processes' sockets (pidfd_getfd(2)): it sets their listening sockets to pass on only connections on which
+something has arrived, and shuts down strangers' connections, whatever these have sent. Once the ranks are up, they no
+longer need these processes.
 
-Only the agent imports this module.
+Only the agent imports this module. It imports `common.processes` and `protocol.variables`.
 """
 
 import contextlib
@@ -23,16 +24,18 @@ from typing import NamedTuple
 from mpiboot.common.processes import process_ids
 from mpiboot.protocol.variables import JOB_KEY_VARIABLE
 
-# The guarded processes: the programs of Open MPI 5, and those of Open MPI 4. MPICH's do not read blocking.
+# The guarded programs: those of Open MPI 5, then those of Open MPI 4. MPICH's launcher never blocks on a read.
 GUARDED_PROGRAMS = frozenset(("prterun", "prted", "orterun", "orted"))
 LOOK_S = 0.05
-# Looking takes at most a fifth of a core. As long as strangers come it takes more: the next one may wait in the queue.
+# After a look, the guard pauses four times as long as the look took, and so uses at most a fifth of a core. While
+# strangers come it pauses only for LOOK_AGAIN_S, because the next one may be waiting in the queue.
 PAUSE_RATIO = 4.0
 LOOK_AGAIN_S = 0.001
-# How long a connection from another host may be without a first message. A daemon sends it as soon as it has connected.
+# How long a connection from another host may be without a first message: from one of the job's nodes, and from elsewhere.
+# A daemon sends its first message as soon as it has connected.
 NODE_HELLO_S = 5.0
 FOREIGN_HELLO_S = 0.02
-# How long the kernel keeps a connection on which nothing arrives from a listening socket (tcp(7), TCP_DEFER_ACCEPT).
+# How long the kernel holds back a connection on which nothing has arrived (tcp(7), TCP_DEFER_ACCEPT).
 DEFER_S = 3600
 BACKLOG = 1 << 16  # the kernel takes less: net.core.somaxconn
 
@@ -56,7 +59,7 @@ class TcpSocket(NamedTuple):
     state : int
         As in `net/tcp_states.h`.
     unread_bytes : int
-        How much has arrived that the process has not read.
+        How many bytes have arrived that the process has not read.
     user : int
         The owner's user id.
     inode : int
@@ -72,7 +75,7 @@ class TcpSocket(NamedTuple):
 
 
 def parse_sockets(text: str) -> list[TcpSocket]:
-    """Return the sockets that /proc/net/tcp or /proc/net/tcp6 lists: those that listen, and established connections."""
+    """Return the listening sockets and established connections in the text of /proc/net/tcp or /proc/net/tcp6."""
     return [
         TcpSocket(_end(local), _end(remote), int(state, 16), int(queues[9:], 16), int(user), int(inode))
         for line in text.splitlines()[1:]
@@ -82,7 +85,7 @@ def parse_sockets(text: str) -> list[TcpSocket]:
 
 
 def _end(text: str) -> End:
-    """Return address and port of `0100007F:1F90`: words in the host's byte order."""
+    """Return address and port of a text such as `0100007F:1F90`, whose words are in the host's byte order."""
     digits, _, port = text.partition(":")
     words = (int(digits[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(digits), 8))
     return b"".join(words).removeprefix(_MAPPED_IPV4), int(port, 16)
@@ -94,7 +97,7 @@ class LaunchGuard:
     Parameters
     ----------
     job_key : str
-        Names the job.
+        The job's key, which its processes have in their environment.
     nodes : collection of str
         IPv4 addresses from which the job's nodes connect.
 
@@ -116,7 +119,7 @@ class LaunchGuard:
         self._failure: Exception | None = None
 
     def run(self, stop: threading.Event, seconds: float) -> str:
-        """Guard until `stop` is set, and no longer than that many seconds; return what was done, "" if nothing."""
+        """Guard for that many seconds, or until `stop` is set; return a sentence on what was shut down, "" if nothing."""
         give_up_at = time.monotonic() + seconds
         processes: list[int] = []
         more = False
@@ -138,7 +141,7 @@ class LaunchGuard:
 
     def look(self, processes: Collection[int]) -> bool:
         """Look at all connections of some processes once; return whether more strangers may wait."""
-        # Before the tables: a socket that is made in between is seen next time.
+        # List descriptors before the kernel's tables: a socket that opens in between is found by the next look.
         opened = {pid: sockets_of(pid) for pid in processes}
         files = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
         table = [each for file in files if file.exists() for each in parse_sockets(file.read_text())]
@@ -173,7 +176,8 @@ class LaunchGuard:
     def is_silent(self, pid: int, fd: int, connection: TcpSocket) -> bool:
         """Whether the first message on a connection from another host is overdue.
 
-        Its owner cannot be seen from here. The job's daemons connect from `nodes`, or from IPv6 addresses.
+        This host does not know the owner of the other end. The job's daemons connect from `nodes` or from an IPv6
+        address, so such a connection gets more time.
         """
         if connection.inode in self._settled:
             return False
@@ -188,10 +192,10 @@ class LaunchGuard:
         return now - since >= (NODE_HELLO_S if may_be_ours else FOREIGN_HELLO_S)
 
     def _act(self, pid: int, fd: int, expected: TcpSocket, act: Callable[[socket.socket], None]) -> bool:
-        """Act on a socket of another process; return whether that was possible, or the socket is gone."""
+        """Act on a socket of another process; return False if that failed although the socket still exists."""
         try:
             with duplicate(pid, fd) as its_socket:
-                # The number may be another socket's by now.
+                # The descriptor may belong to another socket by now.
                 if os.fstat(its_socket.fileno()).st_ino == expected.inode:
                     act(its_socket)
         except (OSError, ImportError) as error:
@@ -202,7 +206,7 @@ class LaunchGuard:
 
 
 def guarded_processes(job_key: str) -> Iterator[int]:
-    """Yield the process ids of the programs of this job's launch."""
+    """Yield the ids of this job's processes that run one of GUARDED_PROGRAMS."""
     mark = f"{JOB_KEY_VARIABLE}={job_key}".encode()
     for pid in process_ids():
         with contextlib.suppress(OSError):
@@ -228,7 +232,7 @@ def sockets_of(pid: int) -> dict[int, int]:
 
 
 def is_pending(pid: int, fd: int) -> bool:
-    """Whether Open MPI still waits for the first message: after it, it reads the connection without blocking."""
+    """Whether Open MPI still waits for a connection's first message. Later it makes the connection non-blocking."""
     with contextlib.suppress(OSError):  # it was closed meanwhile
         for line in Path(f"/proc/{pid}/fdinfo/{fd}").read_text().splitlines():
             if line.startswith("flags:"):
@@ -244,7 +248,7 @@ def duplicate(pid: int, fd: int) -> socket.socket:
     OSError
         This process may not trace the other one (PTRACE_MODE_ATTACH_REALCREDS in ptrace(2)), or it has ended.
     """
-    import ctypes  # agents must import few modules
+    import ctypes  # here, because it would be one more file to read at the start of every agent
 
     libc = ctypes.CDLL(None, use_errno=True)
 
@@ -262,11 +266,11 @@ def duplicate(pid: int, fd: int) -> socket.socket:
 
 
 def defer_accept(listener: socket.socket) -> None:
-    """Let a listening socket pass on only connections on which something has arrived, however many there are."""
+    """Set a listening socket to pass on only connections on which something has arrived, and lengthen its queue."""
     listener.listen(BACKLOG)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_S)
 
 
 def shut_down(connection: socket.socket) -> None:
-    """End a connection; whoever reads it gets its end."""
+    """Shut a connection down, so that the process that reads it sees its end."""
     connection.shutdown(socket.SHUT_RDWR)

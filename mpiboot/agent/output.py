@@ -1,7 +1,9 @@
-"""What the node's ranks print: read from a pipe, and passed on to boot, which writes it to the job's log.
+"""Passes the output of the node's ranks on to boot, which writes it to the job's log.
 
-Ranks must never wait for a log. So the pipe is always read, and what boot cannot take is kept. If that is too much, the
-oldest of it is dropped, and the log says how much. Only the agent imports this module.
+The ranks print into a pipe, and must never wait for the log. So the agent always reads the pipe, and keeps what boot
+cannot take yet. Beyond KEPT_BYTES_MAX it drops the oldest output, and a line in the log says how much.
+
+Only the agent imports this module. It imports `protocol.channel`.
 """
 
 import asyncio
@@ -12,10 +14,11 @@ from mpiboot.agent.threads import in_time
 from mpiboot.protocol.channel import Connection, Output
 
 PIECE_BYTES = 1 << 16
-# Read before others have their turn.
+# How many pieces are read before the event loop turns to other tasks.
 PIECES_AT_ONCE = 16
-# The most that may be on its way to boot, and that is kept besides.
+# The most output that may be on its way to boot.
 UNSENT_BYTES_MAX = 1 << 20
+# The most output that is kept until it can be sent.
 KEPT_BYTES_MAX = 16 << 20
 TRY_AGAIN_S = 0.05
 
@@ -40,18 +43,18 @@ class RanksOutput:
         self._loop.add_reader(self.reader, self.forward)
 
     def connect(self, connection: Connection | None) -> None:
-        """Pass on to this connection to boot what was kept, and what comes; without one, keep it."""
+        """Send boot the kept output, and all that follows, over this connection; with None, keep the output."""
         self._connection = connection
         self._pass_on()
 
     def forward(self) -> None:
-        """Pass on what has been printed."""
+        """Read the pipe, and pass on what the ranks have printed."""
         with contextlib.suppress(BlockingIOError):
             for _ in range(PIECES_AT_ONCE):
                 self.say(os.read(self.reader, PIECE_BYTES))
 
     def say(self, output: bytes) -> None:
-        """Pass on some output, after what was kept before."""
+        """Pass on some output, behind the output that is kept."""
         self._kept += output
         if (surplus := len(self._kept) - KEPT_BYTES_MAX) > 0:
             del self._kept[:surplus]
@@ -68,7 +71,7 @@ class RanksOutput:
                 self._pass_on()
 
     def close(self) -> bytes:
-        """Stop reading; return what could not be passed on."""
+        """Read the pipe a last time and close it; return the output that could not be passed on."""
         self.forward()
         self._connection = None
         self._loop.remove_reader(self.reader)
@@ -77,7 +80,7 @@ class RanksOutput:
         return self._dropped() + self._kept
 
     def _pass_on(self) -> None:
-        """Send boot as much of what is kept as may be on its way; try again later with the rest."""
+        """Send boot kept output until UNSENT_BYTES_MAX is on its way; try again after TRY_AGAIN_S with the rest."""
         if self._next_try:
             self._next_try.cancel()
             self._next_try = None
@@ -89,7 +92,7 @@ class RanksOutput:
             self._next_try = self._loop.call_later(TRY_AGAIN_S, self._pass_on)
 
     def _dropped(self) -> bytes:
-        """Return the line that says how much was dropped before what is kept, if anything was."""
+        """Return the line that says how many bytes were dropped before the kept output; b"" if none were."""
         if not self._dropped_bytes:
             return b""
         words = (

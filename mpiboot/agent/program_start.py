@@ -3,8 +3,9 @@
     python -I -S -B agent.pyc JOB_DIRECTORY      runs the agent
     python -I -S -B agent.pyc --stage            runs its child that stages the environment
 
-The program holds this module as `__main__`, and all other modules in PROGRAM. Nobody imports this module. It imports only
-what Python has in memory when it starts: each file that it opened would be one on the shared file system, for every node.
+The program runs this module as `__main__`, and holds all other modules in PROGRAM. No other module imports this one. It
+imports only what Python has in memory when it starts, because every node would read any other file from the shared file
+system.
 """
 
 import _frozen_importlib as bootstrap
@@ -14,7 +15,7 @@ import marshal
 import posix
 import sys
 
-TYPE_CHECKING = False  # typing is a file
+TYPE_CHECKING = False  # importing typing would read a file
 if TYPE_CHECKING:
     from types import ModuleType
 
@@ -28,13 +29,13 @@ PROGRAM = b"boot puts the modules here"
 
 
 class ProgramImporter:
-    """Imports the modules that the program holds. Python searches for all others where it always does.
+    """Imports the modules that the program holds. Python searches for all others as usual.
 
     Parameters
     ----------
     modules : dict of str to tuple
-        The modules, by name. An extension module without content is loaded from its path; an absent one is not searched
-        for.
+        The modules (`Entry`), by name. An extension module without content is loaded from its path. For an absent module,
+        Python does not search.
     """
 
     def __init__(self, modules: "dict[str, Entry]") -> None:
@@ -67,20 +68,20 @@ class ProgramImporter:
         return None
 
     def exec_module(self, module: "ModuleType") -> None:
-        """Run the module's code, and forget it. Part of importlib.abc.Loader."""
+        """Run the module's code, and free the code's memory. Part of importlib.abc.Loader."""
         _, _, code = self.modules.pop(module.__name__)
         exec(marshal.loads(code), module.__dict__)
 
 
 class ExtensionLoader(external.ExtensionFileLoader):
-    """Loads an extension module from memory, or from its file if the node does not allow that.
+    """Loads an extension module from memory, or from its file if that fails.
 
     Parameters
     ----------
     name, path : str
-        The module, and its file.
+        The module's name, and the path of its file.
     content : bytes
-        What is loaded of the file; empty if it must be loaded as a file.
+        The part of the file that is loaded into memory; empty if the module must be loaded from its file.
     """
 
     _count = 0
@@ -103,7 +104,7 @@ class ExtensionLoader(external.ExtensionFileLoader):
         try:
             if posix.write(descriptor, self._content) < len(self._content):
                 raise OSError("the memory file is incomplete")
-            # dlopen(3) knows libraries by their names, so each needs another; a descriptor's number is used again.
+            # dlopen(3) identifies libraries by path, so each needs a different one; the descriptor's number repeats.
             ExtensionLoader._count += 1
             path = f"/proc/self/{'./' * ExtensionLoader._count}fd/{descriptor}"
             module = _imp.create_dynamic(bootstrap.ModuleSpec(self.name, self, origin=path))
@@ -114,7 +115,7 @@ class ExtensionLoader(external.ExtensionFileLoader):
 
 
 def install() -> None:
-    """Let Python import from the program whatever is neither built into the interpreter nor frozen."""
+    """Let Python look in the program for modules that are neither built into the interpreter nor frozen."""
     first, packed = marshal.loads(PROGRAM)
     importer = ProgramImporter(first)
     sys.meta_path.insert(sys.meta_path.index(external.PathFinder), importer)

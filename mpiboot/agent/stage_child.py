@@ -1,8 +1,10 @@
 """The agent's child that stages the environment: `agent.pyc --stage`, with its task as JSON on stdin.
 
-A process of its own: the agent goes on answering boot while a slow file system blocks this one, and a crash here is an
-answer of the agent. It prints lines of JSON: if the archive is still arriving, first the sizes and checksums of its
-frames; then `StageReport.stage`, or the error.
+It is a process of its own so that the agent can answer boot while a slow file system blocks this one, and can report it
+if this one crashes. It prints lines of JSON: if the archive is still arriving, first the sizes and checksums of its
+frames; at the end `StageReport.stage`, or the error.
+
+The agent's program starts it, and the agent imports it; it imports envpack's stager only when it stages.
 """
 
 import json
@@ -19,7 +21,7 @@ FLAG = "--stage"
 
 
 class Cancelled(BaseException):
-    """The agent ends: the handler of SIGTERM raises it, so that what is half staged is removed."""
+    """The agent ends. The handler of SIGTERM raises this, so that the stager removes what it has half staged."""
 
 
 def main() -> int:
@@ -38,7 +40,7 @@ def main() -> int:
 
 
 def on_sigterm(_number: int, _frame: object) -> NoReturn:
-    # A second signal, as from the batch system and the agent, must not end the removal.
+    # The batch system and the agent may both send the signal; the second one must not interrupt the removal.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise Cancelled
 
@@ -61,7 +63,12 @@ def stage_node(
     root, threads, pack_id
         As in `protocol.channel.Orders`.
     copy : tuple of int or None
-        `ArchiveCopy.descriptors`, if the archive is still arriving; else `archive` is read.
+        `ArchiveCopy.descriptors` if the archive is still arriving; None: read it from the path `archive`.
+
+    Returns
+    -------
+    dict
+        `StageReport.stage`.
     """
     start = time.time()
     from envpack.stage.staging import stage, stage_arriving
@@ -84,7 +91,7 @@ def stage_node(
 
 
 def print_frames(index: "Index") -> None:
-    """Tell the agent the frames' sizes and checksums."""
+    """Print the frames' sizes (in bytes) and checksums, for the agent."""
     frames = {"sizes": index.frame_sizes.tolist(), "checks": index.frame_checks.tolist()}
     print(json.dumps({"frames": frames}), flush=True)
 

@@ -1,6 +1,6 @@
-"""Calls that may hang, such as on a shared file system, in threads that nobody has to wait for.
+"""Runs calls that may hang, such as those on a shared file system, in threads that the agent need not wait for.
 
-Only the agent imports this module.
+Only the agent's modules import this one. It imports only the standard library.
 """
 
 import asyncio
@@ -13,19 +13,21 @@ Result = TypeVar("Result")
 
 
 async def in_thread(timeout_s: float, act: Callable[..., Result], *arguments: Any) -> Result:
-    """Call `act` in a thread of its own, which may outlive the call, and does not hinder the end of the process.
+    """Call `act` in a thread of its own, and return its result.
+
+    After a timeout the thread goes on, but does not keep the process from ending.
 
     Parameters
     ----------
     timeout_s : float, seconds
-        How long to wait for it.
+        How long to wait for the result.
     act : callable
-        Called with `arguments`.
+        Called with `arguments`; its exceptions are raised here.
 
     Raises
     ------
     TimeoutError
-        It takes longer.
+        The call takes longer.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Result] = loop.create_future()
@@ -51,14 +53,14 @@ async def in_thread(timeout_s: float, act: Callable[..., Result], *arguments: An
 
 
 async def in_time(work: Awaitable[Result], timeout_s: float) -> Result:
-    """Wait for `work`, but not for longer than `timeout_s` seconds.
+    """Wait for `work` for at most `timeout_s` seconds; then cancel it.
 
-    Unlike wait_for of Python 3.10 and 3.11, this never loses a cancellation, after which a task would go on for ever.
+    asyncio.wait_for of Python 3.10 and 3.11 can lose a cancellation, and the task would go on for ever. This does not.
 
     Raises
     ------
     TimeoutError
-        It takes longer.
+        The work takes longer.
     """
     task = asyncio.ensure_future(work)
     try:

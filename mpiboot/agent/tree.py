@@ -1,8 +1,10 @@
 """The transport `tree`: agents pass the archive on to each other while it arrives; the shared file system is read once.
 
-The nodes that lack the environment form a tree. Each takes the archive from its parent, and may pass it on to
-`FAN_OUT` nodes. A source that is gone, silent or slow, or sends damaged bytes, is passed by: the parent's parent comes
-next, and so on up to the root, and then the file itself. Only the agent imports this module.
+The nodes that lack the environment form a tree. Each node takes the archive from its parent, and passes it on to up to
+`FAN_OUT` nodes. If a source is gone, silent or slow, or sends damaged bytes, the node passes it by: it takes the rest
+from the parent's parent, and so on up to the root, and at last from the file.
+
+Only the agent imports this module. It imports `agent.archive_copy` and `protocol.channel`.
 """
 
 import asyncio
@@ -17,19 +19,19 @@ from mpiboot.agent.archive_copy import ArchiveCopy, CopyError, DamagedError, sen
 from mpiboot.protocol.channel import ArchivePart, ArchiveRequest, BlockingConnection, Connection, StageOrder
 
 FAN_OUT = 2
-# A source is slow if within so many seconds of waiting for it it sends less than this.
+# A source is slow if it sends less than SLOW_BYTES while this node waits for it for SLOW_S in all.
 SLOW_S = 10.0
 SLOW_BYTES = 20 * 1024**2
-# How long a source may itself wait for more: it has sources of its own, and passes slow ones by sooner.
+# How long a source may send empty parts, because it waits for its own source. It passes a slow source by much sooner.
 STARVED_S = 120.0
 READ_BYTES = 1024**2
 READ_AHEAD_BYTES = 16 * 1024**2
-# How often an agent that asks hears that boot's order has not come yet.
+# Until boot's order reaches this node, an agent that asks for the archive gets an empty part this often.
 NO_ORDER_YET_S = 0.5
 
 
 def sources(tree: Sequence[str], node: str) -> list[str]:
-    """Return the nodes from which one takes the archive, the preferred one first: its parent, and on up to the root.
+    """Return the nodes from which `node` can take the archive, in the order to try: its parent, then on to the root.
 
     Parameters
     ----------
@@ -54,7 +56,7 @@ class Pace:
         self._received = 0
 
     def note(self, waited_s: float, size: int) -> None:
-        """Note how long it took until the next `size` bytes were here; 0: the source has no more itself.
+        """Note that the next part arrived after `waited_s` seconds, with `size` bytes; 0: the source has no more yet.
 
         Raises
         ------
@@ -85,9 +87,10 @@ def start_filling(
     peers: Mapping[str, Sequence[str | int]],
     context: ssl.SSLContext,
 ) -> None:
-    """Fill this node's copy of the archive from the first source that can, in a thread; `copy` has the result.
+    """Start a thread that fills this node's copy of the archive, from one source after the other until it is whole.
 
-    A shared file system that hangs may come back: boot decides how long a stage may take.
+    `copy.is_whole` and `copy.failure` have the result. There is no deadline for the file: a shared file system that hangs
+    may come back, and boot limits the time for staging.
 
     Parameters
     ----------
@@ -135,12 +138,14 @@ def _fill(
 
 
 def _from_peer(copy: ArchiveCopy, host: str, port: int, context: ssl.SSLContext) -> None:
-    """Take all that is missing from another agent.
+    """Take the rest of the archive from another agent.
 
     Raises
     ------
     OSError
-        It cannot, or is too slow.
+        The agent is gone, silent or too slow, or sent damaged bytes.
+    CopyError
+        This node cannot keep a copy.
     """
     connection = BlockingConnection(host, port, context)
     try:
@@ -159,12 +164,14 @@ def _from_peer(copy: ArchiveCopy, host: str, port: int, context: ssl.SSLContext)
 
 
 def _from_file(copy: ArchiveCopy, order: StageOrder) -> None:
-    """Take all that is missing from the archive's file.
+    """Take the rest of the archive from its file.
 
     Raises
     ------
     OSError
-        It cannot be read, or is damaged.
+        The file cannot be read, or is damaged.
+    CopyError
+        This node cannot keep a copy.
     """
     file = os.open(order.archive, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -187,7 +194,7 @@ def _from_file(copy: ArchiveCopy, order: StageOrder) -> None:
 
 
 def _checked_size(size: int) -> int:
-    """Return the index's size, or raise DamagedError if it cannot be that."""
+    """Return the index's size in bytes; raise DamagedError if no index has that size."""
     if not 0 < size <= arrival.INDEX_MAX_BYTES:
         raise DamagedError("its size does not fit its index")
     return size
@@ -205,7 +212,7 @@ def _read(file: int, offset: int, view: memoryview) -> None:
 async def answer(
     connection: Connection, request: ArchiveRequest, copy: Callable[[], ArchiveCopy | None]
 ) -> None:
-    """Answer another agent's request for the archive, if need be after waiting for boot's order.
+    """Answer another agent's request for the archive. If boot's order has not reached this node yet, wait for it.
 
     Raises
     ------

@@ -1,11 +1,11 @@
 """Writes the agents' program: one file with the code of all modules that an agent and its children import.
 
-Agents start from the shared file system on all nodes at once, where Python makes about six requests for a module. The
-program holds mpiboot's and envpack's modules of the node, the modules of the standard library that these import, and
-zstandard, each as the running Python compiles it. It is a compiled module (`.pyc`), because Python runs one without an
-import; to run a zip file, it would import a dozen modules first.
+Agents start on all nodes at once from the shared file system, where Python makes about six requests to import a module.
+The program holds the modules of mpiboot and envpack that run on nodes, the modules of the standard library that these
+import, and zstandard, all compiled for the running Python. It is a compiled module (`.pyc`), because Python runs that
+without an import; to run a zip file, it would import a dozen modules first.
 
-Only boot imports this module.
+Only `boot.agents` imports this module. It imports `envpack.common.elf` and `protocol.job_directory`.
 """
 
 import importlib.util
@@ -22,17 +22,18 @@ from typing import Any
 from envpack.common.elf import HEAD_BYTES, loaded_bytes, read_library
 from mpiboot.protocol.job_directory import write_bytes_atomic
 
-# Its code starts the program, with the modules in the place of this constant.
+# The program is this module's code, with all other modules in the place of the constant PLACEHOLDER.
 START = "mpiboot.agent.program_start"
 PLACEHOLDER = b"boot puts the modules here"
-# All modules in these packages are part of the program, and these modules.
+# The program holds all modules of PACKAGES, the modules MODULES, and those of STANDARD_LIBRARY.
 PACKAGES = (
     *("envpack.archive", "envpack.common", "envpack.stage"),
     *("mpiboot.agent", "mpiboot.common", "mpiboot.protocol"),
 )
 MODULES = ("envpack", "envpack.errors", "mpiboot", "mpiboot.errors", "zstandard", "zstandard.backend_c")
-# The modules that these import, or try to import, in Python 3.10 to 3.13. Agents do not search for those that this Python
-# lacks; a module that is not in this list costs each of them a search: tests/unit/boot/test_agent_program.py finds it.
+# What these import, or try to import, in Python 3.10 to 3.13. The program marks the modules that this Python lacks, so
+# that agents do not search for them. Each agent would search for a module that this list lacks:
+# tests/unit/boot/test_agent_program.py finds such a module.
 STANDARD_LIBRARY = """
     array ast _asyncio asyncio asyncio.base_events asyncio.base_futures asyncio.base_subprocess asyncio.base_tasks
     asyncio.constants asyncio.coroutines asyncio.events asyncio.exceptions asyncio.format_helpers asyncio.futures
@@ -49,27 +50,27 @@ STANDARD_LIBRARY = """
     _socket socket sre_compile sre_constants sre_parse _ssl ssl stat string _struct struct subprocess textwrap threading
     token tokenize traceback types _typing typing urllib urllib.parse warnings weakref _weakrefset _winapi _wmi zlib
 """
-# shutil imports them for archives that no agent unpacks.
+# shutil imports these for archives that no agent unpacks; the program marks them as absent.
 HIDDEN = {"bz2", "lzma"}
-# Of the C library; every process has loaded them, or finds them in the system's folders.
+# The C library's files: every process has loaded them, or finds them in the system's folders.
 SYSTEM_LIBRARIES = (
     *(b"libc.so", b"libdl.so", b"libm.so", b"libpthread.so", b"librt.so", b"libutil.so"),
     b"ld-linux",
 )
-# An agent needs no larger extension module at its start; its child that stages needs zstandard's.
+# An agent needs no larger extension module at its start. Only its staging child does: zstandard's.
 EXTENSION_BYTES_MAX = 256 * 1024
 THREADS = 16
-# Level 6 would save 10 % of the bytes, and take 45 ms more.
+# zlib's level 6 would save 10 % of the bytes, and take 45 ms more.
 COMPRESSION_LEVEL = 1
 
 
 def write_agent_program(path: Path) -> None:
-    """Write the program, for the Python that runs this; that must run it as `python -I -S -B PATH JOB_DIRECTORY`.
+    """Write the program. The same Python must run it, as `python -I -S -B PATH JOB_DIRECTORY`.
 
     Raises
     ------
     OSError
-        It could not be written.
+        The program could not be written.
     """
     write_bytes_atomic(path, agent_program())
 
@@ -77,18 +78,18 @@ def write_agent_program(path: Path) -> None:
 def agent_program() -> bytes:
     """Return the program's bytes."""
     names = module_names()
-    with ThreadPoolExecutor(THREADS) as pool:  # they wait for a slow file system together
+    with ThreadPoolExecutor(THREADS) as pool:  # the threads wait for a slow file system at the same time
         modules = {
             name: entry for name, entry in zip(names, pool.map(module_entry, names), strict=True) if entry
         }
-    # zlib unpacks the others. If it is no file, it is part of the interpreter.
+    # zlib comes first, uncompressed, because it unpacks the others. It may also be part of the interpreter.
     first = {"zlib": modules.pop("zlib")} if "zlib" in modules else {}
     content = marshal.dumps((first, zlib.compress(marshal.dumps(modules), COMPRESSION_LEVEL)))
     start_spec = find(START)
     assert start_spec
     start = code_of(start_spec)
     constants = tuple(content if constant == PLACEHOLDER else constant for constant in start.co_consts)
-    # PEP 552: flags, then the source's time and size. Python ignores them in a file that it is told to run.
+    # PEP 552: flags, then the source's time and size. Python ignores them in a file that it runs directly.
     header = importlib.util.MAGIC_NUMBER + struct.pack("<III", 0, 0, 0)
     return header + marshal.dumps(start.replace(co_consts=constants))
 
@@ -106,7 +107,7 @@ def module_names() -> list[str]:
 
 
 def module_entry(name: str) -> tuple[str, str, bytes] | None:
-    """Return what the program holds of a module (`Entry` in program_start); None if it is part of the interpreter."""
+    """Return a module's `Entry` (program_start) in the program; None if the module is part of the interpreter."""
     spec = None if name in HIDDEN else find(name)
     if spec is None:
         return "", "absent", b""
@@ -119,9 +120,9 @@ def module_entry(name: str) -> tuple[str, str, bytes] | None:
 
 
 def extension_content(path: Path) -> bytes:
-    """Return what is loaded of an extension module's file; nothing if it must be loaded from there.
+    """Return the part of an extension module's file that is loaded into memory; b"" if agents must load the file.
 
-    That is so if it is large, or needs libraries that the dynamic linker finds by the file's own place, as in conda
+    They must if the module is large, or needs libraries that the dynamic linker finds relative to the file, as in conda
     environments.
     """
     with path.open("rb") as file:
@@ -140,7 +141,7 @@ def extension_content(path: Path) -> bytes:
 
 
 def code_of(spec: ModuleSpec) -> CodeType:
-    """Return a module's code: that of its `.pyc` if that is valid, as at an import, or else compiled from its source."""
+    """Return a module's code: from its `.pyc` if that is valid, as in an import, else compiled from its source."""
     loader: Any = spec.loader
     try:
         code: CodeType = loader.get_code(spec.name)
@@ -150,9 +151,9 @@ def code_of(spec: ModuleSpec) -> CodeType:
 
 
 def find(name: str) -> ModuleSpec | None:
-    """Return where a module is, without importing it or its package; None if this Python does not have it."""
+    """Return a module's spec, without importing the module or its package; None if this Python does not have it."""
     spec = getattr(sys.modules.get(name), "__spec__", None)
-    # collections.abc has replaced itself by _collections_abc.
+    # The names may differ: collections.abc replaces itself by _collections_abc.
     if isinstance(spec, ModuleSpec) and spec.name == name:
         return spec
     package = name.rpartition(".")[0]

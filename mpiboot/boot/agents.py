@@ -1,7 +1,8 @@
 """The agents on all nodes of the job: starts them with one command, gives them orders, and collects each node's answer.
 
-The batch system's command only starts the agents; all that they and boot say to each other goes through `boot.channel`.
-Only boot imports this module.
+The batch system's command only starts the agents. Boot and agents exchange all messages through `boot.channel`.
+
+Only boot imports this module. It imports `boot.channel` and `boot.agent_program`.
 """
 
 import contextlib
@@ -43,11 +44,11 @@ LOOPBACK = "127.0.0.1"
 LAST_WORDS_LENGTH_MAX = 2000
 # A batch system may start the agent of a slow node late.
 REPORTS_TIMEOUT_S = 600.0
-# An agent whose start command has ended may be about to dial.
+# After the start command has ended, an agent may still dial within this time.
 DIAL_GRACE_S = 5.0
-# An agent that has lost its connection dials again within this time, unless its node is cut off.
+# An agent that has lost its connection dials boot again within this time, unless its node is cut off.
 REDIAL_GRACE_S = 3.0
-# The start command may need this long to end after the last agent.
+# How long the start command may take to end after the last agent has ended.
 END_GRACE_S = 2.0
 KILL_GRACE_S = 1.0
 
@@ -76,7 +77,7 @@ class Agents:
         try:
             addresses = preferred_first(interfaces(), context.config.interface) if several else []
             if len(context.allocation.nodes) == 1:
-                addresses.append(LOOPBACK)  # the host may have no other
+                addresses.append(LOOPBACK)  # the host may have no other address
             address = ChannelAddress(
                 version=VERSION,
                 addresses=addresses,
@@ -112,7 +113,7 @@ class Agents:
             )
 
     def reports(self) -> dict[str, NodeReport]:
-        """Wait for the report of every node, which answers the orders that it got when it dialled.
+        """Wait for every node's report, the answer to the orders that its agent got when it dialled.
 
         Returns
         -------
@@ -127,18 +128,24 @@ class Agents:
         return self._answers(0, NodeReport, REPORTS_TIMEOUT_S)
 
     def introduce(self, addresses: Mapping[str, list[str | int]]) -> None:
-        """Tell every agent where the others listen: host and port, by the node's name."""
+        """Send every agent the addresses of the others: host and port, by the node's name."""
         self._channel.post(Peers(dict(addresses)))
 
     def stage(self, order: StageOrder, timeout_s: float) -> dict[str, StageReport]:
-        """Let every agent stage the environment, and wait for the reports, as `reports` does."""
+        """Let every agent stage the environment, and wait up to `timeout_s` seconds for the reports.
+
+        Raises
+        ------
+        StageError
+            Some nodes failed or did not answer: the message names each of them with its reason.
+        """
         self._channel.post(order)
         reports = self._answers(order.number, StageReport, timeout_s)
         self._channel.post(AllStaged())
         return reports
 
     def guard_launch(self, seconds: float) -> None:
-        """Let every agent keep strangers from holding up the launch, for that many seconds; 0 ends it."""
+        """Let every agent keep strangers from holding up the launch for that many seconds; 0 ends this."""
         self._channel.post(Launch(seconds))
 
     def _answers(self, number: int, kind: type[Kind], timeout_s: float) -> dict[str, Kind]:
@@ -169,17 +176,17 @@ class Agents:
         return check_answers(self._channel.nodes, kind, answers, ended, self._last_words() + waited)
 
     def _last_words(self) -> str:
-        """Return what the agents, and the command that started them, have printed."""
+        """Return the end of what the agents, and the command that started them, have printed."""
         with self._log.open("rb") as log:
             log.seek(self._log_start)
             return log.read().decode(errors="replace").strip()[-LAST_WORDS_LENGTH_MAX:]
 
     def settle_output(self) -> None:
-        """Wait a moment until what ranks that have ended printed last is in the log."""
+        """Wait a moment until the log has the last output of ranks that have ended."""
         self._channel.settle_output()
 
     def note_changes(self) -> None:
-        """Write to the job's events which agents were lost, and which are back."""
+        """Write to the job's events, and to boot's log, which agents were lost and which are back."""
         done = {
             "agent-silent": "an agent that lives dials again; its ranks are left alone meanwhile",
             "lost-agent": "the job goes on; a cut-off node is cleaned by its own agent",
@@ -194,14 +201,14 @@ class Agents:
             logger.warning("%s%s: %s: %s", ", ".join(nodes[:NODES_SHOWN]), more, event, detail)
 
     def are_replaced(self) -> bool:
-        """Whether the batch system has started the job again, elsewhere, and another boot uses the job directory."""
+        """Whether another boot uses the job directory, because the batch system has started the job again elsewhere."""
         try:
             return bool(json.loads(self._context.directory.channel.read_text()) != self._address)
         except (OSError, ValueError):
             return False
 
     def close(self, reason: str, timeout_s: float) -> None:
-        """Let each agent clean its node, and wait for all that can be reached.
+        """Let each agent clean its node, and wait for all agents that can be reached.
 
         Parameters
         ----------
@@ -245,13 +252,13 @@ def check_answers(
     nodes : sequence of str
         Names of all nodes.
     kind : type
-        What an answer is, unless it is a `Failure`.
+        The type of a good answer; any other is a `Failure`.
     answers : mapping of str to Answer
         The answers so far.
     ended : mapping of str to str
         Why agents have ended.
     last_words : str
-        What was printed, shown as the reason for nodes that neither answered nor ended.
+        What the agents and their start command have printed, shown for nodes that neither answered nor ended.
 
     Raises
     ------

@@ -1,7 +1,9 @@
-"""Boot's end of the agents' channel: listens, keeps each node's answers, and writes the ranks' output to its file.
+"""Boot's end of the agents' channel: listens, keeps each node's answers, and writes the ranks' output to the job's log.
 
-It runs in threads of its own, so that heartbeats continue while a shared file system blocks boot. Only the thread of the
-event loop changes a `NodeState`; boot's own thread reads them. Only `boot.agents` imports this module.
+It runs in threads of its own, so that heartbeats continue while a shared file system blocks boot. Only the event loop's
+thread changes a `NodeState`; boot's own thread reads it.
+
+Only `boot.agents` imports this module. It imports `protocol` and `common`.
 """
 
 import asyncio
@@ -35,15 +37,16 @@ from mpiboot.protocol.channel import (
 from mpiboot.protocol.job_directory import JobDirectory
 from mpiboot.protocol.listener import Listener
 
-# How much of the ranks' output waits for a slow file system.
+# How much of the ranks' output may wait in memory for a slow file system: of all nodes, and of one.
 OUTPUT_BYTES_MAX = 64 * 1024**2
 OUTPUT_OF_NODE_BYTES_MAX = 8 * 1024**2
 FLUSH_S = 2.0
-# A process's last words arrive this soon after its end has been noticed.
+# What a process has printed last arrives within this time after boot has noticed its end.
 LAST_WORDS_S = 0.3
-# A thread that waits for changes is woken this often at most: each time it looks at all nodes.
+# A waiting thread is woken at most this often, because it looks at all nodes each time.
 WAKE_S = 0.02
 
+# How many nodes a message names.
 NODES_SHOWN = 10
 
 Answer = NodeReport | StageReport | Failure
@@ -59,7 +62,7 @@ class Change(NamedTuple):
     node : str
         The agent's node.
     detail : str
-        Why.
+        The reason.
     """
 
     event: str
@@ -69,18 +72,18 @@ class Change(NamedTuple):
 
 @dataclass
 class NodeState:
-    """An agent, as boot knows it.
+    """What boot knows of one node's agent.
 
     Attributes
     ----------
     connection : Connection or None
-        The connection to it, while there is one.
+        The connection to the agent; None while there is none.
     answers : dict of int to Answer
-        Its answers, by the number of the order.
-    lost_at : float or None
-        When its connection was lost (time.monotonic); None if it is connected, or never was.
+        The agent's answers, by the number of the order.
+    lost_at : float or None, seconds
+        When the connection was lost (time.monotonic); None if the agent is connected, or never was.
     ended : str or None
-        Why it has ended, or is taken for lost.
+        Why the agent has ended or counts as lost; None otherwise.
     """
 
     connection: Connection | None = None
@@ -116,7 +119,7 @@ class Channel:
     def __init__(self, nodes: Sequence[str], host: str, directory: JobDirectory, orders: Orders) -> None:
         self.nodes = {node: NodeState() for node in nodes}
         self.changes: collections.deque[Change] = collections.deque()
-        # What every agent gets, in this order, whenever it dials; and its bytes.
+        # All orders and their bytes. An agent that dials gets them in this order.
         self._orders: list[tuple[Any, bytes]] = [(orders, encode(orders))]
         self._closing: Close | None = None
         self._is_open = True
@@ -135,16 +138,16 @@ class Channel:
     # In boot's thread.
 
     def post(self, order: Any) -> None:
-        """Send an order to all agents, now, and whenever one dials again."""
+        """Send an order to all connected agents, and to every agent that dials later."""
         self._loop.call_soon_threadsafe(self._post, order)
 
     def wait(self, is_done: Callable[[], bool], timeout_s: float) -> bool:
-        """Wait until `is_done()`, which is asked after every change of a node; return its last answer."""
+        """Wait until `is_done()`, which is called after every change of a node; return its last result."""
         with self._changed:
             return self._changed.wait_for(is_done, timeout_s)
 
     def settle_output(self) -> None:
-        """Wait until what ranks that have ended printed last is in the file, unless the file system is too slow."""
+        """Wait until the log has the last output of ranks that have ended, for at most FLUSH_S seconds."""
         self._output.settle(LAST_WORDS_S, FLUSH_S)
 
     def close_agents(self, reason: str) -> None:
@@ -153,7 +156,7 @@ class Channel:
         self.post(self._closing)
 
     def close(self) -> None:
-        """Close all connections, and write the output that has arrived."""
+        """Close all connections, and write the output that has arrived to the log."""
         if not self._is_open:
             return
         self._loop.call_soon_threadsafe(self._main.cancel)
@@ -179,11 +182,11 @@ class Channel:
             watch.cancel()
 
     async def _watch(self) -> None:
-        """Take agents for lost that have not dialled again in time."""
+        """Note an agent as lost if it has not dialled again within SILENCE_S."""
         while True:
             began = time.monotonic()
             await asyncio.sleep(1.0)
-            # The time in which the job was suspended does not count.
+            # Time in which the job was suspended does not count.
             paused_s = max(0.0, time.monotonic() - began - HEARTBEAT_S)
             for node, state in self.nodes.items():
                 if state.lost_at:
@@ -202,7 +205,7 @@ class Channel:
                 self._note_end(hello.node, refusal)
             return
         assert state
-        if state.connection:  # the agent has noticed the loss first
+        if state.connection:  # the agent has noticed the loss of it before boot
             state.connection.abort()
             self._note("agent-back", hello.node, "it has dialled again")
         elif state.lost_at:
@@ -211,7 +214,7 @@ class Channel:
         heartbeats = asyncio.create_task(self._send_heartbeats(connection))
         why = "the connection was closed"
         try:
-            # All at once: an order that is posted while this waits must not overtake them.
+            # Write all orders without waiting in between: an order that is posted meanwhile must not overtake them.
             for order, frame in self._orders:
                 if getattr(order, "number", None) not in state.answers or isinstance(order, Orders):
                     connection.write(frame)
@@ -288,7 +291,7 @@ class Channel:
     # In the thread that writes files.
 
     def _write_files(self, directory: JobDirectory) -> None:
-        """Write the ranks' output, and with every heartbeat a new number: a sign of life on the shared file system."""
+        """Write the ranks' output, and every HEARTBEAT_S a new number: boot's sign of life on the shared file system."""
         number, due = 0, 0.0
         while True:
             with contextlib.suppress(OSError):
@@ -304,7 +307,7 @@ class Channel:
 
 
 class WaitingOutput:
-    """The ranks' output that is not yet in its file. A file system that blocks must not block the ranks."""
+    """The ranks' output that is not yet in the log, so that a file system that blocks does not block the ranks."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -316,7 +319,7 @@ class WaitingOutput:
         self._has_ended = False
 
     def put(self, node: str, piece: bytes) -> None:
-        """Add output of a node, unless too much of it, or of all nodes, waits already."""
+        """Add output of a node; drop and count it if too much of this node, or of all nodes, waits already."""
         with self._changed:
             self._came_at = time.monotonic()
             if (
@@ -330,13 +333,13 @@ class WaitingOutput:
             self._changed.notify_all()
 
     def end(self) -> None:
-        """Let `take` return None once it has returned everything."""
+        """Add no more: `take` returns None once it has returned everything."""
         with self._changed:
             self._has_ended = True
             self._changed.notify_all()
 
     def take(self, timeout_s: float) -> bytes | None:
-        """Wait for output, and return all that there is; b"" if there is none in time, None if there will be none."""
+        """Wait for output, and return all of it: b"" if none came within `timeout_s`, None if none will come."""
         with self._changed:
             self._is_being_written = False
             self._changed.notify_all()
@@ -353,7 +356,7 @@ class WaitingOutput:
             return output
 
     def settle(self, quiet_s: float, timeout_s: float) -> None:
-        """Wait until no output has come for `quiet_s` seconds, and what came before is written; at most `timeout_s`."""
+        """Wait until no output has come for `quiet_s` seconds and all is written, for at most `timeout_s` seconds."""
         began = now = time.monotonic()
         with self._changed:
             while (left_s := began + timeout_s - now) > 0:

@@ -64,9 +64,9 @@ def close(context: Context, opened: Opened, status: int, reason: str) -> None:
         Why the job ends; the lines after the first are details.
     """
     short_reason, _, detail = reason.partition("\n")
-    # After a requeue, the job directory is another boot's.
+    # After a requeue, another boot uses the job directory.
     replaced = opened.agents is not None and opened.agents.are_replaced()
-    # Of a first node that is cut off, the other agents have found the loss, and recorded it.
+    # If this node, the first, was cut off, another node's agent has cancelled the job and recorded its end.
     recorded = replaced or is_recorded(context.directory)
     if not recorded:
         context.events.phase("closing", reason=short_reason)
@@ -96,7 +96,7 @@ def close(context: Context, opened: Opened, status: int, reason: str) -> None:
 
 
 def is_recorded(directory: JobDirectory) -> bool:
-    """Whether the end of the job is the last that its events tell."""
+    """Whether the job's last event is already its end, `closed`."""
     try:
         events = directory.read_events()
     except (OSError, SecurityError):

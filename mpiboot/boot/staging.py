@@ -3,8 +3,8 @@
 | transport | who reads the archive | further cost |
 |---|---|---|
 | `direct` | every node | nothing |
-| `tree` | the first node's agent (`agent.tree`) | encryption; a copy in each node's staging root, until all are staged |
-| the batch system's | its daemon on the first node | a copy in each node's staging root, while it is staged |
+| `tree` | the first agent that needs it (`agent.tree`) | encryption; a copy on each node until all nodes are staged |
+| the batch system's | its daemon on the first node | a copy on each node until that node is staged |
 
 Only boot imports this module.
 """
@@ -29,7 +29,7 @@ from mpiboot.protocol.channel import NodeReport, Orders, StageOrder, StageReport
 logger = logging.getLogger(__name__)
 
 STAGE_TIMEOUT_S = 1800.0
-# A shared file system of 1 GB/s delivers as much while mpirun and mpi4py start from it: below, `direct` is faster.
+# If all nodes together read less than this, their reads take less time than the encryption of a tree: use `direct`.
 AUTO_DIRECT_BYTES = 4 * 1024**3
 
 

@@ -1,7 +1,8 @@
-"""The channel between boot and agents, and between agents: its messages, their bytes, and who may speak.
+"""The channel between boot and agents, and between agents: its messages, their encoding, and its connections.
 
-An agent dials boot at an address that lies in the job directory, over TLS, with the job's certificates on both sides.
-Boot and agent import this module; it imports what an agent may import at its start.
+An agent reads boot's address in the job directory and dials it over TLS. Both sides must show the job's certificate.
+
+Boot and agents import this module. It imports `protocol.messages`, and what an agent may import at its start.
 
 | from | to | messages |
 |---|---|---|
@@ -28,24 +29,25 @@ from typing import Any, TypeVar
 from mpiboot.common.interfaces import Interface
 from mpiboot.protocol.messages import MessageError, from_json, to_json
 
-# How often each side sends a heartbeat, after which silence it closes the connection, and after which silence, over all
-# connections, an agent gives up.
+# Each side sends a heartbeat this often.
 HEARTBEAT_S = 5.0
+# A side that has received nothing for this long closes the connection.
 CONNECTION_SILENCE_S = 15.0
+# An agent that has not heard of boot for this long, over any connection, gives up; boot counts such an agent as lost.
 SILENCE_S = 45.0
-# Bounds on what the other side can make this side hold.
+# Bounds on what the other side can make this side wait for and hold in memory.
 HANDSHAKE_TIMEOUT_S = 10.0
 JSON_MAX_BYTES = 1024**2
 PAYLOAD_MAX_BYTES = 4 * 1024**2
 BUFFER_BYTES = 1024**2
 ERROR_LENGTH_MAX = 4000
-# Addresses are tried one after the other, this long apart, without waiting for the first to fail: an address that leads
-# nowhere, and one where somebody answers, who may be a boot that is busy.
+# Addresses are dialled one after the other, without waiting for the earlier ones to fail. The next one is dialled after a
+# short pause if nobody has accepted the connection, and after a longer one if somebody has: it may be boot, and busy.
 NEXT_ADDRESS_S = 0.1
 NEXT_ANSWERING_ADDRESS_S = 2.0
 # How long the other side of a closed connection may take to close it, too.
 CLOSE_S = 2.0
-# Per connection, asyncio keeps a buffer of this size, by default of 256 KiB; boot has a connection to each node.
+# The size of asyncio's buffer for each TLS connection, by default 256 KiB. Boot has a connection to each node.
 sslproto.SSLProtocol.max_size = 1 << 16
 
 Greeting = TypeVar("Greeting")
@@ -77,12 +79,12 @@ class Hello:
 
 @dataclass(frozen=True)
 class Refused:
-    """Boot does not take this agent, which must end.
+    """Boot refuses this agent, which must end.
 
     Attributes
     ----------
     reason : str
-        Why.
+        Why boot refuses it.
     """
 
     reason: str
@@ -95,7 +97,7 @@ class Orders:
     Attributes
     ----------
     number : int
-        Of the order; answers have the same.
+        The order's number, which its answer repeats.
     first_node : str
         The node that boot runs on.
     n_nodes : int
@@ -105,9 +107,9 @@ class Orders:
     threads : int
         How many threads stage the environment.
     prefix, pack_id : str or None
-        Where the environment is staged, and the archive's content; None if it is not staged.
+        The staged prefix, and the id of the archive's content; None with `--no-stage`.
     cancel_command : list of str or None
-        Cancels the job; None if nothing else than boot keeps it alive.
+        The command that cancels the job; None if the job ends with boot.
     """
 
     number: int
@@ -123,22 +125,22 @@ class Orders:
 
 @dataclass(frozen=True)
 class NodeReport:
-    """What an agent knows of its node, once the job's folder is there.
+    """Describes a node, after its agent has made the job's folder there.
 
     Attributes
     ----------
     number : int
-        Of the order that this answers.
+        Number of the order that this answers.
     interfaces : dict of str to Interface
         The node's network interfaces, by name.
     memory_bytes, cpus : int
-        Those of the host.
+        The host's memory, and its number of CPUs.
     root_is_memory : bool
-        Whether the staging root takes up memory.
+        Whether the staging root's files take up memory, as in a tmpfs.
     has_stage : bool
         Whether the environment was staged here before.
     port : int
-        Where other agents reach this one; 0 in a job of one node.
+        The port on which other agents reach this one; 0 in a job of one node.
     """
 
     number: int
@@ -152,7 +154,7 @@ class NodeReport:
 
 @dataclass(frozen=True)
 class Peers:
-    """The other agents. No answer.
+    """The addresses of all agents. No answer.
 
     Attributes
     ----------
@@ -170,7 +172,7 @@ class StageOrder:
     Attributes
     ----------
     number : int
-        Of the order.
+        The order's number, which its answer repeats.
     archive : str
         Path of the archive.
     transport : str
@@ -178,9 +180,9 @@ class StageOrder:
     remove_archive : bool
         Whether the archive is this node's own copy, to be removed once it is staged.
     tree : list of str, default none
-        The nodes that pass the archive on to each other, in the order of `agent.tree`; the others read it.
-    index_start : int, default 0
-        Where in the archive its index begins; only a tree needs it.
+        The nodes that pass the archive on to each other, in the order of `agent.tree`; all others read the file.
+    index_start : int, bytes, default 0
+        Offset of the index in the archive; only a tree needs it.
     """
 
     number: int
@@ -198,7 +200,7 @@ class StageReport:
     Attributes
     ----------
     number : int
-        Of the order that this answers.
+        Number of the order that this answers.
     stage : dict
         envpack's result, and `start` and `end` in seconds since the epoch.
     """
@@ -214,12 +216,12 @@ class AllStaged:
 
 @dataclass(frozen=True)
 class Launch:
-    """The launcher starts, or is no longer needed: strangers must not hold it up meanwhile. No answer.
+    """The launcher starts, or is no longer needed: agents keep strangers from holding it up in between. No answer.
 
     Attributes
     ----------
     seconds : float, seconds
-        How long the start of the ranks may take; 0 once all of them are up.
+        How long the start of the ranks may take; 0 once all ranks are up.
     """
 
     seconds: float
@@ -232,9 +234,9 @@ class Failure:
     Attributes
     ----------
     number : int
-        Of the order that this answers.
+        Number of the order that this answers.
     error : str
-        Why, with the remedy.
+        Why the order failed, with the remedy.
     """
 
     number: int
@@ -243,22 +245,22 @@ class Failure:
 
 @dataclass(frozen=True)
 class Output:
-    """Carries what the node's ranks have printed."""
+    """Carries output of the node's ranks, as payload."""
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """This side lives."""
+    """Shows that the sender is alive. No answer."""
 
 
 @dataclass(frozen=True)
 class Close:
-    """The job ends: the agent cleans its node and ends.
+    """The job ends: the agent must clean its node and end.
 
     Attributes
     ----------
     reason : str
-        Why.
+        Why the job ends.
     """
 
     reason: str
@@ -271,7 +273,7 @@ class Ended:
     Attributes
     ----------
     reason : str
-        Why.
+        Why the agent ends.
     """
 
     reason: str
@@ -284,12 +286,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Sighting:
-    """What an agent knows of boot.
+    """The answer to `Question`: whether boot lives.
 
     Attributes
     ----------
     boot_lives : bool
-        Whether it has heard of boot within the last `CONNECTION_SILENCE_S` seconds.
+        Whether the agent has heard of boot within the last `CONNECTION_SILENCE_S` seconds.
     """
 
     boot_lives: bool
@@ -302,9 +304,9 @@ class ArchiveRequest:
     Attributes
     ----------
     number : int
-        Of the `StageOrder`.
-    start : int
-        The first byte that it lacks.
+        Number of the `StageOrder`.
+    start : int, bytes
+        Offset of the first byte that the asking agent lacks.
     """
 
     number: int
@@ -313,7 +315,7 @@ class ArchiveRequest:
 
 @dataclass(frozen=True)
 class ArchivePart:
-    """Carries the next bytes of the copy; without bytes, it says that there are no more yet."""
+    """Carries the next bytes of the copy, as payload; an empty payload means that no more bytes have arrived yet."""
 
 
 KINDS: dict[str, type[Any]] = {
@@ -342,9 +344,9 @@ class ChannelAddress:
     host_identity : str
         Boot's host and process id namespace (`common.processes.host_identity`).
     pid : int
-        Boot's process id there.
+        Boot's process id in that namespace.
     start : str
-        Boot's start (`common.processes.ProcessStat.start`).
+        When boot's process started (`common.processes.ProcessStat.start`).
     """
 
     version: str
@@ -357,12 +359,12 @@ class ChannelAddress:
 
     @classmethod
     def from_json(cls, data: bytes) -> "ChannelAddress":
-        """Read the text of the file; raise MessageError if it is damaged or another version's."""
+        """Parse the file's content; raise MessageError if it is damaged or another version wrote it."""
         return from_json(data, {cls.__name__: cls})
 
 
 def encode(message: Any) -> bytes:
-    """Return the bytes of a message without payload, for `Connection.write`: what goes to many is encoded once."""
+    """Return a message without payload as bytes for `Connection.write`; encode a message to many agents only once."""
     return _head(message, b"")
 
 
@@ -387,21 +389,21 @@ class Connection:
 
     @property
     def unsent_bytes(self) -> int:
-        """The number of bytes that the other side has not taken yet."""
+        """How many bytes wait in this process, because the other side has not taken earlier ones yet."""
         try:
             return self._writer.transport.get_write_buffer_size()
         except AttributeError:  # in Python 3.10, if the connection is lost
             return 0
 
     def write(self, data: bytes) -> None:
-        """Send what `encode` has returned, without waiting until it is on its way."""
+        """Send the bytes of `encode`, without waiting until they are on their way."""
         self._writer.write(data)
 
     def post(self, message: Any, payload: bytes | memoryview = b"") -> None:
         """Send a message without waiting until it is on its way."""
         self.write(_head(message, payload))
         if payload:
-            self._writer.write(payload)  # apart: it may be large, and `encode` would copy it
+            self._writer.write(payload)  # separately: it may be large, and joining would copy it
 
     async def send(self, message: Any, payload: bytes | memoryview = b"") -> None:
         """Send a message, and wait until most of it is on its way.
@@ -439,7 +441,7 @@ class Connection:
             The connection is lost: closed, silent for too long, or what arrived is not a message.
         """
         timeout_s = CONNECTION_SILENCE_S if timeout_s is None else timeout_s
-        # Not wait_for, which makes a task for each message, and loses a cancellation (Python 3.10 and 3.11).
+        # Not wait_for: it makes a task for each message, and can lose a cancellation (Python 3.10 and 3.11).
         timer = asyncio.get_running_loop().call_later(timeout_s, self._expire, timeout_s)
         try:
             return await self._receive()
@@ -480,7 +482,7 @@ class Connection:
     def close(self) -> None:
         """Close the connection once what was posted is on its way, without waiting for it."""
         self._writer.close()
-        # Python 3.10 would wait forever for the other side.
+        # Python 3.10 would wait for the other side for ever.
         asyncio.get_running_loop().call_later(CLOSE_S, self.abort)
 
     def abort(self) -> None:
@@ -569,14 +571,20 @@ def server_context(tls: Path) -> ssl.SSLContext:
 
 
 def client_context(tls: Path) -> ssl.SSLContext:
-    """Return the TLS settings of a side that dials."""
+    """Return the TLS settings of a side that dials.
+
+    Parameters
+    ----------
+    tls : Path
+        The folder of the job's secrets.
+    """
     return _context(ssl.PROTOCOL_TLS_CLIENT, tls)
 
 
 def _context(protocol: int, tls: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    # The job's own authority signs nothing else, so names need no check.
+    # The job's own authority signs only the job's certificates, so names need no check.
     context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(tls / "ca.pem")
@@ -590,7 +598,7 @@ async def accepted(connection: socket.socket, context: ssl.SSLContext) -> Connec
     Raises
     ------
     OSError
-        It has not, within HANDSHAKE_TIMEOUT_S.
+        The connection is lost, or the other side has not shown the certificate within HANDSHAKE_TIMEOUT_S.
     """
     try:
         _send_at_once(connection)
@@ -605,16 +613,16 @@ async def accepted(connection: socket.socket, context: ssl.SSLContext) -> Connec
             lambda: protocol, connection, ssl=context, ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S
         )
     except BaseException:
-        for writer in writers:  # cancelled at the end of the handshake: asyncio would wait for the other side
+        for writer in writers:  # cancelled just after the handshake: asyncio would wait for the other side
             writer.transport.abort()
         raise
     return Connection(reader, writers[0])
 
 
 def _send_at_once(connection: socket.socket) -> None:
-    """Let no small message wait for the acknowledgement of the one before, which takes up to 40 ms (tcp(7), TCP_NODELAY).
+    """Send small messages at once, without waiting up to 40 ms for an acknowledgement (tcp(7), TCP_NODELAY).
 
-    asyncio does so only for sockets that were made with their protocol's number.
+    asyncio sets this only for sockets that were made with their protocol's number.
     """
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -631,7 +639,7 @@ async def dial(host: str, port: int, context: ssl.SSLContext) -> Connection:
 
 
 async def _dial(host: str, port: int, context: ssl.SSLContext, answered: Callable[[], object]) -> Connection:
-    """Connect to one address; call `answered` as soon as somebody answers there."""
+    """Connect to one address as `dial` does; call `answered` as soon as somebody has accepted the connection."""
 
     async def open_connection() -> Connection:
         loop = asyncio.get_running_loop()
@@ -689,7 +697,7 @@ async def dial_first(
     Raises
     ------
     OSError
-        None succeeded; the message gives the reasons.
+        No address succeeded; the message gives the reasons.
     """
     attempts: list[asyncio.Task[Connection]] = []
     running: set[asyncio.Task[Connection]] = set()
@@ -729,6 +737,6 @@ async def dial_first(
 
 
 def shorten(message: str) -> str:
-    """Cut the middle out of a message that is too long to send, and keep its end, which is the remedy."""
+    """Cut the middle out of a message that is too long to send; its end stays, because it holds the remedy."""
     half = ERROR_LENGTH_MAX // 2
     return message if len(message) <= ERROR_LENGTH_MAX else f"{message[:half]} … {message[-half:]}"

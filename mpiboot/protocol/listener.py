@@ -1,10 +1,10 @@
-"""A listener that anyone on the network may connect to, and that bounds what they can make it hold.
+"""A listener for mpiboot's own processes that limits what strangers on the network can make it hold.
 
-Only who finishes the TLS handshake with the job's certificate is served. Until then a connection is pending: pending
-connections have a deadline, and their number is limited. If too many are pending, the oldest one of the address with the
-most is closed. So a stranger only crowds out themselves, however many connections they open and hold.
+It serves a connection only after a TLS handshake with the job's certificate. Until then the connection is pending: it has
+a deadline, and the number of pending connections is limited. Beyond the limit, the oldest one of the address that has
+most of them is closed. So a stranger crowds out only their own connections, however many they open and hold.
 
-Boot and agents import this module.
+Boot and agents import this module. It imports `protocol.channel`.
 """
 
 import asyncio
@@ -19,11 +19,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from mpiboot.protocol.channel import Connection, accepted
 
 BACKLOG = 1024
-# Pending connections besides those that the job's own processes may open at once.
+# How many connections may be pending beyond those that the job's own processes may open at once.
 STRANGERS_MAX = 128
-# Descriptors of this process besides those of its listener.
+# How many descriptors this process may need besides those of its listener's connections.
 DESCRIPTORS_SPARE = 384
-# After an error of accept(2), such as too many open files.
+# The pause after an error of accept(2), such as too many open files.
 ACCEPT_PAUSE_S = 0.2
 
 
@@ -37,7 +37,7 @@ class Listener:
     context : SSLContext
         From `channel.server_context`.
     serve : callable
-        Called with each `Connection`; closes nothing.
+        Called with each authenticated `Connection`, which the listener closes when the call returns.
     n_peers : int
         How many of the job's processes may connect at once.
 
@@ -56,12 +56,12 @@ class Listener:
     ) -> None:
         self._context = context
         self._serve = serve
-        # Each peer may have a connection, and another one that it has dialled before this side notices the loss of it.
+        # A peer may have two connections: it can dial again before this side has noticed the loss of the first.
         limit = allow_descriptors(2 * n_peers + STRANGERS_MAX + DESCRIPTORS_SPARE)
         self._pending_max = max(
             STRANGERS_MAX // 2, min(n_peers + STRANGERS_MAX, limit - DESCRIPTORS_SPARE - n_peers)
         )
-        # In the order in which they came, with the address of the other side.
+        # The tasks of pending connections, the oldest first, with the address of the other side.
         self._pending: dict[asyncio.Task[None], str] = {}
         self._served: set[asyncio.Task[None]] = set()
         self._socket = socket.create_server((host, 0), backlog=BACKLOG)
@@ -84,21 +84,21 @@ class Listener:
                 task = asyncio.create_task(self._handle(connection))
                 self._pending[task] = host
                 task.add_done_callback(self._forget)
-                await asyncio.sleep(0)  # others have their turn even if connections never stop to come
+                await asyncio.sleep(0)  # let other tasks run even if connections keep coming
         finally:
             self.close()
             tasks = {*self._pending, *self._served}
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.sleep(0)  # in which the connections are closed
+            await asyncio.sleep(0)  # the event loop closes the connections
 
     def close(self) -> None:
-        """Close the listening socket; needed only if `run` was not begun."""
+        """Close the listening socket. Call it only if `run` was not started; `run` closes the socket itself."""
         self._socket.close()
 
     async def _readable(self) -> None:
-        # Not sock_accept, which loses a connection if it is cancelled.
+        # Not sock_accept: it loses a connection if it is cancelled.
         loop, readable = asyncio.get_running_loop(), asyncio.Event()
         loop.add_reader(self._socket, readable.set)
         try:
@@ -136,7 +136,7 @@ def allow_descriptors(count: int) -> int:
     if limit == -1:
         return sys.maxsize
     if limit < count:
-        import resource  # one more file at the start of every agent, which only those of large jobs need
+        import resource  # here, because only large jobs need it
 
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         limit = max(limit, count if hard == resource.RLIM_INFINITY else min(count, hard))
@@ -145,6 +145,6 @@ def allow_descriptors(count: int) -> int:
 
 
 def oldest_of_most(hosts: Sequence[str]) -> int:
-    """Return the position of the first item that is the most frequent one."""
+    """Return the position at which the most frequent host occurs first."""
     most, _ = Counter(hosts).most_common(1)[0]
     return hosts.index(most)

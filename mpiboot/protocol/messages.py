@@ -1,6 +1,6 @@
-"""Messages as dataclasses: their JSON, and the check of what arrives against the types of the fields.
+"""Converts messages, which are dataclasses, to JSON and back, and checks received ones against the fields' types.
 
-`protocol.channel` has the messages. This module imports the standard library alone.
+`protocol.channel` defines the messages. Boot and agents import this module; it imports only the standard library.
 """
 
 import functools
@@ -16,11 +16,11 @@ _UNIONS = (typing.Union, types.UnionType)
 
 
 class MessageError(ValueError):
-    """What arrived is not a message of this protocol. The connection cannot be used any more."""
+    """The received bytes are not a message of this protocol. The connection cannot be used any more."""
 
 
 def to_dict(message: Any) -> dict[str, Any]:
-    """Return a message, an instance of a dataclass, as JSON can hold it."""
+    """Return a message, an instance of a dataclass, as a dict that `json.dumps` accepts."""
     return {"kind": type(message).__name__, **vars(message)}
 
 
@@ -30,19 +30,19 @@ def to_json(message: Any) -> bytes:
 
 
 def from_json(data: bytes, kinds: dict[str, type[Message]]) -> Message:
-    """Return the message that JSON from elsewhere describes.
+    """Return the message that received JSON describes.
 
     Parameters
     ----------
     data : bytes
-        The JSON, which may be anything.
+        The received bytes, which nothing has checked.
     kinds : dict of str to type
         The dataclasses that are accepted, by name.
 
     Raises
     ------
     MessageError
-        It is none of them, or a field is missing, unknown, or of another type.
+        The data is no JSON or none of `kinds`, or a field is missing, unknown, or of another type.
     """
     try:
         content = json.loads(data)
@@ -68,9 +68,9 @@ def _field_types(kind: Any) -> dict[str, Any]:
 
 @functools.cache
 def _check(annotation: Any) -> Callable[[Any], bool]:
-    """Return a test whether a value of JSON has the type of an annotation: simple, list, dict, TypedDict, or union.
+    """Return a function that tests whether a JSON value has an annotation's type: simple, list, dict, TypedDict or union.
 
-    A job of many nodes has messages with an entry for each: such lists and dicts are tested without a loop in Python.
+    A job of many nodes has messages with an entry per node: such lists and dicts are tested without a loop in Python.
     """
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if simple := _simple_types(annotation):
@@ -96,7 +96,7 @@ def _check(annotation: Any) -> Callable[[Any], bool]:
 
 
 def _simple_types(annotation: Any) -> frozenset[type]:
-    """Return the types of JSON's values that fit an annotation without lists and dicts; none for another annotation."""
+    """Return the types of JSON values that an annotation without lists and dicts allows; none for other annotations."""
     if typing.get_origin(annotation) in _UNIONS:
         types_of = [_simple_types(argument) for argument in typing.get_args(annotation)]
         return frozenset().union(*types_of) if all(types_of) else frozenset()
