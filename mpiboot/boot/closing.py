@@ -13,6 +13,7 @@ from mpiboot.boot.cluster import Cluster
 from mpiboot.boot.context import Context
 from mpiboot.common.processes import end, end_descendants
 from mpiboot.errors import SecurityError
+from mpiboot.protocol.events import last_event
 from mpiboot.protocol.job_directory import JobDirectory
 
 logger = logging.getLogger(__name__)
@@ -101,4 +102,4 @@ def is_recorded(directory: JobDirectory) -> bool:
         events = directory.read_events()
     except (OSError, SecurityError):
         return False
-    return bool(events) and events[-1]["event"] == "closed"
+    return bool(last_event(events)["event"] == "closed")

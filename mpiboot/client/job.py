@@ -20,6 +20,7 @@ from mpiboot.common.trust import check_trusted
 from mpiboot.common.units import show_duration
 from mpiboot.errors import DeadlineError, MpibootError, SecurityError
 from mpiboot.protocol.endpoint import Endpoint
+from mpiboot.protocol.events import last_event
 from mpiboot.protocol.job_directory import JobDirectory
 
 if TYPE_CHECKING:
@@ -199,8 +200,8 @@ class Job:
 
     def _last_event(self) -> dict[str, Any]:
         try:
-            return self.directory.read_events()[-1]
-        except (MpibootError, FileNotFoundError, IndexError):
+            return last_event(self.directory.read_events())
+        except (MpibootError, FileNotFoundError):
             return {"event": ""}
 
     def stop(self, timeout_s: float = 90.0) -> JobState:

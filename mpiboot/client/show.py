@@ -20,6 +20,7 @@ from mpiboot.common.units import show_duration
 from mpiboot.errors import BatchError
 from mpiboot.protocol import secrets as security
 from mpiboot.protocol.endpoint import Endpoint
+from mpiboot.protocol.events import last_event
 
 COLUMNS = 80
 FAULTS_SHOWN = 5
@@ -134,8 +135,9 @@ def status(job: Job, state: JobState) -> str:
     if state.pending and state.start:
         lines.append(f"may start {time.strftime('%a %d %b %H:%M', time.localtime(state.start))}")
     events = job.directory.read_events()
-    if state.running and events and events[-1]["event"] == "closed":
-        lines.append(f"closed: {events[-1]['reason']}; the batch system still has to end the job")
+    last = last_event(events)
+    if state.running and last["event"] == "closed":
+        lines.append(f"closed: {last['reason']}; the batch system still has to end the job")
     elif state.running:
         endpoint = job.endpoint
         counted = [event["n"] for event in events if event["event"] in ("worker", "lost-worker")]

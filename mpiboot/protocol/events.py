@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +66,23 @@ def parse_events(data: bytes) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(event, dict) and "event" in event:
             yield event
+
+
+def last_event(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the event that tells how a job ended, or the last one if it goes on.
+
+    A boot that is cut off may write further events after the other nodes' agents have found it lost. After a requeue,
+    only the last boot's events count.
+
+    Returns
+    -------
+    dict
+        The event; without any events, one whose kind is "".
+    """
+    ended: dict[str, Any] | None = None
+    for event in events:
+        if event["event"] == "phase" and event.get("phase") == "stage":
+            ended = None
+        elif event["event"] == "closed":
+            ended = ended or event
+    return ended or (events[-1] if events else {"event": ""})

@@ -1,4 +1,4 @@
-from mpiboot.protocol.events import EventLog, parse_events
+from mpiboot.protocol.events import EventLog, last_event, parse_events
 
 
 def test_events_are_read_as_written_and_a_half_written_one_waits(tmp_path):
@@ -12,3 +12,14 @@ def test_events_are_read_as_written_and_a_half_written_one_waits(tmp_path):
     assert list(parse_events(path.read_bytes())) == [
         {"time": 1.0, "event": "phase", "phase": "stage", "nodes": ["n1"]}
     ]
+
+
+def test_the_first_end_of_the_last_boot_is_the_jobs():
+    boot = {"event": "phase", "phase": "stage"}
+    lost, stopped = {"event": "closed", "reason": "lost"}, {"event": "closed", "reason": "stopped"}
+    worker = {"event": "lost-worker"}
+    assert last_event([]) == {"event": ""}
+    assert last_event([boot, worker]) == worker
+    assert last_event([boot, lost, worker, stopped]) == lost
+    assert last_event([boot, lost, boot]) == boot
+    assert last_event([boot, lost, boot, worker, stopped]) == stopped
