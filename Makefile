@@ -90,16 +90,15 @@ connect status stop: $(INSTALLED)
 
 # ---- working on it --------------------------------------------------------------------------------------------------
 
-# The cluster tests wait most of their time, so all others run beside them.
 test: system-deps $(VENV)/.test $(MPICH_VENV)/.test
-	@$(MAKE) --no-print-directory --jobs=2 test-cluster test-host
+	@$(MAKE) --no-print-directory test-host
+	@$(MAKE) --no-print-directory test-cluster
 
-# One after the other, independent of --jobs. Their output comes at their end, not between the cluster tests' lines.
+# Not beside the cluster tests: on few cores, each would wait for the other beyond its deadlines.
 test-host:
-	@echo 'unit tests, MPI tests and the unit tests on another Python run meanwhile'
-	@mkdir -p .cache; { $(MAKE) --no-print-directory test-unit && $(MAKE) --no-print-directory test-mpi && \
-		$(MAKE) --no-print-directory test-newest-python; } >.cache/test-host.log 2>&1; \
-		status=$$?; cat .cache/test-host.log; exit $$status
+	@$(MAKE) --no-print-directory test-unit
+	@$(MAKE) --no-print-directory test-mpi
+	@$(MAKE) --no-print-directory test-newest-python
 
 test-unit: $(VENV)/.test
 	$(BIN)/pytest --numprocesses=2 tests/unit tests/local
