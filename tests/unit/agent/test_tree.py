@@ -248,9 +248,9 @@ def stalls_midway(node):
 def is_slow(node):
     async def serve(connection):
         async for part in parts_of(node, connection):
-            await connection.send(ArchivePart(), part[:1000])
-            await connection.send(ArchivePart(), part[1000:])
-            await asyncio.sleep(0.15)
+            for start in range(0, len(part), 1000):
+                await connection.send(ArchivePart(), part[start : start + 1000])
+                await asyncio.sleep(0.15)
 
     node.serve = serve
 
@@ -315,6 +315,7 @@ def does_not_listen(node):
 def test_a_source_that_fails_is_passed_by(staged, archive, monkeypatch, fault, why):
     """n2 takes the archive from n1, but fails to pass it on: n4 takes it, or the rest of it, from n1."""
     monkeypatch.setattr(transport, "SLOW_S", 2.0)
+    monkeypatch.setattr(transport, "SLOW_BYTES", 100_000)  # a busy machine sends more
     monkeypatch.setattr(transport, "STARVED_S", 4.0)
     monkeypatch.setattr(archive_copy, "NOTHING_NEW_S", 0.2)
     reads = opened(monkeypatch)
