@@ -175,7 +175,7 @@ def _index_frame_size(tail: bytes, file_size: int, path: Path) -> int:
 
 
 def index_start(path: StrPath) -> int:
-    """Return where in an archive its frames end and its index begins, unchecked."""
+    """Return the offset of an archive's index in bytes, where its last frame ends. The value is not checked."""
     with Path(path).open("rb") as file:
         file.seek(-(_NUMBERS.size + _TAIL.size), os.SEEK_END)
         return int(_NUMBERS.unpack(file.read(_NUMBERS.size))[2])

@@ -1,4 +1,4 @@
-"""Reads what a library of Linux (ELF, 64 bits, little-endian) says about itself: elf(5).
+"""Reads the headers of a Linux library (ELF, 64 bits, little-endian): elf(5).
 
 Every room may import this module; it imports only struct.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     import mmap
 
-# The beginning of a file that has all of its program headers.
+# How much of a file to read so that all of its program headers are included.
 HEAD_BYTES = 4096
 # ELF, 64 bits, little-endian.
 _MAGIC = b"\x7fELF\2\1"

@@ -1,11 +1,13 @@
-"""An archive that is still arriving: a growing file, which another process of the node writes, and which stagers read.
+"""An archive that is still arriving: a growing file that another process on the node writes, and that the stager reads.
 
 The index comes first, so that frames can be staged as they arrive:
 
     length and sha256 of the index | the index | frame 0 | frame 1 | …
 
-The writer holds the other end of a pipe for as long as it writes: when that is closed, the writer has finished, has given
-up, or was killed. mpiboot's agent is a writer; the stager reads.
+The writer holds one end of a pipe open while it writes. When this end is closed, the writer has finished, has given up,
+or was killed.
+
+The stager imports this module, and so does a writer such as mpiboot's agent. It imports `envpack.common` and the errors.
 """
 
 from __future__ import annotations
@@ -21,24 +23,25 @@ from envpack.errors import StageFailedError
 
 HEAD = struct.Struct("<Q32s")
 INDEX_MAX_BYTES = 1 << 28
-# The writer has deadlines of its own; this one is for a writer that was stopped.
+# The writer has shorter deadlines of its own. This one applies if the writer's process was suspended.
 NOTHING_NEW_S = 1800.0
-# Every writer of the stager looks, and none loses much: frames that have come meanwhile need no further look.
+# How long each of the stager's threads or processes waits until it looks at the file's size again, in milliseconds: first
+# 5, then 10, then 20, then 40 each time. A longer pause costs little, because several frames may arrive in it.
 _LOOK_AGAIN_MS = (5, 10, 20, 40)
 
 
 def head(index: bytes | bytearray) -> bytes:
-    """Return what the file begins with, before the index."""
+    """Return the beginning of the file, which precedes the index: its length and its sha256."""
     return HEAD.pack(len(index), hashlib.sha256(index).digest())
 
 
 def index_size(start: bytes | bytearray | memoryview) -> int:
-    """Return the size of the index, from the beginning of the file.
+    """Return the size of the index in bytes, as the beginning of the file gives it.
 
     Raises
     ------
     ValueError
-        It claims too many bytes.
+        The size exceeds INDEX_MAX_BYTES.
     """
     size = int(HEAD.unpack_from(start)[0])
     if size > INDEX_MAX_BYTES:
@@ -47,7 +50,7 @@ def index_size(start: bytes | bytearray | memoryview) -> int:
 
 
 def is_intact(start: bytes | memoryview) -> bool:
-    """Tell whether the index at the beginning of the file has its checksum."""
+    """Return whether the index at the beginning of the file matches its checksum."""
     size, checksum = HEAD.unpack_from(start)
     return bool(hashlib.sha256(memoryview(start)[HEAD.size : HEAD.size + size]).digest() == checksum)
 
@@ -74,7 +77,7 @@ class Arrival:
         Raises
         ------
         StageFailedError
-            The writer has given up, or writes nothing any more.
+            The writer has ended before that, or the bytes have not arrived within NOTHING_NEW_S.
         """
         if self._grown_to(size):
             return

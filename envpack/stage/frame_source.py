@@ -1,5 +1,7 @@
-"""The frames of an archive, in an open file that is complete or still arrives. Only the stager and the extractor import
-this."""
+"""Reads the frames of an archive from an open file, which is complete or still arriving.
+
+Only the stager and the extractor import this module. It imports `envpack.archive` and `envpack.common`.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +29,10 @@ class FrameFile:
         The open file.
     index : Index
         The archive's index.
-    start : int, default 0
-        Where in the file the first frame begins.
+    start : int, bytes, default 0
+        Offset of the first frame in the file.
     arrival : Arrival, optional
-        The file is still arriving: wait for each frame.
+        Given if the file is still arriving: wait for each frame.
     """
 
     def __init__(self, fd: int, index: Index, start: int = 0, arrival: Arrival | None = None) -> None:

@@ -167,7 +167,7 @@ class AllocationSystem:
         return None
 
     def on_every_node(self, allocation: Allocation, command: Sequence[str]) -> list[str]:
-        """Return the command that starts `command` once per node. What it prints is nobody's protocol."""
+        """Return the command that starts `command` once per node. Its output goes to the log, and nothing parses it."""
         return list(command)
 
     def cancel_command(self, job_id: str) -> list[str] | None:

@@ -44,8 +44,9 @@ def make_job_secrets(
     valid_for_s : float, seconds, or None
         The job's remaining time. Certificates are valid from an hour ago until a day after its end; None: for a year.
     host_names : sequence of str, default ()
-        Names of the scheduler's node, which only the scheduler's certificate has: each connection carries a
-        certificate. Dask does not check names; `curl --cacert` and browsers do, with `--dashboard-tls`.
+        Names of the scheduler's node. Only the scheduler's certificate holds them: a certificate should be short,
+        because each connection sends it. Dask does not check names; `curl --cacert` and browsers do, with
+        `--dashboard-tls`.
     addresses : sequence of str, default ()
         That node's IP addresses; the dashboard's link contains one of them.
 

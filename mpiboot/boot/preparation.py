@@ -76,7 +76,7 @@ def record(context: Context) -> None:
 def choose_network(context: Context, agents: Agents, reports: Mapping[str, NodeReport]) -> Network:
     """Choose the interface that all ranks use: one that all nodes have, or the loopback of a job on one host.
 
-    Tell the agents where on it the others listen.
+    Then send the agents each other's addresses on this interface.
 
     Raises
     ------
@@ -93,7 +93,7 @@ def choose_network(context: Context, agents: Agents, reports: Mapping[str, NodeR
 
 
 def make_secrets(context: Context) -> None:
-    """Make the job's TLS files and token. Agents need them before anything else, even if the ranks do not encrypt.
+    """Make the job's TLS files and token. Agents need the files before they start, even with `--insecure`.
 
     Raises
     ------

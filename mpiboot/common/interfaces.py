@@ -126,14 +126,14 @@ def choose_interface(wanted: str, of_nodes: Mapping[str, Mapping[str, Interface]
 
 
 def preferred_first(of_host: Mapping[str, Interface], wanted: str) -> list[str]:
-    """Return the addresses by which other hosts may reach this one: that of `wanted` first, then the fastest."""
+    """Return the addresses at which other hosts may reach this one: the interface `wanted` first, then the fastest."""
     names = [name for name, interface in of_host.items() if not interface["loopback"]]
     names.sort(key=lambda name: (name != wanted, *_rank(name, [of_host[name]])))
     return list(dict.fromkeys(of_host[name]["address"] for name in names))
 
 
 def _rank(name: str, interfaces: Sequence[Interface]) -> tuple[bool, int, str]:
-    """Return the key by which interfaces of one name on several nodes are sorted: InfiniBand, then the fastest."""
+    """Return the sort key of the interfaces of one name on several nodes: InfiniBand first, then the fastest."""
     infiniband = all(interface["kind"] == INFINIBAND for interface in interfaces)
     return not infiniband, -min(interface["speed_mbits"] for interface in interfaces), name
 

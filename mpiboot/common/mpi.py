@@ -9,7 +9,7 @@ from mpiboot.errors import LaunchError
 
 # Variables that a launcher sets for the ranks of its own run; they would mislead the launcher of another run. PMI_,
 # PMI2_ and PMIX_ belong to process managers (batch systems, Hydra, PRRTE), OMPI_ to Open MPI, PRTE_ to PRRTE, HYDRA_ and
-# HYDI_ to MPICH. Open MPI has one more; OPAL_PREFIX, in contrast, tells where a site's Open MPI lies.
+# HYDI_ to MPICH. OPAL_USER_PARAMS_GIVEN is Open MPI's, too. Keep OPAL_PREFIX: it names the folder of a site's Open MPI.
 LAUNCH_PREFIXES = ("PMI", "OMPI_", "OPAL_USER_PARAMS_GIVEN", "PRTE_", "HYDRA_", "HYDI_")
 # Prefixes left out of the ranks' environment: those above, and the settings of Intel MPI's own launcher.
 RANK_UNSET_PREFIXES = (*LAUNCH_PREFIXES, "I_MPI_HYDRA_")

@@ -57,7 +57,7 @@ def process_start(pid: int) -> str | None:
 
 
 def host_identity() -> str:
-    """Return a text that two processes share only if process ids mean the same to both: one host, one pid namespace."""
+    """Return a text that is equal in two processes only if they have the same host and pid namespace."""
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{boot_id}-{Path('/proc/self/ns/pid').stat().st_ino}"
 

@@ -1,4 +1,4 @@
-"""The version of mpiboot: setup.cfg reads it here, and so do boot and agents, which have no package metadata at hand.
+"""The version of mpiboot. setup.cfg reads it here; so do boot and agents, which do not read package metadata.
 
 Every room may import this module; it imports nothing.
 """

@@ -7,8 +7,8 @@ statics, JSON, metrics, websockets. These requests pass:
     GET …?token=TOKEN             scheduler: sets the job's cookie, and redirects to the address without the token
     the job's cookie              scheduler: websockets too, unless a page of another origin opened them
 
-Any other request is refused once its head is read, and its connection closed: nobody reads its body. `preloads.pending`
-bounds the connections on which no request has passed.
+The guard refuses any other request as soon as it has the head, and closes the connection without reading the body.
+`preloads.pending` limits the connections on which no request has passed.
 
 `preloads.secure` imports this module; it imports distributed and tornado.
 """
@@ -63,7 +63,7 @@ _REFUSAL = {
 
 
 def arm(job_directory: Path) -> None:
-    """Guard every HTTP server that this process's scheduler or worker will start, and bound every listener.
+    """Guard every HTTP server of this process's scheduler or worker, and limit every listener's pending connections.
 
     Call this while a preload is imported: distributed imports preloads before it listens, and an import error ends the
     process. An error in `dask_setup` is only logged, and the server would run unguarded.
@@ -96,7 +96,7 @@ def arm(job_directory: Path) -> None:
 
 
 def _bound(listener: Any, tcp_server: Any) -> None:
-    """Bound the connections to a listener of Dask's whose TLS handshake is not done."""
+    """Limit the connections to one of Dask's listeners that have not finished their TLS handshake."""
     after_handshake(listener, PendingConnections(tcp_server, max_pending()).admit)
 
 

@@ -1,8 +1,10 @@
 """Closes MPI's listening sockets in a rank once all ranks have started.
 
-A rank uses MPI only to learn its number and to wait until the scheduler listens. But UCX, below MPICH, goes on accepting
-connections in a thread of its own, from anyone, and keeps them: a stranger could use up the scheduler's descriptors.
-Open MPI only leaves them in the kernel's queue. `preloads.secure` imports this module; it imports tornado.
+A rank uses MPI only to learn its number and to wait until the scheduler listens. But UCX, MPICH's network library, goes
+on accepting connections from anyone in a thread of its own, and keeps them: a stranger could use up the scheduler's
+descriptors. With Open MPI, such connections only stay in the kernel's queue.
+
+`preloads.secure` imports this module. It imports tornado.
 """
 
 from __future__ import annotations
@@ -19,15 +21,15 @@ from tornado.ioloop import IOLoop
 
 logger = logging.getLogger(__name__)
 
-# Rank 0 leaves MPI's barrier before its first worker registers, the others before their nanny starts; what is on its way
-# to other ranks then needs no new connection. The delay is a margin.
+# By this time all ranks have left MPI's barrier: rank 0 before its first worker registers, the others before their nanny
+# starts. Messages still on their way to other ranks need no new connection. The delay is a margin.
 CLOSE_AFTER_S = 5.0
 
 
 def listening_sockets() -> dict[int, int]:
-    """Return descriptor and inode of each listening TCP socket of a process that uses MPI; none for another."""
+    """Return the inode of each listening TCP socket of this process, by descriptor; none if it does not use MPI."""
     found: dict[int, int] = {}
-    if "mpi4py.MPI" not in sys.modules:  # a worker below its nanny
+    if "mpi4py.MPI" not in sys.modules:  # the process of a worker, which its nanny has started
         return found
     for descriptor in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208
         with contextlib.suppress(OSError):  # closed since
@@ -44,12 +46,13 @@ def listening_sockets() -> dict[int, int]:
 def close_listening(sockets: dict[int, int]) -> None:
     """Close listening sockets that belong to a library.
 
-    The descriptors stay in use, for nothing: the library may close them later, and must not hit another file.
+    Their descriptors then refer to /dev/null, and stay open: the library may close them later, and their numbers must not
+    belong to other files by then.
 
     Parameters
     ----------
     sockets : dict of int to int
-        The result of `listening_sockets`; descriptors that have another inode now are left alone.
+        The result of `listening_sockets`. A descriptor that has another inode now is not touched.
     """
     nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -62,18 +65,18 @@ def close_listening(sockets: dict[int, int]) -> None:
 
 
 def close_when_started(server: Any, sockets: dict[int, int]) -> None:
-    """Close MPI's listening sockets once all ranks have started.
+    """Close MPI's listening sockets once all ranks have left MPI's barrier.
 
     Parameters
     ----------
     server : distributed.Scheduler, distributed.Nanny or distributed.Worker
         The rank's server; its event loop runs.
     sockets : dict of int to int
-        What listened before Dask did.
+        The result of `listening_sockets` before Dask opened its own.
     """
 
     def close() -> None:
-        if getattr(server, "workers", True):  # a scheduler without a worker waits
+        if getattr(server, "workers", True):  # a scheduler waits for its first worker
             close_listening(sockets)
             logger.debug("closed %d listening sockets of MPI", len(sockets))
         else:

@@ -1,8 +1,9 @@
-"""Bounds on what a stranger can make a server of a rank hold: connections, seconds, bytes, lines of the log.
+"""Limits what strangers can make a rank's servers hold: connections, seconds, bytes, lines of the log.
 
-A connection is *pending* from its acceptance until it has authenticated itself: a connection of Dask's by its TLS
-handshake, an HTTP connection by a request that the guard passes. Only pending connections are bounded; what has
-authenticated itself is never closed here. `preloads.guard` imports this module; it imports tornado.
+A connection is *pending* until it has authenticated itself: a Dask connection by its TLS handshake, an HTTP connection by
+a request that the guard passes. Only pending connections are limited and closed here.
+
+`preloads.guard` imports this module. It imports tornado and `distributed_internals`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ logger = logging.getLogger(__name__)
 
 MAX_PENDING = 512
 MIN_PENDING = 32
-DESCRIPTORS_PER_PENDING = 8  # a scheduler has two servers: a quarter of its descriptors
+# A scheduler has two servers, so pending connections use at most a quarter of its descriptors.
+DESCRIPTORS_PER_PENDING = 8
 PENDING_S = 10.0
 GRACE_S = 2.0
 BLAME_S = 10.0
@@ -37,7 +39,7 @@ LOGGED_PER_MINUTE = 10
 
 
 def max_pending() -> int:
-    """Return how many connections may be pending per server: few enough to leave most descriptors to others."""
+    """Return how many connections may be pending per server; this leaves most descriptors to authenticated ones."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return min(MAX_PENDING, max(MIN_PENDING, soft // DESCRIPTORS_PER_PENDING))
 
@@ -45,14 +47,14 @@ def max_pending() -> int:
 class PendingConnections:
     """The pending connections of one server.
 
-    A connection that has been pending for `PENDING_S` is closed. If `limit` are pending, further ones wait in the
-    kernel's queue, so that a crowd of workers that connect at once loses none. But once some are older than `GRACE_S`,
-    and few authenticate themselves, a stranger holds them. New ones then take the places of the oldest ones of the
-    address that has most, and for `BLAME_S` that address's connections have a grace of `BLAMED_GRACE_S`. A connection
-    that has sent nothing costs no TLS or HTTP object, and is closed before those that have.
+    A connection that has been pending for `PENDING_S` is closed. If `limit` connections are pending, new ones wait in the
+    kernel's queue, so that none is lost when many workers connect at once. But if some are older than `GRACE_S`, and few
+    connections authenticate themselves, a stranger must be holding them. Then the address with most old connections is
+    blamed: its oldest connections are closed to make room, and for `BLAME_S` any of its connections may be closed after
+    `BLAMED_GRACE_S`. A connection that has sent nothing has no TLS or HTTP object, and is closed before those that have.
 
-    Time is counted in ticks of the event loop. A loop that was busy for seconds has had no time for handshakes; for it
-    that is one tick.
+    Time is counted in ticks of the event loop, about `TICK_S` each. A loop that is busy for seconds cannot serve
+    handshakes meanwhile, and counts this time as one tick.
 
     Parameters
     ----------
@@ -65,12 +67,13 @@ class PendingConnections:
     def __init__(self, server: TCPServer, limit: int) -> None:
         self.server = server
         self.limit = limit
-        # Remote host, and tick of the acceptance; the oldest first. A socket becomes a stream with its first byte.
+        # Remote host and tick of acceptance of each connection, the oldest first. When the first byte arrives, a stream
+        # takes the socket's place.
         self.pending: dict[socket.socket | IOStream, tuple[str, int]] = {}
         self.beginning: tuple[str, int] | None = None
         self.ticks = 0
-        self.blamed: dict[str, int] = {}  # remote hosts, and the tick of the last time
-        self.admitted = [0, 0]  # in the last tick and in this one
+        self.blamed: dict[str, int] = {}  # blamed remote hosts, with the tick of the last blame
+        self.admitted = [0, 0]  # how many connections were admitted in the last tick, and in this one
         self.ticking = False
         self.paused = False
         self.loop = IOLoop.current()
@@ -81,14 +84,14 @@ class PendingConnections:
             listening.listen(BACKLOG)
 
     def admit(self, stream: IOStream) -> None:
-        """Take a connection off the list: it has authenticated itself."""
+        """Note that a connection has authenticated itself, and is no longer pending."""
         if self.pending.pop(stream, None):
             self.admitted[1] += 1
             if self.paused:
                 self._resume()
 
     def _accept(self, listening: socket.socket, events: int) -> None:
-        # Few per turn of the loop, so that the handshakes of those accepted keep pace.
+        # Accept few connections per turn of the loop, so that their handshakes can keep pace.
         for _ in range(ACCEPTED_PER_TURN):
             if len(self.pending) > self.limit and not self._make_room():
                 return self._pause()
@@ -99,7 +102,7 @@ class PendingConnections:
             except ConnectionAbortedError:
                 continue
             except OSError as error:
-                # No descriptor or memory is left. The socket stays readable: to go on would only use up the processor.
+                # No descriptor or memory is left. The socket stays readable: without a pause, the loop would only spin.
                 logger.debug("cannot accept a connection: %s", error)
                 self._close_strangers()
                 return self._pause()
@@ -127,7 +130,7 @@ class PendingConnections:
         return self.handle_stream(stream, address)
 
     def _make_room(self) -> bool:
-        """Return whether no more than `limit` are pending; close old ones if necessary and right."""
+        """Close strangers' connections if more than `limit` are pending; return whether that is enough."""
         self._forget_closed()
         if len(self.pending) <= self.limit:
             return True
@@ -135,7 +138,7 @@ class PendingConnections:
         return len(self.pending) <= self.limit
 
     def _close_strangers(self) -> None:
-        """Close some connections of a blamed address, if it has any, else some that are old."""
+        """Close some connections of blamed addresses; if there are none and few authenticate, close some old ones."""
         chosen = [
             one
             for one, (host, _) in self.pending.items()
@@ -146,7 +149,7 @@ class PendingConnections:
         self._close_oldest(chosen)
 
     def _close_oldest(self, candidates: list[socket.socket | IOStream]) -> None:
-        """Close the oldest ones of the address that has most of the candidates, and blame it; silent ones go first."""
+        """Blame the address with most candidates, and close its oldest ones, those that have sent nothing first."""
         hosts = collections.Counter(self.pending[one][0] for one in candidates)
         if not hosts:
             return
@@ -184,7 +187,7 @@ class PendingConnections:
 
     def _listen_for(self, events: int) -> None:
         for listening in self.sockets:
-            if listening.fileno() != -1:  # the server has not been stopped
+            if listening.fileno() != -1:  # -1: the server has been stopped
                 self.loop.update_handler(listening, events)
 
     def _keep_ticking(self) -> None:
@@ -216,7 +219,7 @@ class FewHandshakeFailures(logging.Filter):
         self.seen = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether a record goes into the log; a record that does names the number of those that did not."""
+        """Return whether a record goes into the log. The first one of a minute names the number left out before it."""
         if not is_handshake_failure(record):
             return True
         if time.monotonic() - self.since >= 60.0:

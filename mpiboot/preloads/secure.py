@@ -1,6 +1,7 @@
 """First preload of scheduler, worker and nanny (`protocol.secrets.GUARD_PRELOAD`): importing it guards the HTTP server.
 
-distributed imports preloads before it opens a port, and an error here ends the rank. What listens then is MPI's.
+distributed imports preloads before it opens a port, so all sockets that listen at that time belong to MPI. An error here
+ends the rank. No other module imports this one; it imports `preloads.guard` and `preloads.mpi_ports`.
 """
 
 import os
@@ -21,5 +22,5 @@ _MPI_SOCKETS = mpi_ports.listening_sockets()
 
 
 async def dask_setup(server: Any) -> None:
-    """Let MPI listen no longer than the ranks need it; distributed calls this when scheduler, worker or nanny starts."""
+    """Close MPI's listening sockets once no rank needs them. distributed calls this when it starts a server."""
     mpi_ports.close_when_started(server, _MPI_SOCKETS)

@@ -78,7 +78,7 @@ def rank_variables(
     variables = {
         names.DASK_ALLOWED_FAILURES: "10",
         names.DASK_WORKER_TTL: "60s",
-        # A cut network costs nothing until its agent gives up the node (protocol.channel.SILENCE_S); Dask's own is 30 s.
+        # Dask's default of 30 s would lose workers before a cut-off agent gives up its node (protocol.channel.SILENCE_S).
         names.DASK_TCP_TIMEOUT: "50s",
         **mpi,
         **users,

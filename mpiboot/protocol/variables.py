@@ -59,8 +59,8 @@ PYTHON_VARIABLES = (
 # Lists of folders, separated by colons, that may lie in a prefix.
 PATH_LISTS = ("LD_LIBRARY_PATH", "LIBRARY_PATH", "CPATH", "PKG_CONFIG_PATH", "MANPATH", "XDG_DATA_DIRS")
 
-# Set in the agents, whose interpreter lies on the shared file system: so the dynamic linker of glibc before 2.37 does not
-# look for libraries in a dozen folders that no environment has, such as lib/tls/haswell (ld.so(8)).
+# Set for the agents, whose interpreter is on the shared file system. It keeps the dynamic linker of glibc before 2.37
+# from looking for libraries in a dozen folders that no environment has, such as lib/tls/haswell (ld.so(8)).
 LINKER_PLAIN_SEARCH = {"LD_HWCAP_MASK": "0"}
 
 # Variables of one host, or one login session.

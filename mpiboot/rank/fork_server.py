@@ -8,7 +8,7 @@ connection, and MPI's connections. Each forked child becomes a rank, and runs da
 Workers do not profit: nannies spawn them as new processes.
 
 OUTPUT is the reading end of the pipe that the ranks print to. The agent reads it. If the agent was killed, the fork
-server does, so that printing neither fails nor blocks, and copies it to LOG.
+server reads it and copies it to LOG, so that printing neither fails nor blocks.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ def serve(agent: socket.socket, output: int, log: int) -> list[int]:
     agent : socket
         The connection to the agent, which sends the requests.
     output, log : int
-        Descriptors: what the ranks print, and where to copy it once the agent is gone.
+        Descriptors: the reading end of the ranks' pipe, and the log to copy it to once the agent is gone.
 
     Returns
     -------
@@ -84,7 +84,7 @@ def serve(agent: socket.socket, output: int, log: int) -> list[int]:
                     for descriptor in descriptors:
                         os.close(descriptor)
             if output in ready:
-                with contextlib.suppress(OSError):  # another has read it, or nobody reads the log
+                with contextlib.suppress(OSError):  # another has read it, or the log cannot be written
                     os.write(log, os.read(output, 1 << 16))
             if woken in ready:
                 os.read(woken, 1 << 16)
