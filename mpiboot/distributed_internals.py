@@ -1,6 +1,6 @@
 """All uses of undocumented names of distributed and of tornado.
 
-Client and preloads import this module, and use such names nowhere else; it imports these two alone. Each name was seen
+Client and preloads import this module, and use such names nowhere else; it imports only these two. Each name was seen
 in distributed 2026.8.0 and tornado 6.6.1, and has a test of its own in tests/unit/test_distributed_internals.py, which
 shows which of them a new release has removed.
 """

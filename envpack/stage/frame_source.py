@@ -44,7 +44,7 @@ class FrameFile:
         self._lock = threading.Lock()
 
     def next(self, buffer: memoryview) -> tuple[int, memoryview] | None:
-        """Return the next frame's number and its bytes, which lie in `buffer`; None after the last. Threads call it."""
+        """Return the next frame's number and its bytes, which lie in `buffer`; None after the last. Thread-safe."""
         with self._lock:
             frame = self._next
             self._next += 1

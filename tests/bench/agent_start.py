@@ -2,7 +2,7 @@
 
 A real channel of boot waits for it. The prefix of PATH, that of its base Python and the job directory lie behind sshfs,
 in a mount namespace (file_requests.py); root only. PATH's environment must have mpiboot. Prints a line of JSON per run:
-requests to the shared file system, those of an interpreter that does nothing, and seconds.
+the agent's requests to the shared file system, those of an interpreter that does nothing, and seconds.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def measure(python: Path, show: bool) -> dict[str, object]:
         home, root = Path(scratch, "home"), Path(scratch, "root")
         for folder in (home, root):
             folder.mkdir(mode=0o700)
-        # In a mount namespace of its own: what boot opens is not counted.
+        # The agent has a mount namespace of its own, so that boot's requests are not counted.
         boot = subprocess.Popen(
             [*file_requests.unshare(), python, "-I", "-c", BOOT, home, root, "n1"],
             stdin=subprocess.PIPE,

@@ -1,6 +1,7 @@
-"""Boot's end of the channel with many agents: `python agents_boot.py COUNT [--strangers N] [--cut] [--idle-s S]`.
+"""Measure boot's end of the channel with many agents: `python agents_boot.py COUNT [--strangers N] [--cut] [--idle-s S]`.
 
-A process of its own, so that CPU, memory and open files are boot's alone. Prints one JSON object; times in seconds.
+The agents run in other processes, so that this one's CPU time, memory and open files are those of boot's end alone.
+Prints one JSON object, with times in seconds.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 CROWD, HOLDER = SUPPORT / "agentcrowd.py", SUPPORT / "holder.py"
-SOFT_LIMIT = 1024  # what a login shell commonly has; boot must come by more
+SOFT_LIMIT = 1024  # the usual limit of open files in a login shell; boot must raise it
 PER_PROCESS = 500
 TIMEOUT_S = 300.0
 REASON = "done"
@@ -47,7 +48,7 @@ def main() -> int:
 
 
 def usage() -> dict[str, Any]:
-    """Return what this process has used of the CPU, and what it holds."""
+    """Return this process's CPU time, memory and open files so far."""
     fields = Path("/proc/self/status").read_text().split("VmRSS:")[1].split()
     spent = resource.getrusage(resource.RUSAGE_SELF)
     return {

@@ -1,4 +1,4 @@
-"""Count what a command asks of the shared file system: `file_requests.py FOLDER ... --command PROGRAM ARGUMENT ...`.
+"""Count a command's requests to the shared file system: `file_requests.py FOLDER ... --command PROGRAM ARGUMENT ...`.
 
 The command runs in a mount namespace where each FOLDER lies behind sshfs, at its own path and with nothing in the
 client's cache, as on a node on which nobody has started Python yet. The requests that pass from sshfs to its server are
@@ -32,7 +32,7 @@ SFTP_SERVERS = (
 MOUNT_TIMEOUT_S = 20.0
 COMMAND_TIMEOUT_S = 120.0
 IN_NAMESPACE = "FILE_REQUESTS_NAMESPACE"
-# draft-ietf-secsh-filexfer-02, section 3; those that name a path, and those that name an open file.
+# Types of requests (draft-ietf-secsh-filexfer-02, section 3): those that name a path, then those that name an open file.
 PATH_KINDS = {
     3: "open",
     7: "lstat",
@@ -60,21 +60,21 @@ OTHER_KINDS = {
 
 
 class Request(NamedTuple):
-    """One request: its kind, and the path that it names, if it names one."""
+    """One request: its kind, and the path that it names; "" if it names none."""
 
     kind: str
     path: str
 
 
 class Counted(NamedTuple):
-    """What was asked of the shared file system.
+    """The requests to the shared file system.
 
     Attributes
     ----------
     requests : list of Request
-        All requests, folder by folder, in their order.
+        All requests, folder by folder, in the order in which they were sent.
     read_bytes : int
-        Bytes that the servers sent, with the protocol's headers.
+        Bytes that the servers sent, including the protocol's headers.
     """
 
     requests: list[Request]
@@ -82,15 +82,15 @@ class Counted(NamedTuple):
 
     @classmethod
     def of(cls, relays: Sequence[Relay]) -> Counted:
-        """Return what has been asked so far."""
+        """Return the requests that the relays have counted so far."""
         requests = [request for relay in relays for request in relay.requests]
         return cls(requests, sum(relay.read_bytes for relay in relays))
 
     def summary(self) -> dict[str, object]:
-        """Return the numbers of requests, and the bytes.
+        """Return the numbers of requests and of bytes.
 
-        `without_reads` are those for metadata; sshfs reads 32 KiB per request, other clients read up to 1 MiB. `distinct`
-        names each path once per kind: what a client asks that remembers for a while that a file is not there.
+        `without_reads` counts the requests for metadata; sshfs reads 32 KiB per request, other clients up to 1 MiB.
+        `distinct` counts each path once per kind, as for a client that remembers for a while which files are missing.
         """
         kinds = collections.Counter(request.kind for request in self.requests)
         named = [request for request in self.requests if request.path]
@@ -173,7 +173,7 @@ def behind_sshfs(folder: Path, delay_s: float = 0.0) -> Iterator[Relay]:
     Parameters
     ----------
     delay_s : float, seconds
-        How long each request is on its way; requests overtake none, and several are on their way at once.
+        The latency of each request. Several requests are on their way at once, and keep their order.
     """
     sftp_server = next(path for path in SFTP_SERVERS if Path(path).exists())
     # Its working directory is the folder below the mount.
@@ -205,7 +205,7 @@ def behind_sshfs(folder: Path, delay_s: float = 0.0) -> Iterator[Relay]:
 
 @contextmanager
 def behind(folders: Sequence[Path], delay_s: float = 0.0) -> Iterator[list[Relay]]:
-    """Put several folders behind sshfs. The Python that runs this must be in none of them: it serves them."""
+    """Put several folders behind sshfs. The Python that runs this serves them, so it must be in none of them."""
     for folder in folders:
         if Path(sys.executable).resolve().is_relative_to(folder) or Path(sys.prefix).is_relative_to(folder):
             raise SystemExit(f"run this by a Python that is not in {folder}: /usr/bin/python3")
@@ -214,9 +214,9 @@ def behind(folders: Sequence[Path], delay_s: float = 0.0) -> Iterator[list[Relay
 
 
 def through_shell(command: Sequence[object]) -> list[str]:
-    """Return a command that starts `command` by a shell.
+    """Return a command that starts `command` through a shell.
 
-    Until a child has called exec, the threads of its parent wait. If the parent serves the file that the child executes,
+    A parent's threads wait until its child has called exec. If the parent itself served the file that the child executes,
     both would wait for ever.
     """
     return ["/bin/sh", "-c", 'exec "$@"', "sh", *map(str, command)]

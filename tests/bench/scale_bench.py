@@ -81,7 +81,7 @@ def measure(count: int) -> dict[str, Any]:
 
 
 def measure_agents(count: int, strangers: int) -> dict[str, Any]:
-    """Let so many agents dial boot, answer two orders, lose their connections once, and end."""
+    """Let many agents dial boot, answer two orders, lose their connections once, and end."""
     argv = [str(count), "--strangers", str(strangers), "--cut", "--idle-s", str(AGENTS_IDLE_S)]
     output = subprocess.check_output([sys.executable, str(AGENTS), *argv], stdin=subprocess.DEVNULL)
     figures: dict[str, Any] = json.loads(output)

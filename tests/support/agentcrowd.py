@@ -1,4 +1,4 @@
-"""Many agents in one process, for boot's channel. They are real agents, which prepare and stage nothing.
+"""Many agents in one process, to load boot's channel. They run the real agent's code, but prepare and stage nothing.
 
     python agentcrowd.py JOB_DIRECTORY FIRST COUNT
 
@@ -81,7 +81,7 @@ class LightAgent(agent.Agent):
 async def main() -> int:
     directory, first, count = JobDirectory(Path(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
     address = ChannelAddress.from_json(directory.channel.read_bytes())
-    channel.client_context = functools.cache(channel.client_context)  # a real agent makes one
+    channel.client_context = functools.cache(channel.client_context)  # a real agent makes its own
     agents = [LightAgent(directory, address, f"node-{first + k}") for k in range(count)]
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, lambda: [one.cut() for one in agents])
     statuses = await asyncio.gather(*(one.run() for one in agents))

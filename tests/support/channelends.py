@@ -30,7 +30,7 @@ def descriptors() -> int:
 
 
 def run(work: Coroutine[Any, Any, Result], timeout_s: float = 60.0) -> Result:
-    """Run a coroutine, and check that it leaves nothing open; what warns of that fails the test."""
+    """Run a coroutine, and check that it leaves no descriptor open. A ResourceWarning fails the test, too."""
     gc.collect()
     before = descriptors()
     result = asyncio.run(asyncio.wait_for(work, timeout_s))

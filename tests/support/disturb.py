@@ -1,4 +1,4 @@
-"""What only root can do to a site while jobs run: other settings of Slurm, more interfaces, parted nodes, signals."""
+"""Disturbs a site while jobs run, as root: changes Slurm's settings, adds interfaces, cuts nodes off, sends signals."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def more_interfaces(cluster: Minicluster, count: int, nodes: Sequence[int] = (1,
 
 @contextlib.contextmanager
 def cut(cluster: Minicluster, node: int) -> Iterator[None]:
-    """All cables of a node are out during the block."""
+    """Unplug all cables of a node during the block."""
     cluster.cut(node)
     try:
         yield
@@ -107,7 +107,7 @@ def cut(cluster: Minicluster, node: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def parted(cluster: Minicluster, node: int, others: Sequence[int]) -> Iterator[None]:
-    """A node and the others are parted during the block; all reach slurmctld."""
+    """Part a node from the others during the block (see `part`); all still reach slurmctld."""
     part(cluster, node, others)
     try:
         yield
@@ -139,9 +139,9 @@ def cut_at_random(
 
 
 def part(cluster: Minicluster, node: int, others: Sequence[int]) -> None:
-    """Let a node and the others hear nothing of each other; both still reach the login node, and so slurmctld.
+    """Cut all traffic between a node and the others; all of them still reach the login node, and so slurmctld.
 
-    Nothing tells them: what they send goes to a hardware address that nobody has.
+    No side gets an error: packets go to a hardware address that no host has.
     """
     for a, b in both_ways(node, others):
         as_root(
@@ -155,7 +155,7 @@ def part(cluster: Minicluster, node: int, others: Sequence[int]) -> None:
 
 
 def join(cluster: Minicluster, node: int, others: Sequence[int]) -> None:
-    """End what `part` began."""
+    """Restore the traffic that `part` has cut."""
     for a, b in both_ways(node, others):
         as_root(cluster, a, *(f"ip neigh del {net}.{b} dev {dev} || true" for net, dev in devices()))
 
@@ -172,7 +172,7 @@ def devices() -> list[tuple[str, str]]:
 
 
 def pids(cluster: Minicluster, host: int | None, pattern: str, user: str = "alice") -> list[int]:
-    """Return the ids, on a node or (None) the login node, of a user's processes with this command line."""
+    """Return the ids of a user's processes whose command line matches, on a node or (`host` is None) the login node."""
     argv = ["pgrep", "-u", user, "-f", pattern]
     if host is None:
         found = cluster.login(argv, user="root", check=False)
@@ -202,7 +202,7 @@ def stopped(cluster: Minicluster, host: int | None, pattern: str, user: str = "a
 
 
 def restart_slurmctld(cluster: Minicluster, down_s: float) -> None:
-    """Kill slurmctld, and start it again after so many seconds."""
+    """Kill slurmctld, and start it again after `down_s` seconds."""
     script = (
         "pkill -KILL -x slurmctld; "
         f"sleep {down_s:g}; "

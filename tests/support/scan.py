@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 TICK_S = 1.0
-# A connect to a port that neither accepts nor refuses.
+# How long to wait for a port that neither accepts nor refuses a connection.
 CONNECT_TIMEOUT_S = 2.0
 AT_ONCE = 256
 # Two passes over all ports are this far apart, so that the scan leaves this machine's processors to the cluster.
@@ -82,7 +82,7 @@ class Scan:
                         self.found(each, int(port, 16))
 
     def sweep(self):
-        """Yield now and then while all ports of all addresses get a connect."""
+        """Connect to all ports of all addresses; yield after every AT_ONCE ports."""
         for address in self.addresses:
             for first in range(1, 65536, AT_ONCE):
                 self.connects(address, range(first, min(first + AT_ONCE, 65536)))
@@ -135,7 +135,7 @@ class Scan:
                 self.touched.add((address, port))
 
     def forget_closed(self, seconds):
-        """Note for so long which connections end."""
+        """Note for `seconds` which connections end."""
         deadline = time.monotonic() + seconds
         while (left_s := deadline - time.monotonic()) > 0:
             for descriptor, _ in self.poll.poll(left_s):

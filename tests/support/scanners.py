@@ -17,7 +17,7 @@ SCAN = Path(__file__).with_name("scan.py").read_text()
 
 
 class Scan:
-    """A port scan by the second user, from the login node (None) or from a node of that node alone."""
+    """A port scan by the second user: from the login node (`host` is None) of all nodes, or from a node of itself."""
 
     def __init__(self, second: User, host: int | None, nodes: Sequence[int], each: int) -> None:
         self.host, self.cluster = host, second.cluster
@@ -36,7 +36,7 @@ class Scan:
         second.types("bash", "-c", start, SCAN, json.dumps(orders), node=host)
 
     def last(self) -> dict[str, Any]:
-        """Return what it has told last."""
+        """Return the scan's last report."""
         lines = self.output.read_text().splitlines() if self.output.exists() else []
         none: dict[str, Any] = {"ports": [], "held": 0, "closed": 0, "full_scans": 0}
         return json.loads(lines[-1]) if lines else none
@@ -74,7 +74,7 @@ def listening(cluster: Minicluster, node: int) -> set[str]:
 
 
 def missed(scans: Sequence[Scan]) -> list[str]:
-    """Return what listens but is held by no stranger: on its node, and (once it has scanned all) from the login node."""
+    """Return the listening ports that are not held from their own node, or, after a full scan, from the login node."""
     from_login, *on_nodes = scans
     found: list[str] = []
     for scan in on_nodes:
@@ -87,7 +87,7 @@ def missed(scans: Sequence[Scan]) -> list[str]:
 
 
 def hold_all(scans: Sequence[Scan], timeout_s: float = 60) -> None:
-    """Wait until everything that listens on the nodes is held."""
+    """Wait until strangers hold every listening port of the nodes."""
     wait_until(lambda: not missed(scans), "hold on every port", timeout_s, lambda: missed(scans))
 
 

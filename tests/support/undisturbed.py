@@ -1,4 +1,4 @@
-"""What is true of a job that has not noticed a disturbance."""
+"""Checks that a job has not noticed a disturbance."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from user import User
 
 HEARTBEAT_S = 5.0
 STOP_S = 20.0
-# What boot records of a job that something has disturbed.
+# Events that boot records if something disturbs the job.
 FAULTS = {
     "agent-silent",
     "hung-worker",
@@ -23,7 +23,7 @@ FAULTS = {
 
 
 def submitted(user: User, *options: str, **variables: object) -> BootedJob:
-    """Submit a small job with these variables set, as `boot` does without; do not wait."""
+    """Submit a small job with these environment variables set; do not wait for it."""
     small = ("--interface", "ib0", "--cpus-per-worker", "1", "--no-stage", *options)
     job_id = user.submits(*small, **variables)
     return BootedJob(user, job_id, user.job_directory(job_id))
@@ -36,7 +36,7 @@ def assert_undisturbed(job: BootedJob) -> None:
 
 
 def stops_in_time(job: BootedJob, nodes: Sequence[int] = (1, 2, 3)) -> None:
-    """Stop the job as its user does; fail unless that is soon done, with status 0, and leaves nothing."""
+    """Stop the job as its user does; fail unless it ends within STOP_S, with status 0, and leaves nothing."""
     began = time.monotonic()
     job.user.stops(job.job_id)
     took_s = time.monotonic() - began

@@ -61,7 +61,7 @@ print("finished", flush=True)
 
 
 class Workload:
-    """The computation of one job; it goes on until `ends_well`.
+    """The computation of one job. It goes on until `ends_well` is called.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ class Workload:
         return figures
 
     def goes_on(self, rounds: int = 5, timeout_s: float = 60) -> None:
-        """Wait for so many more rounds; a failed one fails at once."""
+        """Wait for `rounds` more rounds; fail at once if a round fails."""
         target = self.last()["rounds"] + rounds
 
         def done() -> bool:
@@ -127,7 +127,7 @@ class Workload:
         wait_until(done, "more rounds", timeout_s, self.said)
 
     def goes_on_for(self, seconds: float, timeout_s: float = 30) -> None:
-        """Let it compute for so long; fail if it stands still for `timeout_s`."""
+        """Let it compute for `seconds`; fail if five rounds take longer than `timeout_s`."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             self.goes_on(timeout_s=timeout_s)
@@ -136,7 +136,7 @@ class Workload:
         wait_until(lambda: self.last()["workers"] == n_workers, f"{n_workers} workers", timeout_s, self.said)
 
     def ends_well(self, timeout_s: float = 60) -> dict[str, Any]:
-        """End it; fail unless all results were right. Return its figures."""
+        """End the computation and return its figures; fail unless all results were right."""
         self._end.touch()
         wait_until(lambda: "finished" in self.output.read_text(), "end of the workload", timeout_s, self.said)
         assert self.last()["wrong"] == 0, self.said()
