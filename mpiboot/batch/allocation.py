@@ -138,9 +138,13 @@ class AllocationSystem:
         The variable with the node's name, in a program started on a node; None: the node's name is the host's name.
     unset_variables : tuple of str
         Variables of the job that the programs started on its nodes must not inherit.
+    stop_start : bool
+        Whether boot stops (SIGSTOP) the command of `on_every_node` once the agents have dialled: nobody needs it any
+        more, and it might end them.
     """
 
     several_hosts = False
+    stop_start = False
     node_variable: str | None = None
     unset_variables: tuple[str, ...] = ()
 

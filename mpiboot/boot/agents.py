@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -68,6 +69,7 @@ class Agents:
 
     def __init__(self, context: Context, orders: Orders) -> None:
         self._context = context
+        self._all_have_dialled = False
         self._log = context.directory.ranks_log
         self._log_start = self._log.stat().st_size
         several = context.system.several_hosts
@@ -125,7 +127,15 @@ class Agents:
         StageError
             Some nodes failed or did not answer: the message names each of them with its reason.
         """
-        return self._answers(0, NodeReport, REPORTS_TIMEOUT_S)
+        reports = self._answers(0, NodeReport, REPORTS_TIMEOUT_S)
+        self._all_have_dialled = True
+        self._stop_start()
+        return reports
+
+    def _stop_start(self) -> None:
+        """Stop the start command, if the batch system can do without it; a job that is resumed may have continued it."""
+        if self._all_have_dialled and self._context.system.stop_start:
+            self.process.send_signal(signal.SIGSTOP)
 
     def introduce(self, addresses: Mapping[str, list[str | int]]) -> None:
         """Send every agent the addresses of the others: host and port, by the node's name."""
@@ -187,6 +197,7 @@ class Agents:
 
     def note_changes(self) -> None:
         """Write to the job's events, and to boot's log, which agents were lost and which are back."""
+        self._stop_start()
         done = {
             "agent-silent": "an agent that lives dials again; its ranks are left alone meanwhile",
             "lost-agent": "the job goes on; a cut-off node is cleaned by its own agent",
@@ -229,6 +240,8 @@ class Agents:
         wait_s = max(0.1, deadline - time.monotonic())
         if all(state.ended for state in states):
             wait_s = min(wait_s, END_GRACE_S)
+        if self._all_have_dialled and self._context.system.stop_start:
+            wait_s = 0.0  # it is stopped
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(wait_s)
         if self.process.poll() is None:

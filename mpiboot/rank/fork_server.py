@@ -76,6 +76,7 @@ def serve(agent: socket.socket, output: int, log: int) -> list[int]:
                 if not byte:
                     selector.unregister(agent)
                     selector.register(output, selectors.EVENT_READ)
+                    os.set_blocking(log, False)  # the command that reads it may be stopped
                 elif not (pid := fork()):
                     break
                 else:
