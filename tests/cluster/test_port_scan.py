@@ -5,7 +5,7 @@ import time
 import pytest
 from disturb import leave_nothing
 from faults import boot
-from scanners import hold_all, strangers, tell
+from scanners import hold_all, listening, strangers, tell
 from undisturbed import HEARTBEAT_S, assert_undisturbed, stops_in_time, submitted
 from waiting import wait_until
 from workload import Workload
@@ -35,13 +35,38 @@ def test_a_port_scan_that_holds_for_two_minutes(alice, second):
         alice.types("mpiboot", "connect", job.job_id)
         assert time.monotonic() - began < 2 * HEARTBEAT_S
         hold_all(scans)
-        figures = workload.ends_well()
         tell(scans)
-        print(figures)
-        assert figures["worst_s"] < HEARTBEAT_S
-        assert figures["workers"] == 4
-        assert_undisturbed(job)
-        stops_in_time(job)
+    # All that they held ends at once, and what waited for it goes on.
+    workload.goes_on_for(10)
+    figures = workload.ends_well()
+    print(figures)
+    assert figures["worst_s"] < HEARTBEAT_S
+    assert figures["workers"] == 4
+    assert_undisturbed(job)
+    stops_in_time(job)
+
+
+# The length of a message of Slurm's: srun 22.05 crashes on it, and its second process then ends the agents' step.
+WORDS = """
+import socket, sys
+for place in sys.argv[1:]:
+    host, _, port = place.rpartition(":")
+    with socket.create_connection((host, port), 5) as connection:
+        connection.sendall(b"\\xff" * 8 + bytes(4000))
+"""
+
+
+def test_words_that_end_srun(alice, second):
+    """They come to every port of the first node, and nobody holds any: what reads them reads on."""
+    job = boot(alice, *TWO)
+    workload = Workload(job, 4)
+    places = [place for place in listening(alice.cluster, 1) if not place.startswith("127.")]
+    second.types("/usr/bin/python3", "-c", WORDS, *places)
+    workload.goes_on_for(10)
+    figures = workload.ends_well()
+    assert (figures["workers"], figures["worst_s"] < HEARTBEAT_S) == (4, True)
+    assert_undisturbed(job)
+    stops_in_time(job)
 
 
 # It reads the first bytes of whoever connects, and waits for them without a time limit.

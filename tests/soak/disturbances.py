@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 from disturb import cut_at_random, slurm_settings, stopped
 from faults import assert_nothing_remains, boot
 from scanners import hold_all, strangers, tell
-from slurmcluster import Minicluster
+from slurmcluster import Minicluster, report_sections
 from user import User
 from workload import Workload
 
@@ -60,24 +60,33 @@ def main() -> None:
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6))
     options = parser.parse_args()
-    disturb, minutes = DISTURBANCES[options.disturbance]
+    _, minutes = DISTURBANCES[options.disturbance]
     print(f"seed {options.seed}", flush=True)
     with Minicluster.booted(suffix="soak") as cluster:
         cluster.add_env("env", ["openmpi", "demo", "notebook"])
-        alice = User(cluster)
-        with slurm_settings(cluster, SlurmdTimeout=300):
-            job = boot(alice, *THREE)
-            workload = Workload(job, 6, node=1, tolerant=options.disturbance == "cables")
-            disturb(cluster, workload, 60 * (options.minutes or minutes), options.seed)
-            workload.goes_on(20, timeout_s=90)
-            print(workload.ends_well())
-            print(dict(Counter(event["event"] for event in job.events())))
-            assert job.slurm_state() == "RUNNING", job.events()
-            began = time.monotonic()
-            job.stop()
-            print(f"stopped after {time.monotonic() - began:.1f} s")
-            assert job.named("closed")[-1]["exit_status"] == 0
-            assert_nothing_remains(alice)
+        try:
+            with slurm_settings(cluster, SlurmdTimeout=300):
+                run(cluster, options.disturbance, 60 * (options.minutes or minutes), options.seed)
+        except BaseException:
+            for title, text in report_sections(cluster):
+                print(f"--- {title}", text, sep="\n", flush=True)
+            raise
+
+
+def run(cluster: Minicluster, disturbance: str, seconds: float, seed: int) -> None:
+    """Disturb a job for so long; fail unless it computed rightly all the time, and stops well."""
+    job = boot(User(cluster), *THREE)
+    workload = Workload(job, 6, node=1, tolerant=disturbance == "cables")
+    DISTURBANCES[disturbance][0](cluster, workload, seconds, seed)
+    workload.goes_on(20, timeout_s=90)
+    print(workload.ends_well())
+    print(dict(Counter(event["event"] for event in job.events())))
+    assert job.slurm_state() == "RUNNING", job.events()
+    began = time.monotonic()
+    job.stop()
+    print(f"stopped after {time.monotonic() - began:.1f} s")
+    assert job.named("closed")[-1]["exit_status"] == 0
+    assert_nothing_remains(job.user)
 
 
 if __name__ == "__main__":
