@@ -30,7 +30,7 @@ class SlurmAllocation(AllocationSystem):
     """
 
     several_hosts = True
-    # Strangers on srun's ports can end it: after eight bytes of 0xff on its message port, or when they leave after a while,
+    # Strangers on srun's ports can end it: after eight bytes of 0xff on its message port, or when they leave at last,
     # srun 22.05 and its shepherd end, and kill the step. So does a SIGKILL of srun; a SIGSTOP keeps both off.
     stop_start = True
     node_variable = "SLURMD_NODENAME"
