@@ -33,7 +33,7 @@ from mpiboot.agent.launch_guard import LaunchGuard
 from mpiboot.agent.output import RanksOutput
 from mpiboot.agent.threads import in_thread
 from mpiboot.common.interfaces import interfaces
-from mpiboot.common.processes import host_identity, process_start
+from mpiboot.common.processes import host_identity, process_ids, process_start
 from mpiboot.common.trust import check_trusted, open_trusted
 from mpiboot.common.units import show_duration
 from mpiboot.common.version import VERSION
@@ -515,6 +515,8 @@ class Agent:
         asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self.launch_is_over.set()
+        if self.boot_has_ended():
+            continue_stopped(str(self.directory.agent_program))
         faults = []
         for part in (self._free_descriptors, self._end_stager, self._end_ranks, self._clean, self._clear):
             try:
@@ -573,6 +575,14 @@ class Agent:
             await in_thread(FILES_TIMEOUT_S, append, self.directory.ranks_log, last)
         except OSError:  # and TimeoutError
             print(words, end="", file=sys.stderr, flush=True)
+
+
+def continue_stopped(program: str) -> None:
+    """Continue the command that started the agents, which boot has stopped: the batch system waits for it."""
+    for pid in process_ids():
+        with contextlib.suppress(OSError):
+            if program.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGCONT)
 
 
 def append(path: Path, content: bytes) -> None:

@@ -10,11 +10,10 @@ from user import User
 
 HEARTBEAT_S = 5.0
 STOP_S = 20.0
-# Events that boot records if something disturbs the job.
+# Events that boot records if something disturbs the job; not the end of the launcher, which the ranks no longer need.
 FAULTS = {
     "agent-silent",
     "hung-worker",
-    "launcher-ended",
     "lost-agent",
     "lost-node",
     "lost-worker",
