@@ -1,5 +1,6 @@
 """The agent of a node: it dials boot, follows its orders, and leaves nothing of the job, however it ends."""
 
+import contextlib
 import json
 import os
 import signal
@@ -97,8 +98,11 @@ class Node:
 
     def sockets(self):
         """Return how many sockets the agent has."""
-        links = [str(path.readlink()) for path in Path(f"/proc/{self.agent.pid}/fd").iterdir()]
-        return sum(link.startswith("socket:") for link in links)
+        count = 0
+        for path in Path(f"/proc/{self.agent.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed since
+                count += str(path.readlink()).startswith("socket:")
+        return count
 
     def is_connected_by(self, stand_in):
         folder = os.open(self.folder, os.O_RDONLY)
