@@ -515,10 +515,15 @@ class Agent:
         asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self.launch_is_over.set()
-        if self.boot_has_ended():
-            continue_stopped(str(self.directory.agent_program))
         faults = []
-        for part in (self._free_descriptors, self._end_stager, self._end_ranks, self._clean, self._clear):
+        for part in (
+            self._free_descriptors,
+            self._continue_start,
+            self._end_stager,
+            self._end_ranks,
+            self._clean,
+            self._clear,
+        ):
             try:
                 await part(ending)
             except Exception as error:
@@ -532,6 +537,11 @@ class Agent:
         """Raise the limit of open files to the hard limit, so that the clean-up does not run out of descriptors."""
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+    async def _continue_start(self, _: Ending) -> None:
+        """After boot's death, continue the command that started the agents, which boot has stopped."""
+        if self.boot_has_ended():
+            continue_stopped(str(self.directory.agent_program))
 
     async def _end_stager(self, _: Ending) -> None:
         if self.stager and self.stager.returncode is None:
