@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-import resource
+import errno
+import os
 import socket
 import subprocess
 import sys
@@ -178,31 +179,38 @@ def test_another_authoritys_certificate_is_not_served(tls, tmp_path):
     assert served == []
 
 
+class Full:
+    """A listening socket whose accept(2) fails for want of descriptors, until there are some."""
+
+    def __init__(self, plain):
+        self.plain, self.is_full, self.n_failures = plain, True, 0
+
+    def __getattr__(self, name):
+        return getattr(self.plain, name)
+
+    def accept(self):
+        if self.is_full:
+            self.n_failures += 1
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return self.plain.accept()
+
+
 def test_too_many_open_files_do_not_end_it(tls, monkeypatch):
     monkeypatch.setattr(listener, "ACCEPT_PAUSE_S", 0.01)
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     async def work():
         context = client_context(tls)
         async with listening(tls, echo) as listening_here:
-            plain = socket.socket()
-            # The next free number, which accept(2) would take.
-            with socket.socket() as free:
-                number = free.fileno()
-            resource.setrlimit(resource.RLIMIT_NOFILE, (number, limits[1]))
-            try:
-                plain.setblocking(False)
-                await asyncio.get_running_loop().sock_connect(plain, ("127.0.0.1", listening_here.port))
-                opening = asyncio.create_task(
-                    asyncio.open_connection(sock=plain, ssl=context, server_hostname="")
-                )
-                _, pending = await asyncio.wait({opening}, timeout=0.2)
-                assert pending, "accept(2) did not fail"
-            finally:
-                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-            _, writer = await asyncio.wait_for(opening, 10.0)
-            writer.transport.abort()
+            plain = listening_here._socket
+            full = listening_here._socket = Full(plain)
+            opening = asyncio.create_task(dial("127.0.0.1", listening_here.port, context))
+            await until(lambda: full.n_failures > 1, "failure of accept(2)")
+            assert not opening.done()
+            full.is_full = False
+            connection = await asyncio.wait_for(opening, 10.0)
+            connection.abort()
             assert await ask(listening_here.port, context) == (HELLO, b"")
+            listening_here._socket = plain
 
     run(work())
 

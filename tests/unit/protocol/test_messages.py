@@ -69,14 +69,14 @@ def messages():
 
 
 @given(messages())
-@hypothesis.settings(database=None, deadline=None)
+@hypothesis.settings(database=None, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 def test_every_message_comes_through_json_as_it_was(message):
     kinds = {**KINDS, "ChannelAddress": ChannelAddress}
     assert from_json(to_json(message), kinds) == message
 
 
 @given(st.one_of(st.binary(max_size=50), st.recursive(st.none() | st.text(), st.lists).map(json.dumps)))
-@hypothesis.settings(database=None, deadline=None)
+@hypothesis.settings(database=None, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 def test_rubbish_is_no_message(data):
     with pytest.raises(MessageError):
         from_json(data if isinstance(data, bytes) else data.encode(), KINDS)
