@@ -16,6 +16,7 @@ from mpiboot.agent.sweep import (
     end_leftovers,
     leftovers,
     marked_processes,
+    remove_hydra_files,
     remove_shared_memory,
 )
 from mpiboot.common.trust import check_trusted
@@ -84,7 +85,7 @@ def clean_abandoned(root: Path) -> None:
 
 
 def clean(folder: Path, grace_s: float) -> None:
-    """Remove everything that a job has left on this node: processes, shared memory and folder.
+    """Remove everything that a job has left on this node: processes, shared memory, a launcher's files, and folder.
 
     Parameters
     ----------
@@ -99,8 +100,10 @@ def clean(folder: Path, grace_s: float) -> None:
         other_jobs = {key for _, key in marked_processes()} - {folder.name}
         spare = PYTHON_SHM_PREFIX if other_jobs else None
         remove_shared_memory(began, spare=spare, dying=leftovers(folder.name))
-        # The last of these jobs removes what was spared: backdate their locks, so that they also remove memory of this
-        # job.
+        if not other_jobs:  # a launcher that starts just now needs its file
+            remove_hydra_files(began)
+        # The last of these jobs removes what was spared: backdate their locks, so that they also remove what is left of
+        # this job.
         for key in other_jobs:
             with contextlib.suppress(OSError):
                 lock_file = folder.parent / key / LOCK_NAME

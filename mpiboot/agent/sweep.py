@@ -1,4 +1,5 @@
-"""Finds and removes what a job has left on a node: processes that still run, and shared memory that no process uses.
+"""Finds and removes what a job has left on a node: processes that still run, shared memory that no process uses, and
+files of a killed launcher.
 
 The agent imports it; it imports what an agent may import at its start.
 """
@@ -23,6 +24,9 @@ SHARED_MEMORY_NAMES = re.compile(
 # Blocks of Python's multiprocessing: one process may make and close a block, and another may open it later. In between,
 # no process uses it.
 PYTHON_SHM_PREFIX = "psm_"
+# MPICH's Hydra writes the node's topology there, whatever TMPDIR says; a proxy that is killed leaves it.
+TEMPORARY = Path("/tmp")
+HYDRA_FILES = "hydra_hwloc_xmlfile_??????"
 
 
 def marked_processes() -> Iterator[tuple[int, str]]:
@@ -88,6 +92,14 @@ def remove_shared_memory(since: float, spare: str | None = None, dying: Collecti
         if device_and_inode not in in_use:
             with contextlib.suppress(OSError):
                 entry.unlink()
+
+
+def remove_hydra_files(since: float) -> None:
+    """Remove this user's files that a killed Hydra has left, but none older than `since` (seconds since the epoch)."""
+    for path in TEMPORARY.glob(HYDRA_FILES):
+        with contextlib.suppress(OSError):  # Hydra has just removed it
+            if (stat := path.lstat()).st_uid == os.getuid() and stat.st_ctime >= since - 1:
+                path.unlink()
 
 
 def used_shared_memory(dying: Collection[int]) -> set[tuple[int, int]]:

@@ -31,6 +31,10 @@ logger = logging.getLogger(__name__)
 MIN_WORKERS_GRACE_S = 30.0
 # A client that has just connected may not listen yet.
 NEW_CLIENT_S = 2.0
+# Signals by which the job's owner kills a launcher; as a shell shows them, too, since some mpirun are shell scripts.
+KILLED = frozenset(
+    status for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT) for status in (-number, 128 + number)
+)
 # In the last minutes, boot asks the batch system this often whether the end time has changed.
 ASK_END_S = 30.0
 
@@ -164,16 +168,20 @@ def loss(context: Context, cluster: Cluster, ranks: "subprocess.Popen[bytes]") -
     if status is None or cluster.gone:
         what = f"the scheduler (rank 0, on {first}) died"
     else:
-        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        what = f"mpirun, on {first}, {how}"
+        what = f"mpirun, on {first}, {how_ended(status)}"
     return ClusterLostError(
         f"{what}; all results went with it.\nThe end of {log}:\n{tail(log)}",
         f"See what happened before, and submit the job again: mpiboot logs {context.allocation.job_id}",
     )
 
 
+def how_ended(status: int) -> str:
+    """Return the exit status of a child process, as of `Popen.wait`, in words."""
+    return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+
+
 class LauncherWatch:
-    """Distinguishes a launcher that was killed from one that ended by itself.
+    """Distinguishes a launcher that its owner has killed from one that ended by itself, or that a stranger has ended.
 
     Parameters
     ----------
@@ -192,20 +200,20 @@ class LauncherWatch:
         self._gave_up = False
 
     def died(self) -> bool:
-        """Whether someone killed the launcher.
+        """Whether the job's owner has killed the launcher, to end the job.
 
-        A launcher that ends by itself, such as for a lost node, does not count: the ranks no longer need it
-        (agent/adopt.py).
+        Another end does not count, since the ranks no longer need it (agent/adopt.py): a launcher gives up after the loss
+        of a node, and a few bytes of any user can crash a batch system's launcher, and with it the Hydra that uses it.
         """
         status = self._ranks.poll()
         if status is None or self._gave_up:
             return False
-        if status < 0 or status > 128:
+        if status in KILLED:
             return True
         self._gave_up = True
         if self._cluster.close_reason is None:
             self._events.write("launcher-ended", status=status, done="the ranks go on without it")
-            logger.warning("mpirun ended with status %d; the ranks go on without it", status)
+            logger.warning("mpirun %s; the ranks go on without it", how_ended(status))
         return False
 
 

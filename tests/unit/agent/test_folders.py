@@ -19,10 +19,11 @@ def job_folder(tmp_path):
     return make
 
 
-def test_blocks_that_may_be_another_jobs_go_with_the_last_job(tmp_path, job_folder, monkeypatch):
+def test_what_may_be_another_jobs_goes_with_the_last_job(tmp_path, job_folder, monkeypatch):
     shared = tmp_path / "shm"
     shared.mkdir()
     monkeypatch.setattr(sweep, "SHARED_MEMORY", shared)
+    monkeypatch.setattr(sweep, "TEMPORARY", shared)
     # Other tests run jobs on this machine at the same time.
     processes = sweep.marked_processes
     for module in (folders, sweep):
@@ -33,13 +34,18 @@ def test_blocks_that_may_be_another_jobs_go_with_the_last_job(tmp_path, job_fold
         )
     (shared / "psm_abc").touch()
     (shared / "sm_segment.n1").touch()
+    (shared / "hydra_hwloc_xmlfile_Ab3dEf").touch()
     (shared / "theirs").touch()
     now = (shared / "theirs").stat().st_mtime
     first, last = job_folder("first", now - 10), job_folder("last", now + 10)
     with subprocess.Popen(["sleep", "60"], env={JOB_KEY_VARIABLE: "last"}) as process:
         folders.clean(first, 0.0)
         assert process.poll() is None
-        assert sorted(path.name for path in shared.iterdir()) == ["psm_abc", "theirs"]
+        assert sorted(path.name for path in shared.iterdir()) == [
+            "hydra_hwloc_xmlfile_Ab3dEf",
+            "psm_abc",
+            "theirs",
+        ]
         folders.clean(last, 0.0)
         assert process.poll() is not None
     assert [path.name for path in shared.iterdir()] == ["theirs"]

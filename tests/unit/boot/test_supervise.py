@@ -126,9 +126,21 @@ def test_a_loss_is_explained(context, cluster, status, what):
 
 
 @pytest.mark.parametrize(
-    ("status", "died"), [(None, False), (0, False), (10, False), (-9, True), (137, True)]
+    ("status", "died"),
+    [
+        (None, False),
+        (0, False),
+        (10, False),
+        (255, False),
+        (-11, False),
+        (139, False),
+        (-9, True),
+        (137, True),
+    ],
 )
-def test_a_killed_launcher_ends_the_job_and_one_that_gave_up_does_not(cluster, events, status, died):
+def test_a_killed_launcher_ends_the_job_and_one_that_gave_up_or_crashed_does_not(
+    cluster, events, status, died
+):
     watch = LauncherWatch(cluster, SimpleNamespace(poll=lambda: status), events)
     assert watch.died() is died
     assert watch.died() is died
