@@ -39,12 +39,12 @@ from mpiboot.common.units import show_duration
 from mpiboot.common.version import VERSION
 from mpiboot.errors import MpibootError, StageError
 from mpiboot.protocol import channel
-from mpiboot.protocol.channel import (
+from mpiboot.protocol.channel import Connection
+from mpiboot.protocol.channel_messages import (
     AllStaged,
     ArchiveRequest,
     ChannelAddress,
     Close,
-    Connection,
     Ended,
     Failure,
     Heartbeat,
@@ -58,6 +58,7 @@ from mpiboot.protocol.channel import (
     Sighting,
     StageOrder,
     StageReport,
+    shorten,
 )
 from mpiboot.protocol.events import EventLog
 from mpiboot.protocol.job_directory import JobDirectory
@@ -288,7 +289,7 @@ class Agent:
         try:
             answer = await act(order)
         except Exception as error:
-            answer = Failure(order.number, channel.shorten(str(error) or type(error).__name__))
+            answer = Failure(order.number, shorten(str(error) or type(error).__name__))
         self.answers[order.number] = answer
         if self.connection:
             self.connection.post(answer)

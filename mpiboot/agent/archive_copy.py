@@ -20,7 +20,8 @@ from envpack.archive.index import frame_check
 from envpack.common.places import STAGE_ROOT_VARIABLE
 from envpack.stage import arrival
 from mpiboot.agent.threads import in_thread, in_time
-from mpiboot.protocol.channel import ArchivePart, ArchiveRequest, Connection
+from mpiboot.protocol.channel import Connection
+from mpiboot.protocol.channel_messages import ArchivePart, ArchiveRequest
 
 # The most that one message carries, usually several frames. With 4 MiB, the sender uses a fifth more CPU time.
 PART_BYTES = 1 << 20

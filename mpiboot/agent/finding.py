@@ -10,7 +10,8 @@ import asyncio
 import ssl
 from collections.abc import Mapping, Sequence
 
-from mpiboot.protocol.channel import Question, Sighting, dial
+from mpiboot.protocol.channel import dial
+from mpiboot.protocol.channel_messages import Question, Sighting
 
 ASK_TIMEOUT_S = 5.0
 # In a large job it is enough to ask this many agents, spread over all nodes.

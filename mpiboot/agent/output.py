@@ -11,7 +11,8 @@ import contextlib
 import os
 
 from mpiboot.agent.threads import in_time
-from mpiboot.protocol.channel import Connection, Output
+from mpiboot.protocol.channel import Connection
+from mpiboot.protocol.channel_messages import Output
 
 PIECE_BYTES = 1 << 16
 # How many pieces are read before the event loop turns to other tasks.

@@ -59,9 +59,9 @@ def stage_node(
     Parameters
     ----------
     archive, transport, remove_archive
-        As in `protocol.channel.StageOrder`.
+        As in `protocol.channel_messages.StageOrder`.
     root, threads, pack_id
-        As in `protocol.channel.Orders`.
+        As in `protocol.channel_messages.Orders`.
     copy : tuple of int or None
         `ArchiveCopy.descriptors` if the archive is still arriving; None: read it from the path `archive`.
 

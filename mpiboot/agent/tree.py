@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from envpack.stage import arrival
 from mpiboot.agent.archive_copy import ArchiveCopy, CopyError, DamagedError, send_in_time
-from mpiboot.protocol.channel import ArchivePart, ArchiveRequest, BlockingConnection, Connection, StageOrder
+from mpiboot.protocol.channel import BlockingConnection, Connection
+from mpiboot.protocol.channel_messages import ArchivePart, ArchiveRequest, StageOrder
 
 FAN_OUT = 2
 # A source is slow if it sends less than SLOW_BYTES while this node waits for it for SLOW_S in all.

@@ -24,7 +24,7 @@ from mpiboot.common.processes import host_identity, process_start
 from mpiboot.common.units import show_duration
 from mpiboot.common.version import VERSION
 from mpiboot.errors import StageError
-from mpiboot.protocol.channel import (
+from mpiboot.protocol.channel_messages import (
     AllStaged,
     ChannelAddress,
     Failure,

@@ -20,8 +20,12 @@ from mpiboot.protocol.channel import (
     HANDSHAKE_TIMEOUT_S,
     HEARTBEAT_S,
     SILENCE_S,
-    Close,
     Connection,
+    encode,
+    server_context,
+)
+from mpiboot.protocol.channel_messages import (
+    Close,
     Ended,
     Failure,
     Heartbeat,
@@ -31,8 +35,6 @@ from mpiboot.protocol.channel import (
     Output,
     Refused,
     StageReport,
-    encode,
-    server_context,
 )
 from mpiboot.protocol.job_directory import JobDirectory
 from mpiboot.protocol.listener import Listener

@@ -19,7 +19,7 @@ from mpiboot.boot.context import Context, Network, Staged
 from mpiboot.common.interfaces import choose_interface, interfaces
 from mpiboot.common.trust import remove_files
 from mpiboot.config import Config
-from mpiboot.protocol.channel import NodeReport
+from mpiboot.protocol.channel_messages import NodeReport
 from mpiboot.protocol.job_directory import write_atomic
 from mpiboot.protocol.prefix_checks import active_prefix, check_environment
 

@@ -24,7 +24,7 @@ from mpiboot.boot.agents import Agents
 from mpiboot.boot.context import Context, Staged
 from mpiboot.common.units import show_duration, show_size
 from mpiboot.errors import BatchError, EnvironmentUnfitError, StageError, UsageError
-from mpiboot.protocol.channel import NodeReport, Orders, StageOrder, StageReport
+from mpiboot.protocol.channel_messages import NodeReport, Orders, StageOrder, StageReport
 
 logger = logging.getLogger(__name__)
 

@@ -44,7 +44,7 @@ class JobDirectory:
     host_file : Path
         The host file of the MPI launcher.
     channel : Path
-        Boot's addresses, which the agents dial (`protocol.channel.ChannelAddress`).
+        Boot's addresses, which the agents dial (`protocol.channel_messages.ChannelAddress`).
     heartbeat : Path
         A number that changes as long as boot lives.
     agent_program : Path

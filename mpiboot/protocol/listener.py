@@ -10,6 +10,7 @@ Boot and agents import this module. It imports `protocol.channel`.
 import asyncio
 import contextlib
 import os
+import resource
 import socket
 import ssl
 import sys
@@ -136,8 +137,6 @@ def allow_descriptors(count: int) -> int:
     if limit == -1:
         return sys.maxsize
     if limit < count:
-        import resource  # here, because only large jobs need it
-
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         limit = max(limit, count if hard == resource.RLIM_INFINITY else min(count, hard))
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

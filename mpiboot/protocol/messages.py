@@ -1,6 +1,7 @@
 """Converts messages, which are dataclasses, to JSON and back, and checks received ones against the fields' types.
 
-`protocol.channel` defines the messages. Boot and agents import this module; it imports only the standard library.
+`protocol.channel_messages` defines the messages. Boot and agents import this module; it imports only the standard
+library.
 """
 
 import functools

@@ -29,7 +29,7 @@ from mpiboot.boot.agent_program import write_agent_program
 from mpiboot.boot.channel import Channel
 from mpiboot.common.processes import host_identity, process_start
 from mpiboot.common.version import VERSION
-from mpiboot.protocol.channel import ChannelAddress, Orders
+from mpiboot.protocol.channel_messages import (ChannelAddress, Orders)
 from mpiboot.protocol.job_directory import JobDirectory, write_atomic
 from mpiboot.protocol.messages import to_dict
 

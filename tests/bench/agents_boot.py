@@ -62,7 +62,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from mpiboot.boot import agents as boot_agents
     from mpiboot.boot.certificates import make_job_secrets
     from mpiboot.boot.channel import Channel
-    from mpiboot.protocol.channel import Orders, StageOrder
+    from mpiboot.protocol.channel_messages import Orders, StageOrder
     from mpiboot.protocol.job_directory import JobDirectory
 
     if options.profile:

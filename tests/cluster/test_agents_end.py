@@ -6,7 +6,6 @@ import pytest
 from disturb import (
     cut,
     is_cleaned,
-    leave_nothing,
     left_on,
     pids,
     restart_slurmctld,
@@ -15,28 +14,13 @@ from disturb import (
     stopped,
 )
 from faults import boot
-from undisturbed import HEARTBEAT_S, assert_undisturbed, stops_in_time, submitted
+from undisturbed import HEARTBEAT_S, SILENCE_S, TWO, assert_undisturbed, stops_in_time, submitted
 from waiting import wait_until
 from workload import Workload
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("leaves_nothing", "patient_slurm")]
 
-SILENCE_S = 45.0
-TWO = ("--nodes", "2", "--workers-per-node", "2")
 AGENT = "[a]gent.pyc"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _patient_slurm(minicluster):
-    """As on most sites: slurmctld may be away for minutes, and then still believes in its nodes."""
-    with slurm_settings(minicluster, SlurmdTimeout=300):
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left(alice):
-    yield
-    leave_nothing(alice)
 
 
 def lost_agent(job, node, timeout_s):

@@ -5,34 +5,19 @@ import secrets
 import time
 
 import pytest
-from disturb import cut, cut_at_random, is_cleaned, leave_nothing, parted, pids, slurm_settings
+from disturb import cut, cut_at_random, is_cleaned, parted, pids
 from faults import assert_nothing_remains, boot
-from undisturbed import stops_in_time
+from undisturbed import SILENCE_S, TWO, stops_in_time
 from waiting import wait_until
 from workload import Workload
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("leaves_nothing", "patient_slurm")]
 
-SILENCE_S = 45.0
 # From the silence to a clean node: questions to the other agents, and the clean-up.
 GRACE_S = 25.0
-TWO = ("--nodes", "2", "--workers-per-node", "2")
 THREE = ("--nodes", "3", "--workers-per-node", "1")
 # Some nodes of a job of two: its second node is the third one of another job.
 FIRST_AND_LAST = ("--nodes", "2", "--workers-per-node", "1", "--batch-arg=--nodelist=node[1,3]")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _patient_slurm(minicluster):
-    """As on most sites: it waits five minutes for a node that does not answer, longer than mpiboot does."""
-    with slurm_settings(minicluster, SlurmdTimeout=300):
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left(alice):
-    yield
-    leave_nothing(alice)
 
 
 def test_a_cable_that_is_out_for_a_while_costs_nothing(minicluster, alice):

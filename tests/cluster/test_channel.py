@@ -3,21 +3,13 @@
 import contextlib
 
 import pytest
-from disturb import leave_nothing, more_interfaces, pids, slurm_settings, stopped
+from disturb import more_interfaces, pids, slurm_settings, stopped
 from faults import boot
-from undisturbed import HEARTBEAT_S, assert_undisturbed, stops_in_time, submitted
+from undisturbed import HEARTBEAT_S, TWO, assert_undisturbed, stops_in_time, submitted
 from waiting import wait_until
 from workload import Workload
 
-pytestmark = pytest.mark.cluster
-
-TWO = ("--nodes", "2", "--workers-per-node", "2")
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left(alice):
-    yield
-    leave_nothing(alice)
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("leaves_nothing")]
 
 
 # ---- what launchers print, cut and block ------------------------------------------------------------------

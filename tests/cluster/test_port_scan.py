@@ -3,22 +3,13 @@
 import time
 
 import pytest
-from disturb import leave_nothing
 from faults import boot
 from scanners import hold_all, listening, strangers, tell
-from undisturbed import HEARTBEAT_S, assert_undisturbed, stops_in_time, submitted
+from undisturbed import HEARTBEAT_S, TWO, assert_undisturbed, stops_in_time, submitted
 from waiting import wait_until
 from workload import Workload
 
-pytestmark = pytest.mark.cluster
-
-TWO = ("--nodes", "2", "--workers-per-node", "2")
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left(alice):
-    yield
-    leave_nothing(alice)
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("leaves_nothing")]
 
 
 def options_of(mpi, request):

@@ -18,7 +18,14 @@ from pathlib import Path
 from mpiboot.agent import agent
 from mpiboot.common.interfaces import Interface
 from mpiboot.protocol import channel
-from mpiboot.protocol.channel import ChannelAddress, Ended, NodeReport, Orders, StageOrder, StageReport
+from mpiboot.protocol.channel_messages import (
+    ChannelAddress,
+    Ended,
+    NodeReport,
+    Orders,
+    StageOrder,
+    StageReport,
+)
 from mpiboot.protocol.job_directory import JobDirectory
 
 INTERFACES = 14

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from condaenv import cached_env
+from disturb import leave_nothing, slurm_settings
 from slurmcluster import Minicluster, report_sections, why_no_cluster
 from user import User
 
@@ -55,6 +56,20 @@ def alice(minicluster: Minicluster) -> Iterator[User]:
 def second(minicluster: Minicluster) -> User:
     """A user who has no rights on anything of alice's."""
     return User(minicluster, "second")
+
+
+@pytest.fixture
+def leaves_nothing(alice: User) -> Iterator[None]:
+    """After each test, ends what a failed one has left of alice's jobs."""
+    yield
+    leave_nothing(alice)
+
+
+@pytest.fixture(scope="module")
+def patient_slurm(minicluster: Minicluster) -> Iterator[None]:
+    """As on most sites: Slurm waits five minutes for a node that does not answer, longer than mpiboot does."""
+    with slurm_settings(minicluster, SlurmdTimeout=300):
+        yield
 
 
 @pytest.hookimpl(wrapper=True)

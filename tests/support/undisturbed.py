@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from faults import BootedJob, assert_nothing_remains
 from user import User
 
+TWO = ("--nodes", "2", "--workers-per-node", "2")
 HEARTBEAT_S = 5.0
-# Shorter than the silence (45 s) after which boot no longer waits for an agent.
+SILENCE_S = 45.0
+# Shorter than the silence after which boot no longer waits for an agent.
 STOP_S = 40.0
 # Events that boot records if something disturbs the job; not the end of the launcher, which the ranks no longer need.
 FAULTS = {

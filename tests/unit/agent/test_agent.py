@@ -16,7 +16,7 @@ from mpiboot.boot.certificates import make_job_secrets
 from mpiboot.boot.channel import Channel
 from mpiboot.common.processes import host_identity, process_start
 from mpiboot.common.version import VERSION
-from mpiboot.protocol.channel import ChannelAddress, Close, Failure, Orders, StageOrder
+from mpiboot.protocol.channel_messages import ChannelAddress, Close, Failure, Orders, StageOrder
 from mpiboot.protocol.job_directory import JobDirectory, write_atomic
 from mpiboot.protocol.messages import to_dict
 from mpiboot.protocol.node import AGENT_SOCKET_NAME, job_folder, socket_address

@@ -24,7 +24,7 @@ from mpiboot.agent import agent, archive_copy
 from mpiboot.agent import tree as transport
 from mpiboot.boot.certificates import make_job_secrets
 from mpiboot.protocol import channel
-from mpiboot.protocol.channel import ArchivePart, ArchiveRequest, ChannelAddress, Orders, StageOrder
+from mpiboot.protocol.channel_messages import ArchivePart, ArchiveRequest, ChannelAddress, Orders, StageOrder
 from mpiboot.protocol.job_directory import JobDirectory
 from mpiboot.protocol.listener import Listener
 

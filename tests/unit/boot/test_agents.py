@@ -8,7 +8,7 @@ from mpiboot.boot import agents
 from mpiboot.boot.certificates import make_job_secrets
 from mpiboot.boot.channel import Change
 from mpiboot.errors import StageError
-from mpiboot.protocol.channel import ChannelAddress, Failure, Orders, StageReport
+from mpiboot.protocol.channel_messages import ChannelAddress, Failure, Orders, StageReport
 from mpiboot.protocol.events import EventLog
 from mpiboot.protocol.job_directory import JobDirectory
 

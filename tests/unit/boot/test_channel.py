@@ -20,7 +20,8 @@ from mpiboot.boot.certificates import make_job_secrets
 from mpiboot.boot.channel import Change, Channel, WaitingOutput
 from mpiboot.common.version import VERSION
 from mpiboot.protocol import channel
-from mpiboot.protocol.channel import (
+from mpiboot.protocol.channel import client_context, dial
+from mpiboot.protocol.channel_messages import (
     ChannelAddress,
     Close,
     Ended,
@@ -35,8 +36,6 @@ from mpiboot.protocol.channel import (
     Refused,
     StageOrder,
     StageReport,
-    client_context,
-    dial,
 )
 from mpiboot.protocol.job_directory import JobDirectory, write_atomic
 from mpiboot.protocol.messages import to_dict

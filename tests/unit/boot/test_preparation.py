@@ -9,7 +9,7 @@ from mpiboot.boot import preparation
 from mpiboot.boot.context import Network, Staged
 from mpiboot.config import Config
 from mpiboot.errors import UsageError
-from mpiboot.protocol.channel import NodeReport
+from mpiboot.protocol.channel_messages import NodeReport
 
 IN_PLACE = Staged(Path("/env"), {})
 

@@ -8,7 +8,8 @@ import pytest
 from channelends import listening, make_tls, run
 
 from mpiboot.protocol import channel
-from mpiboot.protocol.channel import ArchivePart, ArchiveRequest, BlockingConnection, client_context
+from mpiboot.protocol.channel import BlockingConnection, client_context
+from mpiboot.protocol.channel_messages import ArchivePart, ArchiveRequest
 
 REQUEST = ArchiveRequest(1, 0)
 

@@ -12,20 +12,14 @@ from mpiboot.protocol import channel
 from mpiboot.protocol.channel import (
     JSON_MAX_BYTES,
     PAYLOAD_MAX_BYTES,
-    Close,
     Connection,
-    Heartbeat,
-    Hello,
-    Orders,
-    Output,
-    Question,
-    Sighting,
     client_context,
     dial,
     dial_first,
     encode,
     server_context,
 )
+from mpiboot.protocol.channel_messages import Close, Heartbeat, Hello, Orders, Output, Question, Sighting
 from mpiboot.protocol.messages import to_json
 
 HELLO = Hello("1", "n1", "h1", 7)

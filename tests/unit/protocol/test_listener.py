@@ -13,7 +13,8 @@ import pytest
 from channelends import descriptors, listening, make_tls, run, until
 
 from mpiboot.protocol import channel, listener
-from mpiboot.protocol.channel import Heartbeat, Hello, client_context, dial
+from mpiboot.protocol.channel import client_context, dial
+from mpiboot.protocol.channel_messages import Heartbeat, Hello
 from mpiboot.protocol.listener import oldest_of_most
 
 HOLDER = Path(__file__).resolve().parents[2] / "support" / "holder.py"

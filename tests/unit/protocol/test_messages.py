@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpiboot.protocol.channel import KINDS, ChannelAddress, Close, NodeReport, Orders, Peers, StageReport
+from mpiboot.protocol.channel_messages import (
+    KINDS,
+    ChannelAddress,
+    Close,
+    NodeReport,
+    Orders,
+    Peers,
+    StageReport,
+)
 from mpiboot.protocol.messages import MessageError, from_json, to_dict, to_json
 
 INTERFACE = {"address": "10.0.0.1", "kind": 32, "loopback": False, "speed_mbits": -1}
