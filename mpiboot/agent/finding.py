@@ -3,7 +3,7 @@
 An agent that has not heard of boot for too long may itself be cut off. So it asks the other agents, and reads the sign of
 life that boot leaves on the shared file system.
 
-Only the agent imports this module. It imports `protocol.channel`.
+Only the agent imports this module. It imports `protocol.channel` and its messages.
 """
 
 import asyncio

@@ -3,7 +3,7 @@
 The ranks print into a pipe, and must never wait for the log. So the agent always reads the pipe, and keeps what boot
 cannot take yet. Beyond KEPT_BYTES_MAX it drops the oldest output, and a line in the log says how much.
 
-Only the agent imports this module. It imports `protocol.channel`.
+Only the agent imports this module. It imports `protocol.channel` and its messages.
 """
 
 import asyncio

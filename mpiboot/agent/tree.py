@@ -4,7 +4,7 @@ The nodes that lack the environment form a tree. Each node takes the archive fro
 `FAN_OUT` nodes. If a source is gone, silent or slow, or sends damaged bytes, the node passes it by: it takes the rest
 from the parent's parent, and so on up to the root, and at last from the file.
 
-Only the agent imports this module. It imports `agent.archive_copy` and `protocol.channel`.
+Only the agent imports this module. It imports `agent.archive_copy`, `protocol.channel` and its messages.
 """
 
 import asyncio
