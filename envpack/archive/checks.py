@@ -32,10 +32,15 @@ def check_meta(meta: dict[str, Any]) -> None:
             raise ValueError(f"{key} is {meta[key]!r}")
     if not isinstance(meta["part_bytes"], int) or meta["part_bytes"] < 1:
         raise ValueError(f"part_bytes is {meta['part_bytes']!r}")
-    for key in ("placeholders", "warnings"):
-        values = meta[key] if key == "placeholders" else meta.get(key, [])
-        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-            raise ValueError(f"{key} is {values!r}")
+    pairs, warnings = meta["placeholders"], meta.get("warnings", [])
+    if not isinstance(warnings, list) or not all(isinstance(value, str) for value in warnings):
+        raise ValueError(f"warnings is {warnings!r}")
+    if not isinstance(pairs, list) or not all(_is_pair(pair) for pair in pairs):
+        raise ValueError(f"placeholders is {pairs!r}")
+
+
+def _is_pair(pair: Any) -> bool:
+    return isinstance(pair, list) and [type(value) for value in pair] == [str, str] and pair[0] != ""
 
 
 def check_members(index: Index, path: Path) -> None:
@@ -48,6 +53,8 @@ def check_members(index: Index, path: Path) -> None:
     CorruptArchiveError
         The index contradicts itself.
     """
+    if index.counts[4] > index.counts[1]:
+        raise CorruptArchiveError(f"{path}: the index has more bytecode than files", PACK_AGAIN)
     name = index.name
     if not name or name.startswith(".") or "/" in name or "\0" in name or name != name.strip():
         raise _hostile(f"{path}: {name!r} cannot name an environment")

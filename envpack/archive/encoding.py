@@ -34,14 +34,14 @@ from envpack.errors import ArchiveVersionError, CorruptArchiveError, NotAnArchiv
 if TYPE_CHECKING:
     from envpack.common.places import StrPath
 
-VERSION = 1
+VERSION = 2
 MAGIC = b"envpack-idx\n"
 SKIPPABLE_MAGIC = 0x184D2A5E
 
 _SKIPPABLE = struct.Struct("<II")
 _NUMBERS = struct.Struct("<QQQ")
 _TAIL = struct.Struct("<I12s")
-_COUNTS = struct.Struct("<6I")
+_COUNTS = struct.Struct("<7I")
 FOOTER_BYTES = 32 + _NUMBERS.size + _TAIL.size
 # Enough for the index of about 25,000 files, so that one read at the end of the file gets all of it.
 _TAIL_READ_BYTES = 1 << 20
@@ -50,13 +50,30 @@ _MAX_INDEX_BYTES = 1 << 28
 
 
 def content_id(index: Index) -> str:
-    """Return the pack id of an index: it names what a staged prefix holds, whatever the frames and their compression."""
-    meta = {key: index.meta.get(key) for key in ("compile", "kind", "placeholders", "python", "relocations")}
-    state = hashlib.sha256(b"envpack 1\n" + json.dumps(meta, sort_keys=True).encode())
-    for column in (index.modes, index.mtimes_ns, index.sizes):
-        state.update(_little(column).tobytes())
-    counts = struct.pack("<4I", *index.counts)
-    for blob in (counts, index.digests, b"\0".join(index.paths), b"\0".join(index.links.values())):
+    """Return the pack id of an index: it names what a staged prefix holds.
+
+    Times do not count, nor bytecode, nor frames and their compression: the same content always has the same id.
+    """
+    head, bytecode = slice(0, index.bytecode.start), len(index.bytecode)
+    tail = slice(index.bytecode.stop, None)
+    records = index.meta["relocations"]
+    if bytecode:
+        # As if there were none.
+        records = [
+            [member - bytecode if member >= tail.start else member, *record] for member, *record in records
+        ]
+    meta = [index.meta["kind"], index.meta["placeholders"], records]
+    state = hashlib.sha256(b"envpack 2\n" + json.dumps(meta).encode())
+    n_folders, n_files, n_hardlinks, n_symlinks, _ = index.counts
+    blobs = [
+        struct.pack("<4I", n_folders, n_files - bytecode, n_hardlinks, n_symlinks),
+        index.digests[: head.stop * DIGEST_BYTES],
+        b"\0".join(index.paths[head] + index.paths[tail]),
+        b"\0".join(index.links.values()),
+    ]
+    for column in (index.modes, index.sizes):
+        blobs += [_little(column[head]).tobytes(), _little(column[tail]).tobytes()]
+    for blob in blobs:
         state.update(len(blob).to_bytes(8, "little") + blob)
     return state.hexdigest()
 
@@ -70,6 +87,7 @@ def encode_index(index: Index) -> bytes:
     parts.append(index.digests)
     for column in (index.frame_sizes, index.frame_raw_sizes, index.frame_checks):
         parts.append(_little(column).tobytes())
+    parts.append(index.frame_keys)
     parts.extend(path + b"\0" for path in index.paths)
     parts.extend(link + b"\0" for link in index.links.values())
     raw = b"".join(parts)
@@ -232,8 +250,8 @@ def _parse(raw: bytes, size: int) -> Index:
         raise ValueError("wrong size")
     index = Index()
     header_size, frames, *counts = _COUNTS.unpack_from(raw)
-    members = sum(counts)
     index.set_counts(*counts)
+    members = index.symlinks.stop
     at = _COUNTS.size
     index.meta = json.loads(raw[at : at + header_size])
     at += header_size
@@ -258,6 +276,7 @@ def _parse(raw: bytes, size: int) -> Index:
     index.frame_sizes = column("I", frames)
     index.frame_raw_sizes = column("I", frames)
     index.frame_checks = column("I", frames)
+    index.frame_keys = take(frames * DIGEST_BYTES)
     names = raw[at:].split(b"\0")
     linking = range(index.hardlinks.start, members)
     if names.pop() != b"" or len(names) != members + len(linking):

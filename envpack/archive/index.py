@@ -50,10 +50,14 @@ class Index:
         The skippable frame that this index was read from.
     meta : dict
         `name`, `kind` ("conda" or "venv"), `prefix`, `python`, `placeholders`, `relocations`, `compile`, …
+        `placeholders` are pairs: a text, and the suffix; the staged prefix with the suffix replaces the text.
     paths : list[bytes]
         The members' paths, relative to the prefix.
     folders, files, hardlinks, symlinks : range
         Member numbers: all folders come first, then all files, and so on. There are no other kinds.
+    bytecode : range
+        The last ones of `files`: `.pyc` files that follow from their source, found or made by packing. They are no
+        part of the pack id, so an archive keeps its id if they are compiled anew.
     modes : array
         Permission bits.
     mtimes_ns : array
@@ -71,11 +75,13 @@ class Index:
         Bytes of each frame, compressed and uncompressed.
     frame_checks : array
         `frame_check` of each frame.
+    frame_keys : bytes
+        For each frame 16 bytes that name its uncompressed content: the digest of its pieces' tar headers and digests.
     """
 
     __slots__ = (
-        "digests", "files", "folders", "frame_checks", "frame_raw_sizes", "frame_sizes", "hardlinks", "links",
-        "meta", "modes", "mtimes_ns", "offsets", "path", "paths", "raw", "sizes", "symlinks",
+        "bytecode", "digests", "files", "folders", "frame_checks", "frame_keys", "frame_raw_sizes", "frame_sizes",
+        "hardlinks", "links", "meta", "modes", "mtimes_ns", "offsets", "path", "paths", "raw", "sizes", "symlinks",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -83,7 +89,7 @@ class Index:
         self.raw = b""
         self.meta: dict[str, Any] = {}
         self.paths: list[bytes] = []
-        self.folders = self.files = self.hardlinks = self.symlinks = range(0)
+        self.folders = self.files = self.bytecode = self.hardlinks = self.symlinks = range(0)
         self.modes = array("H")
         self.mtimes_ns = array("q")
         self.sizes = array("Q")
@@ -93,19 +99,29 @@ class Index:
         self.frame_sizes = array("I")
         self.frame_raw_sizes = array("I")
         self.frame_checks = array("I")
+        self.frame_keys = b""
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def set_counts(self, *counts: int) -> None:
-        """Set the ranges of member numbers from the numbers of folders, files, hard links and symlinks."""
-        ends = [sum(counts[:n]) for n in range(5)]
+    def set_counts(self, folders: int, files: int, hardlinks: int, symlinks: int, bytecode: int = 0) -> None:
+        """Set the ranges of member numbers from the numbers of members; `bytecode` of the files are such."""
+        ends = [
+            0,
+            folders,
+            folders + files,
+            folders + files + hardlinks,
+            folders + files + hardlinks + symlinks,
+        ]
         self.folders, self.files, self.hardlinks, self.symlinks = map(range, ends, ends[1:])
+        self.bytecode = range(max(self.files.start, self.files.stop - bytecode), self.files.stop)
 
     @property
-    def counts(self) -> tuple[int, int, int, int]:
-        """The numbers of folders, files, hard links and symlinks."""
-        return len(self.folders), len(self.files), len(self.hardlinks), len(self.symlinks)
+    def counts(self) -> tuple[int, int, int, int, int]:
+        """The parameters of `set_counts`."""
+        return (
+            len(self.folders), len(self.files), len(self.hardlinks), len(self.symlinks), len(self.bytecode),
+        )  # fmt: skip
 
     @property
     def pack_id(self) -> str:

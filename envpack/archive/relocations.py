@@ -3,14 +3,15 @@
 The index has them under `relocations`, one list for each such member, which begins with the member's number:
 
     [member, "text", [offset, p, offset, p, …], first line or null]
-    [member, "binary", p, [end, offset, offset, …], [end, …], …]
+    [member, "binary", p, room, [end, offset, offset, …], [end, …], …]
     [member, "bytes", [offset, old, new], …]
     [member, "link", p]
 
 `p` is a number in the index's `placeholders`. "text": a placeholder stands at each offset; the first line (`#!…`) is
-replaced as a whole, as the kernel limits its length. "binary": a span runs from its first offset to the NUL byte at
-`end`; as the new prefix is shorter, NUL bytes before `end` fill the rest. "bytes": the bytes at an offset are replaced
-by as many others, both as latin-1. "link": the symlink's target begins with the placeholder.
+replaced as a whole, as the kernel limits its length. "binary": a span is a string that runs from its first offset to the
+NUL byte at `end`; each placeholder in it may grow by `room` bytes, as many NUL bytes follow. The file keeps its size:
+growth takes NUL bytes after `end`, and NUL bytes fill what shrinks. "bytes": the bytes at an offset are replaced by as
+many others, both as latin-1. "link": the symlink's target begins with the placeholder.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ def text_record(places: Iterable[tuple[int, int]], first_line: str | None) -> Re
     return [TEXT, [number for place in places for number in place], first_line]
 
 
-def binary_record(placeholder: int, spans: list[list[int]]) -> Record:
+def binary_record(placeholder: int, room: int, spans: list[list[int]]) -> Record:
     """Return the record of a binary: for each span its end, then the offsets of the placeholder."""
-    return [BINARY, placeholder, *spans]
+    return [BINARY, placeholder, room, *spans]
 
 
 def bytes_record(changes: Iterable[tuple[int, bytes, bytes]]) -> Record:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envpack.archive.encoding import content_id, encode_index
-from envpack.archive.index import FRAME_BYTES, Index
+from envpack.archive.index import DIGEST_BYTES, FRAME_BYTES, Index
 from envpack.common.locks import try_lock
 from envpack.errors import EnvpackError
 from envpack.pack import conda as condaenv
@@ -136,12 +136,13 @@ class ArchiveWriter:
         index.frame_sizes = array("I", frames.sizes)
         index.frame_raw_sizes = array("I", frames.raw_sizes)
         index.frame_checks = array("I", frames.checks)
+        index.frame_keys = bytes(len(frames.checks) * DIGEST_BYTES)
         relocated = {member.path: number for number, member in enumerate(members) if member.record}
         index.meta = {
             "name": self._name,
             "level": self._level,
             "part_bytes": FRAME_BYTES,
-            "placeholders": [os.fsdecode(value) for value in scanner.placeholders],
+            "placeholders": [[os.fsdecode(value), ""] for value in scanner.placeholders],
             "relocations": [[number, *members[number].record] for number in relocated.values()],
             "compile": [
                 [relocated[source], os.fsdecode(pyc)]

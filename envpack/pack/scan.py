@@ -82,7 +82,7 @@ class Scanner:
         for match in re.finditer(re.escape(placeholder) + rb"[^\0]*?\0", data):
             end = match.end() - 1
             spans.append([end, *_find_all(data, placeholder, match.start(), end)])
-        return binary_record(self.placeholder(placeholder), spans) if spans else None
+        return binary_record(self.placeholder(placeholder), 0, spans) if spans else None
 
     def unknown(self, data: Data, path: bytes) -> Record | None:
         """Return the record of any other file: its text, its first line or its run path may name the source prefix."""

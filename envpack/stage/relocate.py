@@ -52,18 +52,20 @@ class Relocation:
 
     def __init__(self, index: Index, prefix: str | os.PathLike[str]) -> None:
         new = os.fsencode(prefix)
-        old = [os.fsencode(placeholder) for placeholder in index.meta["placeholders"]]
+        # Each placeholder, and what replaces it.
+        pairs = [(os.fsencode(old), new + os.fsencode(suffix)) for old, suffix in index.meta["placeholders"]]
         self.edits: dict[int, list[Edit]] = {}
         self.links: dict[int, bytes] = {}
         try:
             for member, mode, *rest in index.meta["relocations"]:
                 if mode == LINK:
-                    self.links[member] = new + index.links[member][len(old[rest[0]]) :]
+                    old, put = pairs[rest[0]]
+                    self.links[member] = put + index.links[member][len(old) :]
                     continue
                 if mode == TEXT:
-                    edits = _text(old, new, *rest)
+                    edits = _text(pairs, *rest)
                 elif mode == BINARY:
-                    edits = _binary(old[rest[0]], new, rest[1:])
+                    edits = _binary(pairs, *rest)
                 else:
                     edits = _bytes(rest)
                 _check(edits, index.sizes[member])
@@ -128,31 +130,34 @@ def apply_part(part_start: int, data: memoryview, edits: list[Edit]) -> tuple[in
     return offset or 0, pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def _text(old: list[bytes], new: bytes, places: list[int], first_line: str | None) -> list[Edit]:
+def _text(pairs: list[tuple[bytes, bytes]], places: list[int], first_line: str | None) -> list[Edit]:
     edits: list[Edit] = []
     rest_at = 0
     if first_line is not None:
         line = first_line.encode("latin-1")
-        edits.append((0, len(line), shebang(line, old, new), line))
+        edits.append((0, len(line), shebang(line, pairs), line))
         rest_at = len(line)
     for offset, placeholder in zip(places[::2], places[1::2], strict=True):
         if offset >= rest_at:
-            edits.append((offset, offset + len(old[placeholder]), new, old[placeholder]))
+            old, new = pairs[placeholder]
+            edits.append((offset, offset + len(old), new, old))
     return edits
 
 
-def _binary(old: bytes, new: bytes, spans: list[Any]) -> list[Edit]:
-    room = len(old) - len(new)
-    if room < 0:
+def _binary(pairs: list[tuple[bytes, bytes]], placeholder: int, room: int, *spans: list[int]) -> list[Edit]:
+    old, new = pairs[placeholder]
+    growth = len(new) - len(old)
+    if growth > room:
         raise PrefixTooLongError(
             f"the staged prefix {os.fsdecode(new)} has {len(new)} bytes, but a binary of this environment has "
-            f"room for {len(old)}",
+            f"room for {len(old) + room}",
             f"Choose a staging root with a shorter path: --root or {STAGE_ROOT_VARIABLE}",
         )
     edits: list[Edit] = []
     for end, *offsets in spans:
         edits.extend((offset, offset + len(old), new, old) for offset in offsets)
-        edits.append((end, end, b"\0" * (room * len(offsets)), b""))
+        taken, filled = max(0, growth) * len(offsets), max(0, -growth) * len(offsets)
+        edits.append((end, end + taken, bytes(filled), bytes(taken)))
     return edits
 
 
@@ -171,20 +176,20 @@ def _check(edits: list[Edit], size: int) -> None:
         at = end
 
 
-def shebang(line: bytes, old: list[bytes], new: bytes) -> bytes:
+def shebang(line: bytes, pairs: list[tuple[bytes, bytes]]) -> bytes:
     """Return a script's first line, or first lines, that start the staged interpreter, however long its path is.
 
     Parameters
     ----------
     line : bytes
-        The packed first line: `#!`, blanks if any, one of `old`, the rest of the interpreter's path, options if any.
-    old : list[bytes]
-        The placeholders.
-    new : bytes
-        The staged prefix.
+        The packed first line: `#!`, blanks if any, a placeholder, the rest of the interpreter's path, options if any.
+    pairs : list[tuple[bytes, bytes]]
+        Each placeholder, and what replaces it.
     """
     command = line[2:].lstrip(b" \t")
-    placeholder = max((p for p in old if command.startswith(p + b"/")), key=len)
+    placeholder, new = max(
+        (p for p in pairs if command.startswith(p[0] + b"/")), key=lambda pair: len(pair[0])
+    )
     tail, _, options = command[len(placeholder) :].partition(b" ")
     options = options.strip()
     plain = line[: len(line) - len(command)] + new + command[len(placeholder) :]

@@ -115,7 +115,7 @@ def test_a_bit_that_zstd_does_not_use(good: bytes, tmp_path: Path) -> None:
 
 def test_a_version_to_come(good: bytes, tmp_path: Path) -> None:
     data = bytearray(good)
-    data[-16] = 2
+    data[-16] = 3
     assert isinstance(refused(bytes(data), tmp_path), ArchiveVersionError)
 
 

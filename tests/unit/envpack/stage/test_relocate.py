@@ -39,7 +39,7 @@ def index_of(data: bytes, record: list[object], scanner: Scanner) -> Index:
     index.set_counts(0, 1, 0, 0)
     index.sizes.append(len(data))
     index.meta = {
-        "placeholders": [os.fsdecode(value) for value in scanner.placeholders],
+        "placeholders": [[os.fsdecode(value), ""] for value in scanner.placeholders],
         "relocations": [[0, *record]],
     }
     return index
@@ -180,7 +180,7 @@ BLANK = b"/scratch/my folder/env"
     ],
 )
 def test_first_lines(line: bytes, new: bytes, expected: bytes) -> None:
-    assert shebang(line, [OLD], new) == expected
+    assert shebang(line, [(OLD, new)]) == expected
     scanner = Scanner([OLD])
     for end in (b"\nimport sys\n", b"\n# " + OLD + b"/share\n", b""):
         after = end.replace(OLD, new)
@@ -194,7 +194,7 @@ def test_a_script_runs_from_a_folder_with_any_name(name: str, tmp_path: Path) ->
     prefix = tmp_path / name
     (prefix / "bin").mkdir(parents=True)
     (prefix / "bin" / "python").symlink_to(sys.executable)
-    line = shebang(b"#!/home/u/env/bin/python", [OLD], os.fsencode(prefix))
+    line = shebang(b"#!/home/u/env/bin/python", [(OLD, os.fsencode(prefix))])
     script = prefix / "bin" / "tool"
     script.write_bytes(line + b"\nimport sys\nprint(sys.argv[1:])\n")
     script.chmod(0o755)
