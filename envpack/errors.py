@@ -5,6 +5,7 @@ ExplainedError                 mpiboot's errors derive from it, too
 └── EnvpackError
     ├── NotAnEnvironmentError
     ├── BrokenEnvironmentError
+    ├── PackFailedError
     ├── ArchiveError
     │   ├── NotAnArchiveError
     │   ├── ArchiveVersionError
@@ -70,6 +71,13 @@ class BrokenEnvironmentError(EnvpackError):
     """
 
 
+class PackFailedError(EnvpackError):
+    """The archive cannot be written, or another process that packs the environment does not finish.
+
+    The message names the folder or the process, and the host.
+    """
+
+
 class ArchiveError(EnvpackError):
     """The archive cannot be used; one of the classes below says why."""
 
@@ -117,9 +125,9 @@ class StageRootError(EnvpackError):
 
 
 class NoSpaceError(EnvpackError):
-    """The node has not enough free bytes or inodes for the copy.
+    """There are not enough free bytes or inodes for a copy on a node, or for an archive; or a quota is used up.
 
-    Remove unused copies with `envpack gc`, or choose another staging root.
+    Remove unused copies with `envpack gc`, unused archives with `envpack gc --packs`, or choose another place.
     """
 
 

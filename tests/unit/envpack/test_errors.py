@@ -36,7 +36,7 @@ def type_remedy(error: EnvpackError) -> str:
 
 def test_every_class_says_when_it_is_raised() -> None:
     classes = [value for value in vars(errors).values() if isinstance(value, type)]
-    assert len(classes) == 15
+    assert len(classes) == 16
     assert all(value.__doc__ and value.__doc__ != Exception.__doc__ for value in classes)
     assert (
         str(errors.NoSpaceError("no space on n1", "Run envpack gc there"))
