@@ -16,7 +16,7 @@ import shutil
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from filelock import FileLock
@@ -160,49 +160,65 @@ def stage_fixture(stage: Path) -> None:
         path.chmod(0o755 if name.startswith("bin/") else 0o644)
 
 
-def write_package(stage: Path, name: str, version: str, depends: list[str], folder: Path) -> None:
-    """Write `info/` and the `.conda` file (conda's package specification: index.json, paths.json)."""
+def write_package(
+    stage: Path,
+    name: str,
+    version: str,
+    depends: list[str],
+    folder: Path,
+    *,
+    placeholders: Sequence[str] = (PLACEHOLDER,),
+    entry_points: Sequence[str] = (),
+    noarch: bool = False,
+) -> None:
+    """Write `info/` and the `.conda` file (conda's package specification: index.json, paths.json, link.json)."""
     from conda_package_handling import api
 
-    paths = [path_record(path, stage) for path in sorted(files_below(stage))]
-    record = {
+    paths = [path_record(path, stage, placeholders) for path in sorted(files_below(stage))]
+    subdir = "noarch" if noarch else SUBDIR
+    record: dict[str, object] = {
         "name": name,
         "version": version,
         "build": "0",
         "build_number": 0,
         "depends": depends,
-        "subdir": SUBDIR,
-        "arch": platform.machine(),
-        "platform": "linux",
+        "subdir": subdir,
         "license": "PSF-2.0",
     }
+    record |= {"noarch": "python"} if noarch else {"arch": platform.machine(), "platform": "linux"}
     info = stage / "info"
     info.mkdir()
     (info / "index.json").write_text(json.dumps(record, indent=2))
     (info / "paths.json").write_text(json.dumps({"paths": paths, "paths_version": 1}, indent=2))
     (info / "files").write_text("".join(f"{entry['_path']}\n" for entry in paths))
     (info / "about.json").write_text("{}")
+    if noarch:
+        link = {"noarch": {"type": "python", "entry_points": list(entry_points)}}
+        (info / "link.json").write_text(json.dumps(link | {"package_metadata_version": 1}, indent=2))
     listed = [str(path.relative_to(stage)) for path in files_below(stage)]
-    api.create(str(stage), listed, str(folder / SUBDIR / f"{name}-{version}-0.conda"), compression_level=1)
+    api.create(str(stage), listed, str(folder / subdir / f"{name}-{version}-0.conda"), compression_level=1)
 
 
-def path_record(path: Path, stage: Path) -> dict[str, object]:
-    data = path.read_bytes()
+def path_record(path: Path, stage: Path, placeholders: Sequence[str]) -> dict[str, object]:
+    data = path.read_bytes() if path.is_file() else b""  # a link may lead to a folder, or nowhere
     record: dict[str, object] = {
         "_path": str(path.relative_to(stage)),
         "path_type": "softlink" if path.is_symlink() else "hardlink",
         "sha256": hashlib.sha256(data).hexdigest(),
         "size_in_bytes": len(data),
     }
-    if not path.is_symlink() and PLACEHOLDER.encode() in data:
+    found = [value for value in placeholders if value.encode() in data]
+    if found and not path.is_symlink():
         mode = "binary" if b"\0" in data else "text"
-        record |= {"prefix_placeholder": PLACEHOLDER, "file_mode": mode}
+        record |= {"prefix_placeholder": max(found, key=len), "file_mode": mode}
     return record
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    for root, _, names in os.walk(folder):
+    """Yield files and links."""
+    for root, folders, names in os.walk(folder):
         yield from (Path(root, name) for name in names)
+        yield from (Path(root, name) for name in folders if Path(root, name).is_symlink())
 
 
 def index(folder: Path) -> None:

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from condachannel import SUBDIR, cache_folder, channel, digest
 from filelock import FileLock
+from hardchannel import PACKAGES, hard_channel
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 BUILD_TIMEOUT_S = 1500
@@ -37,6 +38,7 @@ def build_conda_env(
     packages: Sequence[str] = (),
     *,
     pkgs_folder: Path | None = None,
+    hard: bool = False,
 ) -> Path:
     """Install a conda environment, then let pip add to it, as users do.
 
@@ -51,13 +53,16 @@ def build_conda_env(
     pkgs_folder
         conda's package cache, which conda-pack reads too; default: `<prefix>-pkgs` beside the prefix. Not shared:
         files are hard-linked into the prefix, and a test may change them in place.
+    hard
+        With the packages of hardchannel.py.
 
     Returns
     -------
     The prefix.
     """
     pkgs_folder = pkgs_folder or prefix.with_name(f"{prefix.name}-pkgs")
-    asyncio.run(_install(channel(), prefix, pkgs_folder))
+    channels = {channel(): ["python", "mpiboot-fixture"]} | ({hard_channel(): [*PACKAGES]} if hard else {})
+    asyncio.run(_install(channels, prefix, pkgs_folder))
     requirements = list(packages)
     if extras is not None:
         requirements.append(mpiboot_requirement(extras))
@@ -66,13 +71,13 @@ def build_conda_env(
     return prefix
 
 
-async def _install(folder: Path, prefix: Path, pkgs_folder: Path) -> None:
+async def _install(channels: dict[Path, list[str]], prefix: Path, pkgs_folder: Path) -> None:
     from rattler import Channel, Gateway, install, solve
 
     with tempfile.TemporaryDirectory() as repodata:
         records = await solve(
-            [Channel(folder.as_uri())],
-            ["python", "mpiboot-fixture"],
+            [Channel(folder.as_uri()) for folder in channels],
+            [name for names in channels.values() for name in names],
             gateway=Gateway(cache_dir=Path(repodata)),
             platforms=[SUBDIR, "noarch"],  # type: ignore[list-item]
         )
@@ -261,6 +266,7 @@ def main() -> None:
         "--into", type=Path, metavar="HOME", help="a minicluster's home; PREFIX: /home/USER/NAME"
     )
     parser.add_argument("--home", type=Path, help=argparse.SUPPRESS)  # mount it at the prefix's parent
+    parser.add_argument("--hard", action="store_true", help="with the packages of hardchannel.py")
     parser.add_argument("--reinstall", action="store_true", help=argparse.SUPPRESS)  # only mpiboot
     options = parser.parse_args()
     prefix = options.prefix.absolute()
@@ -275,7 +281,7 @@ def main() -> None:
         reinstall_mpiboot(prefix)
     else:
         pkgs_folder = prefix.parent / ".conda" / f"{prefix.name}-pkgs" if options.home else None
-        build_conda_env(prefix, extras, options.packages, pkgs_folder=pkgs_folder)
+        build_conda_env(prefix, extras, options.packages, pkgs_folder=pkgs_folder, hard=options.hard)
     print(prefix)
 
 
