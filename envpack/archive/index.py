@@ -165,8 +165,8 @@ class Index:
         return starts
 
 
-def remove_and_pack_again(index: Index) -> str:
-    """Return the remedy for an archive with damaged frames and a good index: packing would use it again if it stayed."""
+def force_pack(index: Index) -> str:
+    """Return the remedy for an archive with damaged frames and a good index."""
     from shlex import quote
 
     return f"Pack the environment again: rm -f {quote(str(index.path))}; envpack pack --prefix {quote(index.prefix)}"

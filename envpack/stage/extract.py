@@ -1,34 +1,39 @@
 """Write an archive's members into a folder: several processes, or threads, decode frames and write the files in them.
 
 Folders come first, then regular files, created exclusively, then hard links and symlinks, so that no archive can make
-this write through a link. The stager and `verify` import this module.
+this write through a link. Whoever needs only some of the files reads only the frames that hold them. The stager and
+`delta` import this module.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
+import time
 from bisect import bisect_right
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import zstandard
-
-from envpack.archive.index import Index, digest, frame_check, remove_and_pack_again, show_path
 from envpack.common.locks import open_folder
-from envpack.common.places import host_name
-from envpack.errors import CorruptArchiveError, StageFailedError
-from envpack.stage import relocate, root, writers
+from envpack.errors import StageFailedError
+from envpack.stage import relocate, writers
+from envpack.stage.frames import Decoder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Iterable
 
-    from envpack.stage.frame_source import FrameFile
+    from envpack.archive.index import Index
+    from envpack.stage.frames import FrameFile
 
+# A file system has no hard links, or a file has too many.
+NO_HARD_LINK = (errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _REOPEN = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 # A frame of nothing but NULs packs to less than this.
 _MAYBE_HOLE_BYTES = 2048
+# How many frames the kernel is asked for at once.
+_AHEAD = 4
 
 
 class Extractor:
@@ -45,7 +50,7 @@ class Extractor:
     jobs : int
         Number of processes, or threads.
     progress : callable, optional
-        Called with the bytes written since the last call, from any thread.
+        Called as `progress(done_bytes, total_bytes)`, of uncompressed bytes, from any thread.
     """
 
     def __init__(
@@ -54,37 +59,82 @@ class Extractor:
         relocation: relocate.Relocation,
         target: Path,
         jobs: int,
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.index = index
         self.relocation = relocation
-        self.target = target
         self.jobs = jobs
-        self.progress = progress
+        self.umask = _umask()
+        self.root_fd = open_folder(target)
+        self._progress = progress
         self._error: BaseException | None = None
-        self._threads: list[threading.Thread] = []
-        self._frames: FrameFile | None = None
-        self._root_fd = -1
-        self._umask = _umask()
         self._starts: list[int] = []
         self._whole: list[list[int]] = []
         self._parts: list[list[int]] = []
         self._spanning: list[int] = []
-        self._holes: set[bytes] = set()
-        self._plan()
+        # The frames to read.
+        self._wanted: list[int] = []
 
-    def _plan(self) -> None:
+    def close(self) -> None:
+        """Close the folder."""
+        if self.root_fd >= 0:
+            os.close(self.root_fd)
+            self.root_fd = -1
+
+    def make_folders(self, folders: Iterable[int]) -> None:
+        """Make folders; parents come first, as members are sorted."""
+        for i in folders:
+            mode = 0o700 | self.index.modes[i]
+            os.mkdir(self.index.paths[i], mode, dir_fd=self.root_fd)
+            if mode & self.umask:
+                os.chmod(self.index.paths[i], mode, dir_fd=self.root_fd)
+
+    def write(self, frames: FrameFile, files: Collection[int] | None = None) -> int:
+        """Write files, in several processes if this one may fork, else in threads.
+
+        Parameters
+        ----------
+        frames : FrameFile
+            The archive's frames.
+        files : collection of int, optional
+            Numbers of the files (default: all of them, and every frame is read and checked).
+
+        Returns
+        -------
+        int
+            Bytes of the frames that were read.
+        """
+        self._plan(files)
+        for i in self._spanning:
+            fd = os.open(self.index.paths[i], _CREATE, 0o600, dir_fd=self.root_fd)
+            os.truncate(fd, self.relocation.size(self.index, i))
+            os.close(fd)
+        progress = self._count_progress()
+        if writers.may_fork():
+            writers.run_writers(len(self._wanted), self.jobs, lambda: self._work(frames), progress)
+        else:
+            self._run_threads(frames, progress)
+        for i in self._spanning:
+            fd = os.open(self.index.paths[i], _REOPEN, dir_fd=self.root_fd)
+            os.chmod(fd, self.index.modes[i])  # noqa: PTH101
+            os.utime(fd, ns=(time.time_ns(), self.index.mtimes_ns[i]))
+            os.close(fd)
+        return sum(self.index.frame_sizes[frame] for frame in self._wanted)
+
+    def _plan(self, files: Collection[int] | None) -> None:
         """Sort the files into those that lie in one frame, and those that span several."""
         index = self.index
         at = 0
+        self._starts = []
         for size in index.frame_raw_sizes:
             self._starts.append(at)
             at += size
         ends = [*self._starts[1:], at]
         self._whole = [[] for _ in self._starts]
         self._parts = [[] for _ in self._starts]
+        self._spanning = []
         frame = 0
-        for i in index.files:
+        for i in index.files if files is None else sorted(files):
             offset = index.offsets[i]
             end = offset + index.sizes[i]
             while ends[frame] <= offset and frame + 1 < len(ends):
@@ -95,122 +145,115 @@ class Extractor:
             self._spanning.append(i)
             for part in range(frame, bisect_right(self._starts, end - 1)):
                 self._parts[part].append(i)
+        all_frames = range(len(ends)) if self._starts else range(0)
+        self._wanted = [n for n in all_frames if files is None or self._whole[n] or self._parts[n]]
 
-    def prepare(self) -> None:
-        """Make the folders, and the files that span several frames."""
-        index = self.index
-        self._root_fd = open_folder(self.target)
+    def _count_progress(self) -> Callable[[int], None] | None:
+        if self._progress is None:
+            return None
+        report, lock, done = self._progress, threading.Lock(), 0
+        total = sum(self.index.frame_raw_sizes[frame] for frame in self._wanted)
+
+        def count(more: int) -> None:
+            nonlocal done
+            with lock:
+                done += more
+                report(done, total)
+
+        return count
+
+    def _run_threads(self, frames: FrameFile, progress: Callable[[int], None] | None) -> None:
+        turns = iter(range(len(self._wanted)))
+        lock = threading.Lock()
+
+        def run() -> None:
+            try:
+                work = self._work(frames)
+                while self._error is None:
+                    with lock:
+                        turn = next(turns, None)
+                    if turn is None:
+                        return
+                    done = work(turn)
+                    if progress is not None:
+                        progress(done)
+            except BaseException as exc:
+                self._error = self._error or exc
+
+        self._error = None
+        threads = [threading.Thread(target=run) for _ in range(self.jobs)]
         try:
-            for i in index.folders:
-                os.mkdir(index.paths[i], 0o700 | index.modes[i], dir_fd=self._root_fd)
-            for i in self._spanning:
-                fd = os.open(index.paths[i], _CREATE, 0o600, dir_fd=self._root_fd)
-                os.truncate(fd, self.relocation.size(index, i))
-                os.close(fd)
-        except OSError as exc:
-            raise root.write_error(self.target, exc) from exc
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        except BaseException:
+            self._error = self._error or StageFailedError("staging was aborted", "Stage the archive again")
+            for thread in threads:
+                if thread.ident is not None:  # an interrupt can come before all of them have started
+                    thread.join()
+            raise
+        if self._error is not None:
+            raise self._error
 
-    def run(self, frames: FrameFile) -> None:
-        """Write all frames of an open archive, in several processes."""
-        try:
-            writers.run_writers(
-                len(self.index.frame_sizes), self.jobs, lambda: self._one_by_one(frames), self.progress
-            )
-        except OSError as exc:
-            raise root.write_error(self.target, exc) from exc
-
-    def _one_by_one(self, frames: FrameFile) -> Callable[[int], int]:
-        packed = self._buffer()
+    def _work(self, frames: FrameFile) -> Callable[[int], int]:
+        """Return a function that writes one of the wanted frames, and returns its size in bytes."""
+        # Room for the largest frame, used again for each one: new memory costs more than decoding into it.
+        packed = memoryview(bytearray(max(self.index.frame_sizes, default=0)))
         decoder = Decoder(self.index)
+        wanted = self._wanted
 
-        def work(frame: int) -> int:
-            self._write_frame(decoder, frame, frames.read(frame, packed))
+        def work(turn: int) -> int:
+            frame = wanted[turn]
+            ahead = frame + 1
+            for following in wanted[turn + 1 : turn + _AHEAD]:
+                ahead += following == ahead
+            self._write_frame(decoder, frame, frames.read(frame, packed, ahead))
             return self.index.frame_raw_sizes[frame]
 
         return work
 
-    def _buffer(self) -> memoryview:
-        """Return room for the largest frame, used again for each one: new memory costs more than decoding into it."""
-        return memoryview(bytearray(max(self.index.frame_sizes, default=0)))
-
-    def start(self, frames: FrameFile) -> None:
-        """Start threads that write frames as the source returns them."""
-        self._frames = frames
-        self._threads = [threading.Thread(target=self._work, args=(frames,)) for _ in range(self.jobs)]
-        for thread in self._threads:
-            thread.start()
-
-    def _work(self, frames: FrameFile) -> None:
-        packed = self._buffer()
-        decoder = Decoder(self.index)
-        try:
-            while self._error is None:
-                item = frames.next(packed)
-                if item is None:
-                    return
-                self._write_frame(decoder, *item)
-                if self.progress is not None:
-                    self.progress(self.index.frame_raw_sizes[item[0]])
-        except OSError as exc:
-            self._error = root.write_error(self.target, exc)
-            self._error.__cause__ = exc
-            frames.stop()
-        except BaseException as exc:
-            self._error = exc
-            frames.stop()
-
-    def _write_frame(self, decoder: Decoder, frame: int, packed: bytearray | memoryview) -> None:
-        if self._is_known_hole(frame, packed):
-            return
+    def _write_frame(self, decoder: Decoder, frame: int, packed: memoryview) -> None:
         data = decoder.decoded(frame, packed)
         start = self._starts[frame]
-        self._write_files(self._whole[frame], start, data)
-        parts = self._parts[frame]
-        if parts:
-            # `prepare` made the file with its final size: where nothing is written, it keeps a hole.
-            hole = len(packed) < _MAYBE_HOLE_BYTES and bytes(data).count(0) == len(data)
-            if hole and not self._whole[frame]:
-                self._holes.add(bytes(packed))
-            for i in parts:
-                if not hole or i in self.relocation.edits:
-                    self._write_part(i, start, data)
-
-    def _is_known_hole(self, frame: int, packed: bytearray | memoryview) -> bool:
-        if len(packed) >= _MAYBE_HOLE_BYTES or self._whole[frame] or bytes(packed) not in self._holes:
-            return False
-        return not any(i in self.relocation.edits for i in self._parts[frame])
-
-    def _write_files(self, members: list[int], start: int, data: memoryview) -> None:
-        """Write files that lie in one frame.
-
-        Hot loop: look attributes up once, outside it.
-        """
-        index = self.index
-        paths, modes, times, sizes, offsets = (
-            index.paths,
-            index.modes,
-            index.mtimes_ns,
-            index.sizes,
-            index.offsets,
-        )
-        edits, umask, root_fd = self.relocation.edits, self._umask, self._root_fd
-        open_, write, utime, close = os.open, os.write, os.utime, os.close
-        for i in members:
-            offset = offsets[i] - start
-            content: memoryview | bytes = data[offset : offset + sizes[i]]
+        index, edits, now = self.index, self.relocation.edits, time.time_ns()
+        for i in self._whole[frame]:
+            offset = index.offsets[i] - start
+            content: memoryview | bytes = data[offset : offset + index.sizes[i]]
             if i in edits:
                 content = relocate.apply(content, edits[i])
-            mode = modes[i]
-            fd = open_(paths[i], _CREATE, mode, dir_fd=root_fd)
-            try:
-                if content and write(fd, content) != len(content):
-                    # A short write, as on a full disk. Write again, to get the error.
-                    _pwrite_all(fd, content, 0)
-                if mode & umask:
-                    os.fchmod(fd, mode)
-                utime(fd, ns=(times[i], times[i]))
-            finally:
-                close(fd)
+            self.write_file(i, content, now)
+        parts = self._parts[frame]
+        if parts:
+            # The file was made with its final size: where nothing is written, it keeps a hole.
+            hole = len(packed) < _MAYBE_HOLE_BYTES and bytes(data) == bytes(len(data))
+            for i in parts:
+                if not hole or i in edits:
+                    self._write_part(i, start, data)
+
+    def write_file(self, i: int, content: memoryview | bytes, now: int) -> None:
+        """Write one whole file.
+
+        Parameters
+        ----------
+        i : int
+            The member's number.
+        content : bytes-like
+            Its relocated content.
+        now : int
+            Its access time, in nanoseconds since 1970: cleaners of /tmp remove what was not read for long.
+        """
+        mode = self.index.modes[i]
+        fd = os.open(self.index.paths[i], _CREATE, mode, dir_fd=self.root_fd)
+        try:
+            if content and os.write(fd, content) != len(content):
+                # A short write, as on a full disk. Write again, to get the error.
+                _pwrite_all(fd, content, 0)
+            if mode & self.umask:
+                os.fchmod(fd, mode)
+            os.utime(fd, ns=(now, self.index.mtimes_ns[i]))
+        finally:
+            os.close(fd)
 
     def _write_part(self, i: int, frame_start: int, data: memoryview) -> None:
         index = self.index
@@ -219,136 +262,57 @@ class Extractor:
         end = min(file_start + index.sizes[i], frame_start + len(data))
         part = data[begin - frame_start : end - frame_start]
         edits = self.relocation.edits.get(i, [])
-        fd = os.open(index.paths[i], _REOPEN, dir_fd=self._root_fd)
+        fd = os.open(index.paths[i], _REOPEN, dir_fd=self.root_fd)
         try:
             offset, content = relocate.apply_part(begin - file_start, part, edits)
             _pwrite_all(fd, content, offset)
         finally:
             os.close(fd)
 
-    def join(self) -> None:
-        """Wait for the threads; raise the first error of any of them."""
-        for thread in self._threads:
-            thread.join()
-        if self._error is not None:
-            raise self._error
+    def make_links(self, members: Iterable[int], sources_fd: int | None = None) -> None:
+        """Make hard links and symlinks; call it after the last file.
 
-    def finish(self) -> None:
-        """Set modes and times of the files that span frames, and make links; call it after the last frame."""
-        try:
-            self._finish()
-        except OSError as exc:
-            raise root.write_error(self.target, exc) from exc
-
-    def _finish(self) -> None:
-        index = self.index
-        for i in self._spanning:
-            fd = os.open(index.paths[i], _REOPEN, dir_fd=self._root_fd)
-            os.chmod(fd, index.modes[i])  # noqa: PTH101
-            os.utime(fd, ns=(index.mtimes_ns[i], index.mtimes_ns[i]))
-            os.close(fd)
-        for i in index.hardlinks:
-            os.link(
-                index.links[i], index.paths[i],
-                src_dir_fd=self._root_fd, dst_dir_fd=self._root_fd, follow_symlinks=False,
-            )  # fmt: skip
-        for i in index.symlinks:
-            target = self.relocation.links.get(i, index.links[i])
-            os.symlink(target, index.paths[i], dir_fd=self._root_fd)
-
-    def abort(self) -> None:
-        """Stop the threads; the caller removes the files that they wrote."""
-        if self._error is None:
-            self._error = StageFailedError("staging was aborted", "Stage the archive again")
-        if self._frames is not None:
-            self._frames.stop()
-        for thread in self._threads:
-            if thread.ident is not None:  # an interrupt can come before all of them have started
-                thread.join()
-        self._close()
-
-    def _close(self) -> None:
-        if self._root_fd >= 0:
-            os.close(self._root_fd)
-            self._root_fd = -1
-
-
-class Decoder:
-    """Decodes and checks one frame after another, always into the same memory."""
-
-    def __init__(self, index: Index) -> None:
-        self._index = index
-        self._buffer = memoryview(bytearray(max(index.frame_raw_sizes, default=0)))
-        self._zstd = zstandard.ZstdDecompressor()
-
-    def decoded(self, frame: int, packed: bytes | bytearray | memoryview) -> memoryview:
-        """Return a frame's content, valid until the next call.
-
-        Raises
-        ------
-        CorruptArchiveError
-            The frame differs from its checksum.
+        Parameters
+        ----------
+        members : iterable of int
+            Numbers of members; those that are no links are skipped.
+        sources_fd : int, optional
+            The folder that has the files that hard links share (default: the one that is written).
         """
-        index = self._index
-        data = self._buffer[: index.frame_raw_sizes[frame]]
+        index = self.index
+        sources_fd = self.root_fd if sources_fd is None else sources_fd
+        for i in members:
+            if i in index.hardlinks:
+                try:
+                    os.link(
+                        index.links[i], index.paths[i],
+                        src_dir_fd=sources_fd, dst_dir_fd=self.root_fd, follow_symlinks=False,
+                    )  # fmt: skip
+                except OSError as exc:
+                    if exc.errno not in NO_HARD_LINK:
+                        raise
+                    self._copy(sources_fd, index.links[i], index.paths[i])
+            elif i in index.symlinks:
+                target = self.relocation.links.get(i, index.links[i])
+                os.symlink(target, index.paths[i], dir_fd=self.root_fd)
+
+    def _copy(self, sources_fd: int, source: bytes, path: bytes) -> None:
+        """Copy a file of the stage, with its mode and time, where it cannot be linked."""
+        reader = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=sources_fd)
         try:
-            whole = zstandard.frame_content_size(packed) == len(data)
-            if not whole or frame_check(packed) != index.frame_checks[frame]:
-                raise _corrupt(index, frame, packed)
-            # Into a buffer that has room for all of it, zstd decodes in one go, and checks its checksum.
-            done = self._zstd.stream_reader(packed).readinto(data) if data else 0
-        except zstandard.ZstdError as exc:
-            raise _corrupt(index, frame, packed) from exc
-        if done != len(data):
-            raise _corrupt(index, frame, packed)
-        return data
-
-
-def _corrupt(index: Index, frame: int, packed: bytes | bytearray | memoryview) -> CorruptArchiveError:
-    """Return the error for a damaged frame; it names the first member whose content differs from its checksum."""
-    start = sum(index.frame_raw_sizes[:frame])
-    end = start + index.frame_raw_sizes[frame]
-    data = _decode_start(packed, end - start)
-    members = []
-    for i in index.files:
-        offset = index.offsets[i]
-        if offset < end and offset + index.sizes[i] > start:
-            members.append(i)
-    bad = next((i for i in members if not _is_good(index, i, start, data, end - start)), None)
-    if bad is not None:
-        where = f"member {show_path(index.paths[bad])}"
-    elif members:
-        where = f"a header near member {show_path(index.paths[members[0]])}"
-    else:
-        where = "headers"
-    return CorruptArchiveError(
-        f"{index.path} is damaged: {where} (frame {frame} of {len(index.frame_sizes)}, byte "
-        f"{sum(index.frame_sizes[:frame])}) differs from its checksum, as read on {host_name()}",
-        remove_and_pack_again(index),
-    )
-
-
-def _is_good(index: Index, i: int, start: int, data: bytes, size: int) -> bool:
-    offset = index.offsets[i] - start
-    if offset < 0 or offset + index.sizes[i] > size:
-        # A part of a file that spans frames: it fills this one.
-        return False
-    return digest(data[offset : offset + index.sizes[i]]) == index.digest_of(i)
-
-
-def _decode_start(packed: bytes | bytearray | memoryview, size: int) -> bytes:
-    """Decode a damaged frame up to the damage."""
-    decoder = zstandard.ZstdDecompressor().decompressobj()
-    decoded = bytearray()
-    view = memoryview(packed)
-    try:
-        for at in range(0, len(view), 4096):
-            decoded += decoder.decompress(view[at : at + 4096])
-            if len(decoded) > size:
-                break
-    except zstandard.ZstdError:
-        pass
-    return bytes(decoded)
+            info = os.fstat(reader)
+            writer = os.open(path, _CREATE, 0o600, dir_fd=self.root_fd)
+            try:
+                at = 0
+                while part := os.pread(reader, 1 << 20, at):
+                    _pwrite_all(writer, part, at)
+                    at += len(part)
+                os.fchmod(writer, info.st_mode & 0o777)
+                os.utime(writer, ns=(time.time_ns(), info.st_mtime_ns))
+            finally:
+                os.close(writer)
+        finally:
+            os.close(reader)
 
 
 def _pwrite_all(fd: int, content: memoryview | bytes, offset: int) -> None:

@@ -17,10 +17,14 @@ from envpack.archive.index import OWN_FOLDER
 from envpack.common.places import host_name
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from envpack.archive.index import Index
 
 FORMAT = 1
 _FOLDER = os.fsdecode(OWN_FOLDER)
+# Some time, with all digits.
+_TIME_NS = 1_234_567_891_987_654_321
 
 
 def marker_path(prefix: Path) -> Path:
@@ -34,31 +38,45 @@ def index_path(prefix: Path) -> Path:
 
 
 def write(folder: Path, prefix: Path, index: Index) -> None:
-    """Write the marker and a copy of the index into a folder.
+    """Write the marker and a copy of the index into a folder, in place of older ones.
 
     Parameters
     ----------
     folder : Path
-        The complete copy, under its temporary name.
+        The complete copy, under its temporary name or under its own.
     prefix : Path
-        The name that it will get.
+        Its own name.
     index : Index
         The archive's index.
     """
-    own = folder / _FOLDER
-    own.mkdir(mode=0o700)
-    index_path(folder).write_bytes(index.raw)
     marker = {
         "format": FORMAT,
         "pack_id": index.pack_id,
         "name": index.name,
         "prefix": os.fspath(prefix),
-        "archive": os.fspath(index.path or ""),
+        "source": index.prefix,
+        "archive": os.path.abspath(index.path) if index.path else "",  # noqa: PTH100
         "boot_id": boot_id(),
         "host": host_name(),
         "staged_at": time.time(),
     }
-    marker_path(folder).write_text(json.dumps(marker))
+    (folder / _FOLDER).mkdir(mode=0o700, exist_ok=True)
+    _put(index_path(folder), index.raw)
+    marker["time_step_ns"] = _time_step_ns(index_path(folder))
+    _put(marker_path(folder), json.dumps(marker).encode())
+
+
+def _time_step_ns(path: Path) -> int:
+    """Return what a file system rounds modification times down to, in nanoseconds: whole seconds on some."""
+    os.utime(path, ns=(time.time_ns(), _TIME_NS))
+    kept = path.stat().st_mtime_ns
+    return next((step for step in (1, 100, 1000, 10**6) if _TIME_NS // step * step == kept), 10**9)
+
+
+def _put(path: Path, content: bytes) -> None:
+    new = path.with_name(f"{path.name}.new")
+    new.write_bytes(content)
+    new.rename(path)
 
 
 def read_marker(prefix: Path) -> dict[str, Any]:
@@ -70,10 +88,55 @@ def read_marker(prefix: Path) -> dict[str, Any]:
     return marker if isinstance(marker, dict) and marker.get("format") == FORMAT else {}
 
 
+def is_trusted(prefix: Path, pack_id: str | None = None) -> bool:
+    """Tell whether a folder is a complete stage under its own name, from this boot of the node.
+
+    A crash can leave files of the right size without their content, so a stage from before it is not trusted.
+
+    Parameters
+    ----------
+    prefix : Path
+        The staged prefix.
+    pack_id : str, optional
+        The pack id that it must have.
+    """
+    content = read_marker(prefix)
+    return (
+        is_staged_prefix(prefix)
+        and content.get("prefix") == os.fspath(prefix)
+        and content.get("boot_id") == boot_id()
+        and pack_id in (None, content.get("pack_id"))
+    )
+
+
 def touch(prefix: Path) -> None:
     """Note that a staged prefix was used just now, for `gc`."""
     with contextlib.suppress(OSError):
         os.utime(marker_path(prefix))
+
+
+def note_damaged(prefix: Path, paths: Iterable[bytes]) -> None:
+    """Remember members that were found damaged, if that can be written: the next stager puts them back."""
+    with contextlib.suppress(OSError):
+        _put(_damaged_path(prefix), b"".join(path + b"\0" for path in paths))
+
+
+def damaged_paths(prefix: Path) -> set[bytes]:
+    """Return the paths of the members that were found damaged."""
+    try:
+        return set(_damaged_path(prefix).read_bytes().split(b"\0")[:-1])
+    except OSError:
+        return set()
+
+
+def forget_damaged(prefix: Path) -> None:
+    """Forget what was found damaged, as it has been put back."""
+    with contextlib.suppress(OSError):
+        _damaged_path(prefix).unlink(missing_ok=True)
+
+
+def _damaged_path(prefix: Path) -> Path:
+    return prefix / _FOLDER / "damaged"
 
 
 def is_staged_prefix(path: Path) -> bool:

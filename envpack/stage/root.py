@@ -1,4 +1,4 @@
-"""The staging root on a node: a folder of this user, in a place where others write too; is it safe, and has it room.
+"""The staging root on a node: a folder of this user, in a place where others write too, and what errors there mean.
 
 <root>/mpiboot-<uid>/                      0700, owned by this user, no symlink; anything else is refused
     <name>-<pack id>/                      a staged prefix; its users hold a shared lock on this folder
@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -20,11 +21,11 @@ from envpack.common.trust import ownership_fault
 from envpack.errors import EnvpackError, NoSpaceError, StageFailedError, StageRootError
 
 if TYPE_CHECKING:
-    from envpack.archive.index import Index
+    from collections.abc import Iterator
+
     from envpack.common.places import StrPath
 
 CHOOSE_ANOTHER = f"Choose a folder that is local to the nodes with --root or {STAGE_ROOT_VARIABLE}"
-MAKE_ROOM = f"Run envpack gc there, or choose another staging root with --root or {STAGE_ROOT_VARIABLE}"
 
 
 def open_root(root: StrPath) -> Path:
@@ -96,46 +97,44 @@ def _refused(path: StrPath, why: str, remedy: str = CHOOSE_ANOTHER) -> StageRoot
     return StageRootError(f"cannot stage below {path} on {host_name()}: {why}", remedy)
 
 
-def check_space(folder: Path, index: Index) -> None:
-    """Raise `NoSpaceError` unless a copy's bytes and files fit, before the first of them is written.
+# What to do about an error, by its number; the rest may come from a file system that is broken or full.
+_REMEDIES = {
+    errno.EACCES: "Check whom it belongs to: ls -ld {folder}",
+    errno.EPERM: "Check whom it belongs to, and whether it is immutable: ls -ld {folder}; lsattr -d {folder}",
+    errno.EFBIG: "Raise the limit on the size of files: ulimit -f unlimited",
+    errno.EMFILE: "Raise the limit on open files: ulimit -n 4096",
+    errno.ENAMETOOLONG: f"Choose a staging root with a shorter path: --root or {STAGE_ROOT_VARIABLE}",
+    errno.ENOENT: "Something has removed it meanwhile: stage again",
+    errno.ENOMEM: "Ask for more memory per node, or stage with fewer --jobs",
+    errno.ESTALE: "Its file server has restarted or lost it: stage again",
+}
+
+
+@contextlib.contextmanager
+def named_errors(folder: StrPath) -> Iterator[None]:
+    """Turn every `OSError` into an `EnvpackError` that names host, path and remedy.
 
     Parameters
     ----------
-    folder : Path
-        A folder on the file system that is to hold the copy.
-    index : Index
-        The archive's index.
+    folder : str or os.PathLike
+        The folder that is worked on, for errors that name no file or a relative path.
     """
-    limits = os.statvfs(folder)
-    block = limits.f_frsize or 4096
-    # A file takes whole blocks; each folder takes one as well.
-    need = sum((size + block - 1) // block for size in index.sizes) + len(index.folders)
-    if need > limits.f_bavail:
-        raise NoSpaceError(
-            f"no space below {folder} on {host_name()}: the copy takes {need * block / 1e6:.0f} MB, "
-            f"{limits.f_bavail * block / 1e6:.0f} MB are free",
-            MAKE_ROOM,
-        )
-    # Some file systems do not count inodes, and report 0 of 0.
-    if limits.f_files and len(index) > limits.f_favail:
-        raise NoSpaceError(
-            f"no inodes below {folder} on {host_name()}: the copy has {len(index)} files, {limits.f_favail} are free",
-            MAKE_ROOM,
-        )
+    try:
+        yield
+    except OSError as exc:
+        raise named_error(folder, exc) from exc
 
 
-def write_error(what: StrPath, exc: OSError) -> EnvpackError:
-    """Return the error to raise for an `OSError` while a copy is written.
+def named_error(folder: StrPath, exc: OSError) -> EnvpackError:
+    """Return the error to raise for an `OSError`; the parameters are those of `named_errors`."""
+    from shlex import quote
 
-    Parameters
-    ----------
-    what : str or os.PathLike
-        What was being written, unless the `OSError` names a file.
-    exc : OSError
-        The failure.
-    """
+    name = exc.filename if isinstance(exc.filename, str | bytes) else ""
+    path = os.path.join(folder, os.fsdecode(name)).rstrip("/")  # noqa: PTH118
+    problem = f"cannot stage in {folder} on {host_name()}: {path}: {exc.strerror or exc}"
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpaceError(f"no space left on {host_name()} while writing {what}: {exc.strerror}", MAKE_ROOM)
-    return StageFailedError(
-        f"cannot write {exc.filename or what} on {host_name()}: {exc.strerror}", CHOOSE_ANOTHER
-    )
+        return NoSpaceError(problem, f"Choose a folder with more room: --root or {STAGE_ROOT_VARIABLE}")
+    if exc.errno == errno.EROFS:
+        return StageRootError(problem, CHOOSE_ANOTHER)
+    remedy = _REMEDIES.get(exc.errno or 0, CHOOSE_ANOTHER)
+    return StageFailedError(problem, remedy.format(folder=quote(os.fspath(folder))))

@@ -6,26 +6,28 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import threading
+import stat
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from envpack.archive.index import Index
-from envpack.common.locks import open_folder, try_lock
-from envpack.common.places import host_name, staged_prefix
-from envpack.errors import WrongArchiveError
-from envpack.stage import marker, root, temporaries, warm_check, writers
+from envpack.archive.encoding import decode_index
+from envpack.archive.index import Index, show_path
+from envpack.common.locks import open_folder, take_lock, try_lock
+from envpack.common.places import STAGE_ROOT_VARIABLE, host_name, staged_prefix
+from envpack.errors import ArchiveError, StageFailedError, WrongArchiveError
+from envpack.stage import compare, delta, gc, marker, repair, root, temporaries
 from envpack.stage.arrival import HEAD
 from envpack.stage.extract import Extractor
-from envpack.stage.frame_source import FrameFile
+from envpack.stage.frames import FrameFile
 from envpack.stage.recompile import compile_relocated
 from envpack.stage.relocate import Relocation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from types import TracebackType
 
     from envpack.common.places import StrPath
@@ -46,7 +48,7 @@ class StageResult(NamedTuple):
     pack_id : str
         The pack id of the archive.
     reused : bool
-        The node had the staged prefix already.
+        The node had the staged prefix already, and nothing had to be put back.
     seconds : float
         Duration, in seconds.
     size_bytes : int
@@ -54,13 +56,19 @@ class StageResult(NamedTuple):
     files : int
         Number of files and links.
     bytes_read : int
-        Bytes of the archive that were read or received.
+        Bytes of the archive that were read.
     transport : str
         How the archive came to the node.
     jobs : int
         Number of processes, or threads, that decoded and wrote.
     host : str
         Name of the node.
+    linked : int
+        Number of files that were hard-linked from an older stage.
+    repaired : int
+        Number of files, folders and links that were put back into the stage that the node had.
+    evicted : tuple[str, ...]
+        Names of older stages that were removed to make room.
     """
 
     prefix: Path
@@ -73,6 +81,9 @@ class StageResult(NamedTuple):
     transport: str
     jobs: int
     host: str
+    linked: int = 0
+    repaired: int = 0
+    evicted: tuple[str, ...] = ()
 
     @property
     def mb_per_s(self) -> float:
@@ -113,6 +124,9 @@ class Stager:
         Called as `progress(done_bytes, total_bytes)`, of uncompressed bytes, from any thread.
     transport : str, default "direct"
         How the archive came to the node; passed on to the result.
+    force : bool, default False
+        Read every file of a stage that the node has and compare it, instead of sizes, times and modes alone; take no
+        files from older stages.
 
     Attributes
     ----------
@@ -125,6 +139,8 @@ class Stager:
     ------
     StageRootError, NoSpaceError, PrefixTooLongError, WrongArchiveError, StageFailedError
         Nothing has been written then.
+    OSError
+        A system call failed; `envpack.stage.staging` names it.
     """
 
     def __init__(
@@ -136,6 +152,7 @@ class Stager:
         expected_pack_id: str | None = None,
         progress: Callable[[int, int], None] | None = None,
         transport: str = "direct",
+        force: bool = False,
     ) -> None:
         self._began = time.perf_counter()
         if expected_pack_id is not None and index.pack_id != expected_pack_id:
@@ -149,27 +166,30 @@ class Stager:
         self.index = index
         self.jobs = min(MAX_JOBS, jobs or default_jobs())
         self.transport = transport
-        self.bytes_read = 0
         self.prefix = staged_prefix(root_folder, index.pack_id, index.name)
         self.reused = False
         self._relocation = Relocation(index, self.prefix)
-        self._progress = _Progress(progress, sum(index.frame_raw_sizes)) if progress else None
+        self._progress = progress
+        self._force = force
+        self._bytes_read = 0
+        self._linked = 0
+        self._evicted: tuple[str, ...] = ()
+        # What the node's stage lacks: members to put back, paths to take out. None: it has no stage to be mended.
+        self._lacking: set[int] | None = None
+        self._foreign: list[bytes] = []
+        self._older: delta.OlderStage | None = None
         self._extractor: Extractor | None = None
-        self._lock_fd = -1
         self._temporary: Path | None = None
-        self._temporary_fd = -1
-        folder = root.open_root(self.prefix.parent.parent)
-        self._lock_fd = temporaries.lock_stager(self.prefix, LOCK_TIMEOUT_S)
+        self._fds: list[int] = []
+        self._folder = root.open_root(self.prefix.parent.parent)
         try:
-            temporaries.sweep_temporaries(folder)
-            if self.prefix.is_symlink() or self.prefix.exists():
-                self.reused = warm_check.fault_of(self.prefix, index, self._relocation) is None
+            lock = temporaries.stager_lock(self.prefix)
+            self._fds.append(take_lock(lock, LOCK_TIMEOUT_S, error=StageFailedError))
+            temporaries.sweep_temporaries(self._folder)
+            self._look()
             if not self.reused:
-                root.check_space(folder, index)
-                self._temporary, self._temporary_fd = temporaries.make_temporary(folder, self.prefix.name)
-        except OSError as exc:
-            self.abort()
-            raise root.write_error(folder, exc) from exc
+                self._make_room()
+                self._make_temporary()
         except BaseException:
             self.abort()
             raise
@@ -182,12 +202,84 @@ class Stager:
     ) -> None:
         self.abort()
 
-    def _start(self) -> Extractor:
-        assert self._temporary is not None
-        progress = self._progress.add if self._progress else None
-        self._extractor = Extractor(self.index, self._relocation, self._temporary, self.jobs, progress)
-        self._extractor.prepare()
-        return self._extractor
+    def _look(self) -> None:
+        """Find out what the node has: this stage, perhaps damaged, or an older one."""
+        try:
+            info = self.prefix.lstat()
+        except FileNotFoundError:
+            pass
+        else:
+            if stat.S_ISDIR(info.st_mode):
+                self._look_at_stage(info)
+            else:
+                # No process uses it as a prefix, and it lies in this user's own folder.
+                self.prefix.unlink()
+        if not self.reused and self._lacking is None and not self._force:
+            self._older = delta.find(self.prefix, self.index, self._relocation)
+
+    def _look_at_stage(self, info: os.stat_result) -> None:
+        if info.st_mode & 0o700 != 0o700:
+            self.prefix.chmod(0o700)
+        fd = open_folder(self.prefix)
+        self._fds.append(fd)
+        lacking, survey = self._compare()
+        self.reused = lacking is not None and not lacking and not survey.extra
+        if self.reused:
+            return
+        if not try_lock(fd, self.prefix):
+            if survey.extra:
+                raise _foreign_error(self.prefix, survey.extra)
+            if lacking is None:
+                lacking = set(range(len(self.index)))
+        elif lacking is None:
+            temporaries.remove_tree(temporaries.put_aside(self.prefix))
+            return
+        made_here = compare.compiled_paths(self.index)
+        self._lacking = {i for i in lacking if self.index.paths[i] not in made_here}
+        names = {self.index.paths[i] for i in lacking}
+        # They may come from a source that was changed, and cannot be told from good ones.
+        stale = [path for path in survey.caches if compare.source_of(path, names)]
+        self._foreign = survey.extra + stale
+
+    def _compare(self) -> tuple[set[int] | None, compare.Survey]:
+        """Return what is damaged in the stage that the node has, None if it cannot be trusted at all."""
+        index, relocation = self.index, self._relocation
+        trusted = marker.is_trusted(self.prefix, index.pack_id)
+        own = self._own_index() if trusted else None
+        lacking: set[int] = set()
+        if own is not None and own is not index:
+            # Packed at another time: the same content, perhaps other times, modes of folders, and bytecode.
+            survey = self._survey(own, Relocation(own, self.prefix))
+            if survey.is_clean:
+                return set(), survey
+            lacking = _other_bytecode(own, index)
+        survey = self._survey(index, relocation)
+        return lacking | survey.damaged.keys() if own is not None else None, survey
+
+    def _own_index(self) -> Index | None:
+        """Return the index of the stage that the node has; None if it cannot be read."""
+        try:
+            raw = marker.index_path(self.prefix).read_bytes()
+            return self.index if raw == self.index.raw else decode_index(raw, self.prefix)
+        except (OSError, ArchiveError):
+            return None
+
+    def _survey(self, index: Index, relocation: Relocation) -> compare.Survey:
+        survey = compare.survey(self.prefix, index, relocation)
+        if self._force:
+            survey.damaged.update(compare.different_content(self.prefix, index, relocation))
+        return survey
+
+    def _make_room(self) -> None:
+        """See that the copy fits, before anything is written."""
+        members: Collection[int] = range(len(self.index)) if self._lacking is None else self._lacking
+        if self._older:
+            members = set(members) - set(self._older.linked)
+        self._evicted += gc.make_room(self._folder, self.index, members)
+
+    def _make_temporary(self) -> None:
+        self._temporary, fd = temporaries.make_temporary(self._folder, self.prefix.name)
+        self._fds.append(fd)
 
     def read(self, fd: int) -> None:
         """Stage the frames of an open archive: in several processes if this one may fork, else in threads."""
@@ -198,31 +290,65 @@ class Stager:
         self._write(FrameFile(arrival.fd, self.index, HEAD.size + len(self.index.raw), arrival))
 
     def _write(self, frames: FrameFile) -> None:
-        self.bytes_read += len(self.index.raw)
+        self._bytes_read += len(self.index.raw)
         if self.reused:
             return
-        if writers.may_fork():
-            self._start().run(frames)
-        else:
-            self._start().start(frames)
-        self.bytes_read += self.index.archive_bytes
+        try:
+            self._extract(frames)
+        except OSError as exc:
+            if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            # Others have filled the disk meanwhile, or there is a quota, which statvfs(3) does not tell.
+            self._discard()
+            evicted = gc.evict_all(self._folder)
+            self._evicted += evicted
+            if not evicted:
+                raise gc.no_space(self._folder, f"{exc.strerror} while writing") from exc
+            self._make_temporary()
+            try:
+                self._extract(frames)
+            except OSError as again:
+                if again.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise gc.no_space(self._folder, f"{again.strerror} while writing") from again
+
+    def _extract(self, frames: FrameFile) -> None:
+        """Write into the temporary folder what the stage lacks."""
+        assert self._temporary is not None
+        index = self.index
+        self._extractor = extractor = Extractor(
+            index, self._relocation, self._temporary, self.jobs, self._progress
+        )
+        if self._lacking is None:
+            extractor.make_folders(index.folders)
+            files = None
+            if self._older:
+                made, self._linked = self._older.put(extractor)
+                made_here = compare.compiled_paths(index)
+                files = {i for i in index.files if i not in made and index.paths[i] not in made_here}
+            self._bytes_read += extractor.write(frames, files)
+            extractor.make_links(range(index.hardlinks.start, len(index)))
+            compile_relocated(index, self._temporary, self.prefix)
+            marker.write(self._temporary, self.prefix, index)
+            return
+        extractor.make_folders(_folders_above(index, self._lacking))
+        self._bytes_read += extractor.write(frames, {i for i in self._lacking if i in index.files})
 
     def finish(self) -> StageResult:
-        """Wait for the writers, verify, and give the staged prefix its name.
+        """Give the staged prefix its name, or put back what it lacks.
 
         Raises
         ------
-        CorruptArchiveError
-            A frame is damaged; the message names the archive and the member.
-        NoSpaceError, StageFailedError
-            Writing failed.
+        OSError
+            A system call failed; `envpack.stage.staging` names it.
         """
         if not self.reused:
-            assert self._extractor is not None and self._temporary is not None
-            self._extractor.join()
-            self._extractor.finish()
-            compile_relocated(self.index, self._temporary, self.prefix)
-            self._publish()
+            assert self._temporary is not None
+            if self._lacking is None:
+                self._temporary.rename(self.prefix)
+                self._temporary = None
+            else:
+                self._mend(self._temporary, self._lacking)
         marker.touch(self.prefix)
         result = StageResult(
             prefix=self.prefix,
@@ -231,70 +357,74 @@ class Stager:
             seconds=round(time.perf_counter() - self._began, 6),
             size_bytes=self.index.size_bytes,
             files=len(self.index) - len(self.index.folders),
-            bytes_read=self.bytes_read,
+            bytes_read=self._bytes_read,
             transport=self.transport,
             jobs=self.jobs,
             host=host_name(),
+            linked=self._linked,
+            repaired=len(self._lacking or ()),
+            evicted=self._evicted,
         )
         self.abort()
         return result
 
-    def _publish(self) -> None:
-        assert self._temporary is not None
+    def _mend(self, temporary: Path, lacking: set[int]) -> None:
+        """Put back what a stage lacks; hard links share the file that lies there then."""
+        index, extractor = self.index, self._extractor
+        assert extractor is not None
+        links = {i for i in lacking if i >= index.hardlinks.start}
+        further = compile_relocated(index, temporary, self.prefix, lacking)
+        repair.take_out(self.prefix, temporary, self._foreign)
+        repair.put_back(self.prefix, temporary, index, lacking - links, further)
+        fd = open_folder(self.prefix)
         try:
-            marker.write(self._temporary, self.prefix, self.index)
-            if self.prefix.is_symlink() or self.prefix.exists():
-                self._replace()
-            else:
-                self._temporary.rename(self.prefix)
-                self._temporary = None
-        except OSError as exc:
-            raise root.write_error(self.prefix, exc) from exc
-
-    def _replace(self) -> None:
-        """Replace a stage that failed its check; if a job still uses that one, put back its missing files instead."""
-        assert self._temporary is not None
-        try:
-            fd = open_folder(self.prefix)
-        except OSError:
-            # Not a folder, so no process uses it as a prefix, and it lies in this user's own folder.
-            self.prefix.unlink()
-            self._temporary.rename(self.prefix)
-            self._temporary = None
-            return
-        try:
-            if try_lock(fd, self.prefix):
-                aside = temporaries.put_aside(self.prefix)
-                self._temporary.rename(self.prefix)
-                self._temporary = None
-                temporaries.remove_tree(aside)
-            else:
-                warm_check.repair(self.prefix, self._temporary, self.index)
+            extractor.make_links(sorted(links), fd)
         finally:
             os.close(fd)
+        repair.put_back(self.prefix, temporary, index, links, [])
+        marker.write(self.prefix, self.prefix, index)
+        marker.forget_damaged(self.prefix)
 
-    def abort(self) -> None:
-        """Stop, remove the unfinished copy, release the lock. After `finish` this does nothing."""
+    def _discard(self) -> None:
+        """Remove what was written so far."""
         if self._extractor is not None:
-            self._extractor.abort()
+            self._extractor.close()
             self._extractor = None
         if self._temporary is not None:
             temporaries.remove_tree(self._temporary)
             self._temporary = None
-        for fd in (self._temporary_fd, self._lock_fd):
-            if fd >= 0:
-                os.close(fd)
-        self._temporary_fd = self._lock_fd = -1
+
+    def abort(self) -> None:
+        """Remove the unfinished copy, release the locks. After `finish` this does nothing else."""
+        self._discard()
+        if self._older is not None:
+            self._older.close()
+            self._older = None
+        while self._fds:
+            os.close(self._fds.pop())
 
 
-class _Progress:
-    def __init__(self, report: Callable[[int, int], None], total: int) -> None:
-        self._report = report
-        self._total = total
-        self._done = 0
-        self._lock = threading.Lock()
+def _other_bytecode(old: Index, new: Index) -> set[int]:
+    """Return the numbers, in the new index, of bytecode that the old one has not, or otherwise."""
+    had = {old.paths[i]: old.digest_of(i) for i in old.bytecode}
+    return {i for i in new.bytecode if had.get(new.paths[i]) != new.digest_of(i)}
 
-    def add(self, count: int) -> None:
-        with self._lock:
-            self._done += count
-            self._report(self._done, self._total)
+
+def _folders_above(index: Index, members: Collection[int]) -> list[int]:
+    """Return the numbers of all folders that lie above members, sorted."""
+    paths = set()
+    for i in members:
+        above = index.paths[i].rpartition(b"/")[0]
+        while above and above not in paths:
+            paths.add(above)
+            above = above.rpartition(b"/")[0]
+    return [i for i in index.folders if index.paths[i] in paths]
+
+
+def _foreign_error(prefix: Path, extra: list[bytes]) -> StageFailedError:
+    names = ", ".join(show_path(path) for path in extra[:10])
+    return StageFailedError(
+        f"{prefix} on {host_name()} has {len(extra)} files that are not the environment's, and cannot remove them, as a "
+        f"process uses it: {names}",
+        f"End the jobs that use it, or choose another staging root: --root or {STAGE_ROOT_VARIABLE}",
+    )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from envpack.archive.encoding import cannot_open, decode_index, read_index_fd
+from envpack.common.places import default_stage_root, user_folder
+from envpack.errors import CorruptArchiveError
+from envpack.stage import root
 from envpack.stage.stager import Stager
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from envpack.archive.index import Index
     from envpack.common.places import StrPath
@@ -26,6 +30,7 @@ def stage(
     expected_pack_id: str | None = None,
     progress: Callable[[int, int], None] | None = None,
     transport: str = "direct",
+    force: bool = False,
 ) -> StageResult:
     """Stage an archive on this node, from a file that the node can read.
 
@@ -43,11 +48,14 @@ def stage(
         Called as `progress(done_bytes, total_bytes)`, of uncompressed bytes, from any thread.
     transport : str, default "direct"
         How the archive came to the node; passed on to the result.
+    force : bool, default False
+        Read every file of a stage that the node has, and put back those that differ.
 
     Returns
     -------
     StageResult
-        Its `reused` is true if the node had the staged prefix already, with every file present and of its size.
+        Its `reused` is true if the node had the staged prefix already: every file was there with its size, time and mode,
+        and no others.
 
     Raises
     ------
@@ -55,24 +63,38 @@ def stage(
         One of `envpack.errors`. Nothing is then left under the staged prefix's name.
     """
     path = Path(archive)
+    with _named_errors(path, root_folder):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as exc:
+            raise cannot_open(path, exc) from exc
+        try:
+            with Stager(
+                read_index_fd(fd, path),
+                root_folder,
+                jobs=jobs,
+                expected_pack_id=expected_pack_id,
+                progress=progress,
+                transport=transport,
+                force=force,
+            ) as stager:
+                stager.read(fd)
+                return stager.finish()
+        finally:
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def _named_errors(archive: Path, root_folder: StrPath | None) -> Iterator[None]:
+    """Name every `OSError`, and remember that an archive is damaged."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as exc:
-        raise cannot_open(path, exc) from exc
-    try:
-        index = read_index_fd(fd, path)
-        with Stager(
-            index,
-            root_folder,
-            jobs=jobs,
-            expected_pack_id=expected_pack_id,
-            progress=progress,
-            transport=transport,
-        ) as stager:
-            stager.read(fd)
-            return stager.finish()
-    finally:
-        os.close(fd)
+        with root.named_errors(user_folder(root_folder or default_stage_root())):
+            yield
+    except CorruptArchiveError:
+        from envpack.archive.damage import note_damage
+
+        note_damage(archive)
+        raise
 
 
 def stage_arriving(
@@ -103,8 +125,10 @@ def stage_arriving(
     EnvpackError
         As for `stage`.
     """
-    index = decode_index(arrival.read_index(), Path(archive))
-    begin(index)
-    with Stager(index, root_folder, **options) as stager:
-        stager.receive(arrival)
-        return stager.finish()
+    path = Path(archive)
+    with _named_errors(path, root_folder):
+        index = decode_index(arrival.read_index(), path)
+        begin(index)
+        with Stager(index, root_folder, **options) as stager:
+            stager.receive(arrival)
+            return stager.finish()

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envpack.common.locks import open_folder, open_lock_file, try_lock
-from envpack.common.places import host_name
-from envpack.errors import StageFailedError
+from envpack.common.locks import open_folder, try_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,44 +22,6 @@ if TYPE_CHECKING:
 def stager_lock(prefix: Path) -> Path:
     """Return the lock file that a process holds while it stages, checks or removes a staged prefix."""
     return prefix.parent / f".lock-{prefix.name}"
-
-
-def lock_stager(prefix: Path, timeout_s: float) -> int:
-    """Become the one stager of a staged prefix; wait while another one works on it.
-
-    Parameters
-    ----------
-    prefix : Path
-        The staged prefix; it need not exist yet.
-    timeout_s : float
-        How long to wait, in seconds.
-
-    Returns
-    -------
-    int
-        The lock's file descriptor; closing it releases the lock.
-
-    Raises
-    ------
-    StageFailedError
-        The other stager did not finish in that time.
-    """
-    path = stager_lock(prefix)
-    deadline = time.monotonic() + timeout_s
-    while True:
-        fd = open_lock_file(path)
-        if try_lock(fd, path):
-            return fd
-        os.close(fd)
-        if time.monotonic() > deadline:
-            from shlex import quote
-
-            raise StageFailedError(
-                f"another process on {host_name()} has held {path} for {timeout_s:.0f} s: it is alive but does not "
-                "finish",
-                f"Find it: fuser -v {quote(str(path))}",
-            )
-        time.sleep(0.02)
 
 
 def make_temporary(folder: Path, stage_name: str) -> tuple[Path, int]:
@@ -110,6 +69,9 @@ def _temporaries(folder: Path) -> Iterator[Path]:
 def sweep_temporaries(folder: Path) -> list[Path]:
     """Remove the temporary folders of dead stagers; the folder of a living one is locked, and stays.
 
+    Whatever cannot be removed stays as well, for the next sweep: a file that an NFS client keeps as `.nfs…`, a mount
+    point, an immutable file.
+
     Returns
     -------
     list[Path]
@@ -117,43 +79,47 @@ def sweep_temporaries(folder: Path) -> list[Path]:
     """
     removed = []
     for path in _temporaries(folder):
-        try:
+        with contextlib.suppress(OSError):
             fd = open_folder(path)
-        except OSError:
-            continue
-        try:
-            if try_lock(fd, path):
-                remove_tree(path)
-                removed.append(path)
-        finally:
-            os.close(fd)
+            try:
+                if try_lock(fd, path) and remove_tree(path):
+                    removed.append(path)
+            finally:
+                os.close(fd)
     return removed
 
 
-def remove_tree(path: StrPath) -> None:
-    """Remove a folder of this user with everything in it, read-only folders too; never through a symlink."""
-    _remove_tree(os.fsencode(path))
+def remove_tree(path: StrPath) -> bool:
+    """Remove a folder of this user with everything in it, read-only folders too; never through a symlink.
+
+    Returns
+    -------
+    bool
+        Whether it is gone. What cannot be removed stays.
+    """
+    return _remove_tree(os.fsencode(path))
 
 
-def _remove_tree(path: bytes) -> None:
+def _remove_tree(path: bytes) -> bool:
     try:
-        _empty(path)
-    except PermissionError:
-        os.chmod(path, 0o700)  # noqa: PTH101
-        _empty(path)
-    with contextlib.suppress(FileNotFoundError):
-        os.rmdir(path)  # noqa: PTH106
-
-
-def _empty(folder: bytes) -> None:
-    try:
-        with os.scandir(folder) as entries:
+        if not os.access(path, os.W_OK | os.X_OK):
+            os.chmod(path, 0o700)  # noqa: PTH101
+        with os.scandir(path) as entries:
             children = [(entry.path, entry.is_dir(follow_symlinks=False)) for entry in entries]
     except FileNotFoundError:
-        return
-    for path, is_folder in children:
+        return True
+    except OSError:
+        return False
+    for child, is_folder in children:
         if is_folder:
-            _remove_tree(path)
+            _remove_tree(child)
         else:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)  # noqa: PTH108
+            with contextlib.suppress(OSError):
+                os.unlink(child)  # noqa: PTH108
+    try:
+        os.rmdir(path)  # noqa: PTH106
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True

@@ -73,7 +73,7 @@ def test_json(prefix: Path, archive: Path, tmp_path: Path) -> None:
         "prefix": f"{tmp_path}/mpiboot-{os.geteuid()}/env-{index.pack_id[:16]}", "pack_id": index.pack_id,
         "reused": False, "seconds": staged["seconds"], "size_bytes": index.size_bytes, "files": packed["files"],
         "bytes_read": archive.stat().st_size, "transport": "direct", "jobs": 2, "host": os.uname().nodename,
-        "mb_per_s": staged["mb_per_s"],
+        "linked": 0, "repaired": 0, "evicted": [], "mb_per_s": staged["mb_per_s"],
     }  # fmt: skip
 
 

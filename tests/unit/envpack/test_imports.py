@@ -22,8 +22,8 @@ ARCHIVE = {"envpack.archive"} | {
 STAGE = {"envpack.stage"} | {
     f"envpack.stage.{name}"
     for name in (
-        "arrival", "extract", "frame_source", "marker", "recompile", "relocate", "root", "stager", "staging",
-        "temporaries", "warm_check", "writers",
+        "arrival", "compare", "delta", "extract", "frames", "gc", "marker", "recompile", "relocate", "repair", "root",
+        "stager", "staging", "temporaries", "writers",
     )
 }  # fmt: skip
 GC = {"envpack.archive", "envpack.archive.index", "envpack.stage"} | {
@@ -50,8 +50,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("from envpack.cli import main; main(['gc', '--root', ROOT])", COMMON | CLI | GC),
         (
             "import envpack.stage.stager",
-            (COMMON | ARCHIVE | STAGE)
-            - {"envpack.archive.checks", "envpack.archive.encoding", "envpack.stage.staging"},
+            (COMMON | ARCHIVE | STAGE) - {"envpack.stage.staging"},
         ),
         (
             "import envpack.archive.encoding",

@@ -13,8 +13,8 @@ import envpack.pack.archive_writer
 import envpack.pack.frame_writer
 import envpack.stage.marker
 import envpack.stage.temporaries
-from envpack.common.locks import hold_folder
-from envpack.errors import StageRootError
+from envpack.common.locks import hold_folder, take_lock
+from envpack.errors import StageFailedError, StageRootError
 from envpack.stage.gc import gc
 from envpack.stage.staging import stage
 
@@ -51,7 +51,7 @@ def test_all_that_is_not_in_use(staged: list[Path], tmp_path: Path) -> None:
 
 
 def test_never_one_that_is_being_staged(archives: list[Path], staged: list[Path], tmp_path: Path) -> None:
-    lock = envpack.stage.temporaries.lock_stager(staged[0], 1.0)
+    lock = take_lock(envpack.stage.temporaries.stager_lock(staged[0]), 1.0, error=StageFailedError)
     assert gc(tmp_path) == staged[1:]
     os.close(lock)
 

@@ -18,8 +18,10 @@ from envpack_trees import SITE, make_venv, staged_tree, stages, tree
 
 import envpack.pack.archive_writer
 import envpack.pack.frame_writer
+import envpack.stage.gc
 import envpack.stage.marker
 import envpack.stage.root
+import envpack.stage.stager
 import envpack.stage.temporaries
 import envpack.stage.writers
 from envpack.archive.encoding import read_index
@@ -188,11 +190,16 @@ def test_two_at_once_make_one(archive: Path, tmp_path: Path) -> None:
     assert sorted('"reused": true' in output for output in outputs) == [False, True, True, True]
 
 
-def test_one_waits_for_the_other_no_longer_than_it_may(archive: Path, tmp_path: Path) -> None:
+def test_one_waits_for_the_other_no_longer_than_it_may(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     index = read_index(archive)
-    held = r"another process on .* has held .*lock-env-.* for 0 s"
-    with Stager(index, tmp_path) as at_work, pytest.raises(StageFailedError, match=held):
-        envpack.stage.temporaries.lock_stager(at_work.prefix, 0.1)
+    with Stager(index, tmp_path):
+        monkeypatch.setattr(envpack.stage.stager, "LOCK_TIMEOUT_S", 0.1)
+        with pytest.raises(
+            StageFailedError, match=rf"process {os.getpid()} of .* holds .*lock-env-.*; waited 0 s"
+        ):
+            stage(archive, tmp_path)
     assert stages(tmp_path) == []
 
 
@@ -439,9 +446,13 @@ class Limits:
         (
             {"f_bavail": 100},
             NoSpaceError,
-            r"no space .*: the copy takes \d+ MB, 0 MB are free\. Run envpack gc",
+            r"no space .*: the copy takes \d+ MB, 0 MB are free\. Choose a folder with more room: --root or MPIB",
         ),
-        ({"f_favail": 100}, NoSpaceError, r"no inodes .*: the copy has \d+ files, 100 are free"),
+        (
+            {"f_favail": 100},
+            NoSpaceError,
+            r"no space .*: the copy has \d+ files, the file system has 100 inodes",
+        ),
     ],
 )
 def test_what_is_known_before_is_said_before(
@@ -483,8 +494,10 @@ def test_a_full_disk(archive: Path, small_disk: Path, monkeypatch: pytest.Monkey
     with pytest.raises(NoSpaceError, match=r"the copy takes \d MB, 1 MB are free"):
         stage(archive, small_disk)
     # Filled by somebody else meanwhile.
-    monkeypatch.setattr(envpack.stage.root, "check_space", lambda *_: None)
-    with pytest.raises(NoSpaceError, match=r"no space left on .* while writing"):
+    monkeypatch.setattr(envpack.stage.gc, "make_room", lambda *_: ())
+    with pytest.raises(
+        NoSpaceError, match=r"no space below .*: No space left on device while writing\. Choose"
+    ):
         stage(archive, small_disk)
     assert stages(small_disk) == []
 
@@ -513,7 +526,8 @@ def test_a_result_as_json() -> None:
     result = StageResult(Path("/tmp/x"), "ab", False, 2.0, 3_000_000, 5, 100, "direct", 2, "n1")
     assert result.to_json() == (
         '{"prefix": "/tmp/x", "pack_id": "ab", "reused": false, "seconds": 2.0, "size_bytes": 3000000, "files": 5, '
-        '"bytes_read": 100, "transport": "direct", "jobs": 2, "host": "n1", "mb_per_s": 1.5}'
+        '"bytes_read": 100, "transport": "direct", "jobs": 2, "host": "n1", "linked": 0, "repaired": 0, "evicted": [], '
+        '"mb_per_s": 1.5}'
     )
 
 
