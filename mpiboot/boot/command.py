@@ -9,19 +9,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from mpiboot.batch.allocation import batch_variables
-from mpiboot.boot.context import Context, Staged
+from mpiboot.boot.context import Context
 from mpiboot.errors import UsageError
 from mpiboot.protocol.variables import (
     DASK_SCHEDULER_ADDRESS,
     MPI_ONLY_VARIABLE,
     SCHEDULER_FILE_VARIABLE,
-    SOURCE_PREFIX_VARIABLE,
-    STAGED_PREFIX_VARIABLE,
 )
 
 
 def start_command(
-    context: Context, staged: Staged, variables: Mapping[str, str], scheduler: Mapping[str, Any]
+    context: Context, variables: Mapping[str, str], scheduler: Mapping[str, Any]
 ) -> "subprocess.Popen[bytes] | None":
     """Start the command of batch mode; None if there is none.
 
@@ -29,8 +27,6 @@ def start_command(
     ----------
     context : Context
         Options, allocation and directories of this boot.
-    staged : Staged
-        The environment that the ranks run from.
     variables : mapping of str to str
         The ranks' environment.
     scheduler : mapping
@@ -50,8 +46,6 @@ def start_command(
         **{name: value for name, value in variables.items() if name not in mpi_only},
         DASK_SCHEDULER_ADDRESS: scheduler["address"],
         SCHEDULER_FILE_VARIABLE: str(context.directory.scheduler_file),
-        STAGED_PREFIX_VARIABLE: str(staged.prefix),
-        SOURCE_PREFIX_VARIABLE: str(context.source),
     }
     try:
         return subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL)

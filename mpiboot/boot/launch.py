@@ -6,9 +6,11 @@ Only boot imports this module.
 import logging
 import os
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from envpack.common.prefix import BASE_FOLDER
 from mpiboot.batch import registry
 from mpiboot.batch.sizing import NodeWorkers, Sizing
 from mpiboot.boot import launchers
@@ -81,10 +83,10 @@ def prepare_ranks(
 
 
 def rank_command(context: Context, staged: Staged, network: Network) -> list[str]:
-    """The command that all ranks share: dask-mpi, from the staged prefix."""
+    """The command that all ranks share: dask-mpi, with the staged prefix's Python."""
     return [
-        # Run the script with this prefix's Python: the script's first line may name another prefix.
-        *(str(staged.prefix / "bin/python"), str(staged.prefix / "bin/dask-mpi")),
+        # The prefix may have no bin/dask-mpi: the package may lie in the base interpreter's site-packages.
+        *(str(staged.prefix / "bin/python"), str(module_file(staged.prefix, "rank/run_dask_mpi.py"))),
         *("--scheduler-file", str(context.directory.scheduler_file)),
         *("--interface", network.interface),
         *("--protocol", "tcp" if context.config.insecure else "tls"),
@@ -136,6 +138,12 @@ def start_ranks(
 
 
 def module_file(prefix: Path, name: str) -> Path:
-    """Return a file of mpiboot in a prefix; for an editable install, the file in the source tree."""
-    files = sorted(prefix.glob(f"lib/python3*/site-packages/mpiboot/{name}"))
-    return files[0] if files else Path(__file__).parents[1] / name
+    """Return a file of mpiboot in a staged prefix, or in the base interpreter there; else this mpiboot's own file.
+
+    It is its own if nothing is staged, and if the install is editable.
+    """
+    file = Path(__file__).parents[1] / name
+    for source, copy in ((sys.prefix, prefix), (sys.base_prefix, prefix / BASE_FOLDER)):
+        if file.is_relative_to(source) and (staged := copy / file.relative_to(source)).exists():
+            return staged
+    return file

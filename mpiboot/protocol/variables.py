@@ -9,7 +9,7 @@ from envpack.common.places import HOME_VARIABLE, STAGE_ROOT_VARIABLE
 # The two variables that users set; envpack owns their names.
 USER_VARIABLES = (HOME_VARIABLE, STAGE_ROOT_VARIABLE)
 
-# mpiboot's own, set by boot in the ranks, by boot in a batch command (the last three), and by submit for the job script.
+# mpiboot's own, set by boot in the ranks, by boot in a batch command (SCHEDULER_FILE), and by submit for the job script.
 MPIBOOT_PREFIX = "MPIBOOT_"
 JOB_KEY_VARIABLE = "MPIBOOT_JOB_KEY"  # marks the job's processes for its agents
 JOB_DIRECTORY_VARIABLE = "MPIBOOT_JOB_DIRECTORY"  # only if the job is encrypted
@@ -19,8 +19,6 @@ MPI_ONLY_VARIABLE = (
     "MPIBOOT_MPI_ONLY"  # names, separated by blanks, that neither tasks nor the command inherit
 )
 SCHEDULER_FILE_VARIABLE = "MPIBOOT_SCHEDULER_FILE"
-STAGED_PREFIX_VARIABLE = "MPIBOOT_STAGED_PREFIX"
-SOURCE_PREFIX_VARIABLE = "MPIBOOT_SOURCE_PREFIX"
 SETUP_VARIABLE = "MPIBOOT_SETUP"  # shell lines; the job script evaluates them before anything else
 
 # Dask's. dask.config makes `distributed.scheduler.preload` of DASK_DISTRIBUTED__SCHEDULER__PRELOAD.
@@ -46,10 +44,9 @@ DASK_DASHBOARD_KEY = "DASK_DISTRIBUTED__SCHEDULER__DASHBOARD__TLS__KEY"
 CONDA_PREFIX = "CONDA_PREFIX"
 VIRTUAL_ENV = "VIRTUAL_ENV"
 PYTHON_NO_USER_SITE = "PYTHONNOUSERSITE"
-# Variables that make Python search for modules outside its prefix (python(1)).
+# Variables that change where Python finds its own files (python(1)). PYTHONPATH is the user's, and is in PATH_LISTS.
 PYTHON_VARIABLES = (
     "PYTHONHOME",
-    "PYTHONPATH",
     "PYTHONSTARTUP",
     "PYTHONUSERBASE",
     "PYTHONEXECUTABLE",
@@ -57,7 +54,17 @@ PYTHON_VARIABLES = (
     "__PYVENV_LAUNCHER__",
 )
 # Lists of folders, separated by colons, that may lie in a prefix.
-PATH_LISTS = ("LD_LIBRARY_PATH", "LIBRARY_PATH", "CPATH", "PKG_CONFIG_PATH", "MANPATH", "XDG_DATA_DIRS")
+PATH_LISTS = (
+    *(
+        "PYTHONPATH",
+        "LD_LIBRARY_PATH",
+        "LIBRARY_PATH",
+        "CPATH",
+        "PKG_CONFIG_PATH",
+        "MANPATH",
+        "XDG_DATA_DIRS",
+    ),
+)
 
 # Set for the agents, whose interpreter is on the shared file system. It keeps the dynamic linker of glibc before 2.37
 # from looking for libraries in a dozen folders that no environment has, such as lib/tls/haswell (ld.so(8)).

@@ -1,11 +1,11 @@
 """The fork server of one node: it imports dask-mpi and distributed once, and every rank of the node is forked from it.
 
-    python fork_server.py SOCKET,OUTPUT,LOG DASK_MPI ARGUMENT...
+    python fork_server.py SOCKET,OUTPUT,LOG SCRIPT ARGUMENT...
 
 The node's agent (agent/adopt.py) starts the fork server, and requests each rank over the socket whose descriptor is
 SOCKET. A request is one byte, sent with these descriptors: a memory file with a `RankRequest`, the stand-in's
-connection, and MPI's connections. Each forked child becomes a rank, and runs dask-mpi as a newly started Python would.
-Workers do not profit: nannies spawn them as new processes.
+connection, and MPI's connections. Each forked child becomes a rank, and runs SCRIPT (run_dask_mpi.py) as a newly
+started Python would. Workers do not profit: nannies spawn them as new processes.
 
 OUTPUT is the reading end of the pipe that the ranks print to. The agent reads it. If the agent was killed, the fork
 server reads it and copies it to LOG, so that printing neither fails nor blocks.
@@ -23,7 +23,6 @@ import signal
 import socket
 import sys
 import warnings
-from pathlib import Path
 
 from envpack.common.locks import hold_folder
 from mpiboot.protocol.node import DESCRIPTORS_MAX, RankRequest, report_scheduler, start_failure
@@ -31,8 +30,9 @@ from mpiboot.protocol.node import DESCRIPTORS_MAX, RankRequest, report_scheduler
 
 def main() -> None:
     """Serve the agent. Returns in the server when that ends, and in each rank when the rank ends."""
-    # Restore what a new Python that runs the rank's script has: a child inherits that the agent ignores these signals.
-    sys.path[0] = str(Path(sys.argv[2]).parent)
+    # Tasks must not import modules from this file's folder.
+    del sys.path[0]
+    # Restore what a new Python has: a child inherits that the agent ignores these signals.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGUSR1, signal.SIG_DFL)
     agent, output, log = map(int, sys.argv[1].split(","))

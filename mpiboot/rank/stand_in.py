@@ -24,7 +24,7 @@ def main() -> int:
                 f"mpiboot: a rank on {os.uname().nodename} cannot read {path}, and does not start without it. "
                 f"Look at it on that node: ls -l {path}"
             )
-    # `set` has precedence over `unset`: the user may set PYTHONPATH with `--env-var`.
+    # `set` has precedence over `unset`: the user may set PYTHONSAFEPATH with `--env-var`.
     kept = {name: value for name, value in os.environ.items() if name not in plan["unset"]}
     environment = {**kept, **plan["set"]}
     # The open connection to MPI's process manager (PMI-1 and PMI-2 of Hydra and of a batch system's PMI-2).

