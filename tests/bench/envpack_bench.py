@@ -2,9 +2,9 @@
 
     python tests/bench/envpack_bench.py [--quick] [--repeats N] [--root DIR] [--env PREFIX] [--json FILE]
 
-The environment, of at least 800 MB and 25,000 files, is built once, in the tests' cache folder. The figures are written
-to .cache/bench/envpack.json. Rows that need a cluster are added by whoever has one: `main(more=[function])`, where each
-function takes the `Bench` and yields rows.
+The environments, a conda environment and a venv of the same packages, are built once, in the tests' cache folder. Each
+has at least 800 MB and 25,000 files. A small package is installed into the conda environment, and removed again. The
+figures are written to .cache/bench/envpack.json.
 """
 
 from __future__ import annotations
@@ -14,191 +14,65 @@ import json
 import os
 import platform
 import shutil
-import statistics
+import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+from envpack_runs import CHECKOUT, Bench, Row, Run, megabytes_read, row, say
+from figures import number, table
+
+sys.path.insert(0, os.fspath(CHECKOUT / "tests" / "support"))
+
 PACKAGES = [
     "bokeh", "cryptography", "dask", "dask-mpi", "distributed", "matplotlib", "notebook", "numpy", "pandas", "pyarrow",
     "scikit-learn", "scipy", "zstandard",
 ]  # fmt: skip
 LEAST_BYTES = 800_000_000
 LEAST_FILES = 25_000
-SETTLE_S = 2.0
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run of one command."""
-
-    seconds: float
-    cpu_s: float
-    peak_mb: float
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: `ours` against `theirs`; `factor` is how many times better ours is.
-
-    `target` is the least factor; where there is no contender, the largest value that `ours` may have.
-    """
-
-    what: str
-    against: str
-    unit: str
-    ours: float
-    theirs: float | None
-    target: float
-    runs: dict[str, list[float]] = field(default_factory=dict)
-
-    @property
-    def factor(self) -> float | None:
-        return self.theirs / self.ours if self.theirs is not None and self.ours else None
-
-    @property
-    def is_met(self) -> bool:
-        return self.ours <= self.target if self.factor is None else self.factor >= self.target
-
-
-class Bench:
-    """What all rows share: the environment, a work folder, a staging root, and how to run commands.
-
-    Parameters
-    ----------
-    env : Path
-        The environment.
-    work : Path
-        A folder on a disk: archives lie here, as on a shared file system.
-    root : Path
-        A folder that stands for a node's /tmp.
-    rounds : int
-        Runs of each contender.
-    """
-
-    def __init__(self, env: Path, work: Path, root: Path, rounds: int) -> None:
-        self.env = env
-        self.work = work
-        self.root = root
-        self.rounds = rounds
-        self.tgz = work / "env.tar.gz"
-        self.archive = work / "env.tar.zst"
-
-    def run(self, *argv: str | Path) -> Run:
-        """Run a command to its end; its CPU seconds are those of all its processes."""
-        path = os.pathsep.join([os.fspath(CHECKOUT), *sys.path[1:]])
-        environment = {**os.environ, "PYTHONPATH": path}
-        environment.pop("PYTHONDONTWRITEBYTECODE", None)
-        quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
-        began = time.perf_counter()
-        pid = os.posix_spawnp(argv[0], [os.fspath(word) for word in argv], environment, file_actions=quiet)
-        _, status, usage = os.wait4(pid, 0)
-        seconds = time.perf_counter() - began
-        if status:
-            raise RuntimeError(f"{argv} failed: wait status {status}")
-        return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
-
-    def envpack(self, *arguments: str | Path) -> Run:
-        return self.run(sys.executable, "-m", "envpack", *arguments)
-
-    def empty_root(self) -> Path:
-        """Return the staging root, emptied."""
-        shutil.rmtree(self.root, ignore_errors=True)
-        self.root.mkdir(parents=True)
-        # The kernel goes on freeing a gigabyte of files for a while.
-        time.sleep(SETTLE_S)
-        return self.root
-
-    def take_turns(self, **contenders: Callable[[], Run]) -> dict[str, list[Run]]:
-        """Run each contender in turn, `rounds` times."""
-        runs: dict[str, list[Run]] = {name: [] for name in contenders}
-        for n in range(self.rounds):
-            for name, contender in contenders.items():
-                say(f"{name.replace('_', ' ')}, {n + 1} of {self.rounds}")
-                runs[name].append(contender())
-        return runs
-
-    # ---- the contenders
-
-    def tar_pack(self) -> Run:
-        return self.run("tar", "-C", self.env, "-zcf", self.tgz, ".")
-
-    def tar_stage(self) -> Run:
-        """Today's recipe, on one node."""
-        script = 'cp "$0" "$1"/env.tar.gz && tar -C "$1" -zxf "$1"/env.tar.gz'
-        return self.run("sh", "-c", script, self.tgz, self.empty_root())
-
-    def first_pack(self) -> Run:
-        self.archive.unlink(missing_ok=True)
-        return self.envpack("pack", "--prefix", self.env, "--output", self.archive)
-
-    def second_pack(self) -> Run:
-        return self.envpack("pack", "--prefix", self.env, "--output", self.archive)
-
-    def cold_stage(self) -> Run:
-        return self.envpack("stage", self.archive, "--root", self.empty_root())
-
-    def warm_stage(self) -> Run:
-        return self.envpack("stage", self.archive, "--root", self.root)
-
-    def staged_prefix(self) -> Path:
-        return next((self.root / f"mpiboot-{os.geteuid()}").glob("[!.]*"))
-
-
-def say(text: str) -> None:
-    print(f"  {text}", file=sys.stderr, flush=True)
-
-
-def median(runs: Iterable[Run], what: str = "seconds") -> float:
-    return statistics.median(getattr(run, what) for run in runs)
-
-
-def row(
-    what: str,
-    target: float,
-    ours: tuple[str, Sequence[Run]],
-    theirs: tuple[str, Sequence[Run]],
-    measure: str = "seconds",
-) -> Row:
-    """Return the row that compares two contenders' medians."""
-    return Row(
-        what, theirs[0], "s", median(ours[1], measure), median(theirs[1], measure), target,
-        {name: [round(getattr(run, measure), 3) for run in runs] for name, runs in (ours, theirs)},
-    )  # fmt: skip
+# Pure Python with an entry script; no other package requires it.
+SMALL_PACKAGE = "tabulate==0.9.0"
+LOST = "lib/python*/site-packages/pandas/__init__.py"
+# What the README suggests to leave out: tests, type stubs, headers, static libraries.
+EXCLUDED = ["*/tests", "*.pyi", "include", "*/include", "*.a"]
 
 
 def one_node(bench: Bench) -> Iterator[Row]:
-    """Yield the rows that one machine can fill."""
-    packs = bench.take_turns(tar=bench.tar_pack, envpack=bench.first_pack, unchanged=bench.second_pack)
-    stages = bench.take_turns(tar=bench.tar_stage, envpack=bench.cold_stage, again=bench.warm_stage)
-    tar, cold, warm = (
-        ("cp + tar -zxf", stages["tar"]),
-        ("envpack stage", stages["envpack"]),
-        ("again", stages["again"]),
+    """Yield the rows of a pack, and of a stage on one node."""
+    packs = bench.take_turns(
+        tar=partial(bench.tar_pack, bench.env),
+        envpack=bench.first_pack,
+        unchanged=partial(bench.pack, bench.archive),
     )
-    yield row("cold stage, one node", 6, cold, tar)
-    yield row("CPU seconds, cold stage", 3.5, cold, tar, "cpu_s")
-    yield row("stage when the node has it", 20, warm, tar)
+    yield from stages(bench, "")
     yield row("first pack", 3, ("envpack pack", packs["envpack"]), ("tar -zcf", packs["tar"]))
     yield row(
         "pack when nothing changed", 20, ("again", packs["unchanged"]), ("first pack", packs["envpack"])
     )
-    megabytes = [path.stat().st_size / 1e6 for path in (bench.archive, bench.tgz)]
-    yield Row("archive size", "tar -zcf", "MB", megabytes[0], megabytes[1], 1)
-    peak = max(run.peak_mb for run in stages["envpack"])
-    yield Row("peak memory of a stager", "at most", "MB", peak, None, 300)
+    yield Row("archive size", "tar -zcf", "MB", megabytes(bench.archive), megabytes(bench.tgz), 1)
     yield from first_import(bench)
+
+
+def stages(bench: Bench, of: str) -> Iterator[Row]:
+    """Yield the rows of a cold and a warm stage against tar."""
+    runs = bench.take_turns(
+        tar=bench.tar_stage, envpack=bench.cold_stage, again=partial(bench.stage, bench.archive)
+    )
+    tar, cold = ("cp + tar -zxf", runs["tar"]), ("envpack stage", runs["envpack"])
+    yield row(f"cold stage{of}, one node", 6, cold, tar)
+    yield row(f"CPU seconds, cold stage{of}", 3.5, cold, tar, "cpu_s")
+    yield row(f"stage{of} when the node has it", 20, ("again", runs["again"]), tar)
+    peak = max(run.peak_mb for run in runs["envpack"])
+    yield Row(f"peak memory of a stager{of}", "at most", "MB", peak, None, 300)
 
 
 def first_import(bench: Bench) -> Iterator[Row]:
     """Yield the row of importing pandas: each time from a prefix that was staged just now."""
 
     def staged() -> Run:
-        bench.cold_stage()
-        return bench.run(bench.staged_prefix() / "bin" / "python", "-c", "import pandas")
+        return bench.run(bench.cold_stage().result["prefix"] + "/bin/python", "-c", "import pandas")
 
     def source() -> Run:
         return bench.run(bench.env / "bin" / "python", "-c", "import pandas")
@@ -210,27 +84,116 @@ def first_import(bench: Bench) -> Iterator[Row]:
     yield row("first import of pandas", 0.95, ours, theirs)
 
 
+def with_base_interpreter(bench: Bench) -> Iterator[Row]:
+    """Yield the rows of a stage of a venv; tar has its base interpreter in the archive as well."""
+    venv = Bench(cached_venv(), bench.work / "venv", bench.root, bench.rounds)
+    venv.first_pack()
+    say("tar of the same files")
+    venv.tar_pack(Path(venv.cold_stage().result["prefix"]))
+    yield from stages(venv, " of a venv")
+
+
+def after_install(bench: Bench) -> Iterator[Row]:
+    """Yield the rows of pack and stage after `pip install` of a small package."""
+    from condaenv import pip, pip_install
+
+    remove = partial(pip, "--python", str(bench.env / "bin" / "python"), "uninstall", "--yes")
+    # A bench that was killed has not removed it.
+    remove(SMALL_PACKAGE.partition("=")[0])
+    older = bench.pack_in(bench.work / "older").result["path"]
+    pip_install(bench.env, [SMALL_PACKAGE], "--no-deps")
+    try:
+        yield from deltas(bench, Path(older))
+    finally:
+        remove(SMALL_PACKAGE.partition("=")[0])
+
+
+def deltas(bench: Bench, older: Path) -> Iterator[Row]:
+    """Yield the rows of pack with an older archive, and of stage with an older or damaged stage on the node."""
+    home = bench.work / "home"
+
+    def first_pack() -> Run:
+        shutil.rmtree(home, ignore_errors=True)
+        return bench.pack_in(home)
+
+    def next_pack() -> Run:
+        shutil.rmtree(home)
+        shutil.copytree(bench.work / "older", home, copy_function=os.link)
+        return bench.pack_in(home)
+
+    packs = bench.take_turns(first_pack=first_pack, next_pack=next_pack)
+    first, delta = ("first pack", packs["first_pack"]), ("next pack", packs["next_pack"])
+    yield row("pack after pip install", 5, delta, first)
+    archive = Path(delta[1][-1].result["path"])
+
+    def have_none() -> None:
+        bench.empty_root()
+
+    def have_older() -> None:
+        bench.empty_root()
+        bench.stage(older)
+
+    def have_damaged() -> None:
+        bench.empty_root()
+        next(Path(bench.stage(archive).result["prefix"]).glob(LOST)).unlink()
+
+    nodes = {"cold": have_none, "older_stage": have_older, "lost_file": have_damaged}
+
+    def staged(name: str) -> Run:
+        nodes[name]()
+        return bench.stage(archive)
+
+    runs = bench.take_turns(**{name: partial(staged, name) for name in nodes})
+    read = {}
+    for name, prepare in nodes.items():
+        prepare()
+        read[name] = megabytes_read(archive, bench.stage)
+    cold = ("cold stage", runs["cold"])
+    for name, what in (("older_stage", "stage after pip install"), ("lost_file", "stage that lost a file")):
+        yield row(f"CPU seconds, {what}", 4, (name, runs[name]), cold, "cpu_s")
+        yield row(what, 1, (name, runs[name]), cold)
+        yield Row(f"read of the archive, {what}", "cold stage", "MB", read[name], read["cold"], 20)
+
+
+def with_exclude(bench: Bench) -> Iterator[Row]:
+    """Yield the rows of an archive without what the README suggests to leave out."""
+    whole, lean = bench.archive, bench.work / "lean.tar.zst"
+    all_files = bench.pack(whole).result
+    fewer = bench.pack(lean, *(f"--exclude={glob}" for glob in EXCLUDED)).result
+
+    def cold_stage(archive: Path) -> Run:
+        bench.empty_root()
+        return bench.stage(archive)
+
+    runs = bench.take_turns(everything=partial(cold_stage, whole), excluded=partial(cold_stage, lean))
+    yield Row("files with --exclude", "everything", "", fewer["files"], all_files["files"], 1)
+    size, whole_size = fewer["raw_bytes"] / 1e6, all_files["raw_bytes"] / 1e6
+    yield Row("size of them", "everything", "MB", size, whole_size, 1)
+    yield Row("archive size with --exclude", "everything", "MB", megabytes(lean), megabytes(whole), 1)
+    yield row(
+        "cold stage with --exclude", 1, ("--exclude", runs["excluded"]), ("everything", runs["everything"])
+    )
+
+
+def megabytes(path: Path) -> float:
+    return path.stat().st_size / 1e6
+
+
 # ---- report
 
 
 def print_table(rows: Sequence[Row], about: dict[str, object]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="envpack, side by side")
-    for name in ("what", "ours", "against", "theirs", "factor", "target", ""):
-        table.add_column(name, justify="right" if name in ("ours", "theirs", "factor", "target") else "left")
+    columns = ["envpack, side by side", "ours", "theirs", "against", "factor", "target", ""]
+    cells = []
     for entry in rows:
-        against = "" if entry.theirs is None else f"{entry.theirs:.2f} {entry.unit}"
+        theirs = "" if entry.theirs is None else f"{number(entry.theirs)} {entry.unit}"
         factor = "" if entry.factor is None else f"{entry.factor:.1f} x"
         target = f"{entry.target:g} {entry.unit}" if entry.factor is None else f"{entry.target:g} x"
         verdict = "met" if entry.is_met else "missed"
-        table.add_row(
-            entry.what, f"{entry.ours:.2f} {entry.unit}", entry.against, against, factor, target, verdict
-        )
-    console = Console()
-    console.print(table)
-    console.print(", ".join(f"{key} {value}" for key, value in about.items()))
+        ours = f"{number(entry.ours)} {entry.unit}"
+        cells.append([entry.what, ours, theirs, entry.against, factor, target, verdict])
+    print(table(columns, cells))
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
 
 
 def write_json(rows: Sequence[Row], about: dict[str, object], path: Path) -> None:
@@ -259,9 +222,8 @@ def about(bench: Bench) -> dict[str, object]:
     }
 
 
-def environment() -> Path:
-    """Return the environment that is measured: a real one, built once per machine."""
-    sys.path.insert(0, os.fspath(CHECKOUT / "tests" / "support"))
+def cached_conda() -> Path:
+    """Return the conda environment that is measured: a real one, built once per machine."""
     from condaenv import cached_env
 
     say("environment: built on the first run")
@@ -269,15 +231,25 @@ def environment() -> Path:
     return env
 
 
-def main(more: Iterable[Callable[[Bench], Iterable[Row]]] = (), argv: Sequence[str] | None = None) -> int:
-    """Measure, print, write.
+def cached_venv() -> Path:
+    """Return a venv of the same packages, built once per machine."""
+    from condachannel import cache_folder, digest
+    from condaenv import pip_install
+    from filelock import FileLock
 
-    Parameters
-    ----------
-    more : iterable of callable
-        Each takes the `Bench` and yields more rows.
-    argv : sequence of str, optional
-    """
+    folder = cache_folder() / "venvs" / digest([sys.base_prefix, sys.version, *PACKAGES])
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "built").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            subprocess.run([sys.executable, "-m", "venv", folder / "env"], check=True)
+            pip_install(folder / "env", PACKAGES)
+            (folder / "built").touch()
+    return folder / "env"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, write."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -290,15 +262,14 @@ def main(more: Iterable[Callable[[Bench], Iterable[Row]]] = (), argv: Sequence[s
     parser.add_argument("--root", type=Path, default=shm, metavar="DIR", help="stands for a node's /tmp")
     parser.add_argument("--env", type=Path, metavar="PREFIX", help="another environment")
     arguments = parser.parse_args(argv)
-    env = (arguments.env or environment()).absolute()
+    env = (arguments.env or cached_conda()).absolute()
     work = env.parent / f"envpack-bench-{os.getpid()}"
     root = arguments.root.absolute() / f"envpack-bench-{os.getpid()}"
     bench = Bench(env, work, root, 1 if arguments.quick else arguments.repeats)
-    facts = about(bench)
-    work.mkdir()
     rows: list[Row] = []
     try:
-        for part in (one_node, *more):
+        facts = about(bench)
+        for part in (one_node, with_base_interpreter, after_install, with_exclude):
             rows.extend(part(bench))
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -149,3 +149,21 @@ def test_the_model_takes_what_was_measured(module):
     assert found == replace(
         parts, import_requests=20, boot_requests=2100, archive_bytes=5, workers_per_s=50.0
     )
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "target", "factor", "is_met"),
+    [
+        (2.0, 13.0, 6, 6.5, True),
+        (2.0, 11.0, 6, 5.5, False),
+        (120.0, None, 300, None, True),  # no contender: the target is the largest value
+        (301.0, None, 300, None, False),
+    ],
+)
+def test_a_row_is_met_by_its_factor_or_its_value(module, ours, theirs, target, factor, is_met):
+    row = module("envpack_runs").Row("what", "against", "s", ours, theirs, target)
+    assert (row.factor, row.is_met) == (factor, is_met)
+
+
+def test_the_envpack_part_loads(module):
+    assert callable(module("envpack_bench").main)
