@@ -119,6 +119,15 @@ class Config:
     mpi: str = _option(MPI, "MPI whose launcher starts the ranks", "auto")
     transport: str = _option(TRANSPORT, "how the archive reaches the nodes", "auto")
     no_stage: bool = _option(FLAG, "run from the environment where it lies, without node-local copies", False)
+    pack_exclude: tuple[str, ...] = _option(
+        TEXT,
+        "files of the environment that are not packed, such as lib/*.a",
+        (),
+        metavar="GLOB",
+        repeatable=True,
+        same_as="envpack pack --exclude",
+        allowed_in=EVERYWHERE - {ENVIRONMENT},
+    )
     idle_timeout: float = _option(
         DURATION, "end the job after this long without a client or a task", 1800.0, metavar="T"
     )

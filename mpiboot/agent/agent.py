@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from envpack.common.mounts import file_system, is_memory
-from envpack.common.places import host_name
+from envpack.common.places import host_name, user_folder
 from mpiboot.agent import finding, stage_child
 from mpiboot.agent.adopt import Ranks
 from mpiboot.agent.folders import clean, make_job_folder
@@ -366,7 +366,7 @@ class Agent:
             # Import them only here: at the start of every agent, they would open three more files.
             from mpiboot.agent import archive_copy, tree
 
-            copy = self.copy = archive_copy.ArchiveCopy(self.folder, order.number)
+            copy = self.copy = archive_copy.ArchiveCopy(self.folder, order.number, user_folder(orders.root))
             tree.start_filling(copy, order, self.node, self.peers, self.context)
         task = {
             "archive": order.archive,
@@ -374,7 +374,7 @@ class Agent:
             "threads": orders.threads,
             "pack_id": orders.pack_id,
             "transport": order.transport,
-            "remove_archive": order.remove_archive,
+            "carried": order.carried,
             "copy": copy and copy.descriptors,
         }
         pipe = asyncio.subprocess.PIPE
@@ -405,6 +405,8 @@ class Agent:
             ) from error
         if "error" in result:
             raise OSError(copy.explain(result["error"]) if copy else result["error"])
+        if copy:
+            result["stage"]["evicted"] += copy.evicted
         if copy and copy.passed_by:
             result["stage"]["passed_by"] = "; ".join(copy.passed_by)
         return StageReport(order.number, result["stage"])

@@ -4,11 +4,12 @@ One thread writes the copy (`agent.tree`), so that neither decryption nor a slow
 loop sends it to other agents. The copy is a file without a name on the job folder's file system, in the format of
 `envpack.stage.arrival`; the kernel removes it when the agent and its staging child end, even if they are killed.
 
-Only the agent imports this module. It imports envpack.stage.arrival, but nothing else of the stager.
+Only the agent imports this module. At its start it imports envpack.stage.arrival, but nothing else of the stager.
 """
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -53,6 +54,8 @@ class ArchiveCopy:
         The job's folder on the node.
     number : int
         Number of the `StageOrder`.
+    stages : path
+        The user's folder in the staging root. If there is no room for the copy, stages there go that nobody uses.
 
     Attributes
     ----------
@@ -70,10 +73,13 @@ class ArchiveCopy:
         Why nothing more arrives, unless the copy is whole.
     passed_by : list of str
         The sources that failed, each with the reason.
+    evicted : list of str
+        Names of the stages that were removed for want of room.
     """
 
-    def __init__(self, folder: Path, number: int) -> None:
+    def __init__(self, folder: Path, number: int, stages: Path) -> None:
         self.number = number
+        self._stages = stages
         self._file = nameless_file(folder)
         pipe, end = os.pipe()
         self._ends = [end]  # empty once closed: the event loop and the filling thread may both close it
@@ -83,6 +89,7 @@ class ArchiveCopy:
         self.is_whole = False
         self.failure: str | None = None
         self.passed_by: list[str] = []
+        self.evicted: list[str] = []
         self._unchecked = bytearray()
         self._table: queue.SimpleQueue[tuple[list[int], list[int]] | None] = queue.SimpleQueue()
         # Offsets at which the frames begin, then the end of the last one; and the frames' checksums.
@@ -185,14 +192,29 @@ class ArchiveCopy:
         if self.failure:
             raise CopyError(self.failure)
         try:
-            write_at(self._file, data, self.size)
+            self._write(data)
         except OSError as error:
             raise CopyError(
-                f"cannot keep the archive below the staging root: {error.strerror}. Run envpack gc there, or set "
-                f"{STAGE_ROOT_VARIABLE} to another folder"
+                f"cannot keep the archive below {self._stages}: {error.strerror}. Submit the job with "
+                "--transport direct, which keeps no archive there, or "
+                f"set {STAGE_ROOT_VARIABLE} to a folder with more room"
             ) from error
         self.size += len(data)
         self._tell()
+
+    def _write(self, data: memoryview) -> None:
+        """Write data at the end of the file; if there is no room, remove the stages that nobody uses, and try again."""
+        try:
+            write_at(self._file, data, self.size)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            from envpack.stage.gc import evict_all
+
+            if not (evicted := evict_all(self._stages)):
+                raise
+            self.evicted += evicted
+            self._write(data)
 
     def end(self, failure: str | None = None) -> None:
         """Let the staging child and other agents know that nothing more arrives, because of `failure` if it is given."""

@@ -51,14 +51,14 @@ def stage_node(
     threads: int,
     pack_id: str,
     transport: str,
-    remove_archive: bool,
+    carried: str | None,
     copy: tuple[int, int] | None,
 ) -> dict[str, Any]:
     """Stage the environment on this node.
 
     Parameters
     ----------
-    archive, transport, remove_archive
+    archive, transport, carried
         As in `protocol.channel_messages.StageOrder`.
     root, threads, pack_id
         As in `protocol.channel_messages.Orders`.
@@ -71,6 +71,8 @@ def stage_node(
         `StageReport.stage`.
     """
     start = time.time()
+    from envpack.archive.damage import note_damage
+    from envpack.errors import CorruptArchiveError
     from envpack.stage.staging import stage, stage_arriving
 
     if copy:
@@ -84,9 +86,15 @@ def stage_node(
             transport=transport,
         )
     else:
-        result = stage(archive, root, jobs=threads, expected_pack_id=pack_id, transport=transport)
-    if remove_archive:
-        Path(archive).unlink()
+        try:
+            result = stage(
+                carried or archive, root, jobs=threads, expected_pack_id=pack_id, transport=transport
+            )
+        except CorruptArchiveError:
+            note_damage(Path(archive))  # for the next submit; envpack has noted it beside the copy
+            raise
+    if carried:
+        Path(carried).unlink()
     return {**result.asdict(), "start": start, "end": time.time()}
 
 

@@ -13,7 +13,9 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
+from envpack.archive.damage import note_damage
 from envpack.stage import arrival
 from mpiboot.agent.archive_copy import ArchiveCopy, CopyError, DamagedError, send_in_time
 from mpiboot.protocol.channel import BlockingConnection, Connection
@@ -131,7 +133,10 @@ def _fill(
             _from_file(copy, order)
         failure = None
     except DamagedError as error:
-        failure = f"{order.archive} is damaged: {error}. See what it holds: envpack verify {order.archive}"
+        note_damage(Path(order.archive))
+        failure = (
+            f"{order.archive} is damaged: {error}. Submit the job again: the environment is then packed anew"
+        )
     except (OSError, CopyError) as error:
         failure = str(error)
     finally:

@@ -13,11 +13,13 @@ import logging
 import os
 import shlex
 import subprocess
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from envpack.common.places import HOME_VARIABLE
+from envpack.errors import ArchiveError
 from mpiboot.batch import registry
 from mpiboot.batch.runner import run
 from mpiboot.boot.agents import Agents
@@ -53,29 +55,59 @@ def find_archive(context: Context) -> Path | None:
     source = context.source
     logger.info("packing %s (submit does so beforehand)", source)
     # In a separate Python: packing imports conda-pack, and boot must start with few modules.
-    done = subprocess.run(
-        [str(source / "bin/python"), "-I", "-m", "envpack", "pack", "--prefix", str(source)],
+    command = pack_command(source, context.config.pack_exclude)
+    with subprocess.Popen(
+        command,
         env={**os.environ, HOME_VARIABLE: str(context.directory.path.parent.parent)},
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-    )
-    if done.returncode:
+    ) as packing:
+        assert packing.stdout and packing.stderr
+        last: deque[str] = deque(maxlen=20)
+        try:
+            for line in packing.stderr:  # warnings, and whom it waits for
+                logger.info("%s", line.rstrip())
+                last.append(line)
+            archive = packing.stdout.read().strip()
+        except BaseException:  # the job ends
+            packing.terminate()
+            raise
+    if packing.returncode:
         raise EnvironmentUnfitError(
-            f"{source} could not be packed: {done.stderr.strip()[-2000:]}",
-            f"Try it by hand: {shlex.quote(f'{source}/bin/envpack')} pack --prefix {shlex.quote(str(source))}",
+            f"{source} could not be packed: {''.join(last).strip()}", f"Try it by hand: {shlex.join(command)}"
         )
-    return Path(done.stdout.strip())
+    return Path(archive)
+
+
+def pack_command(source: Path, exclude: Sequence[str]) -> list[str]:
+    """Return the command that packs an environment with its own envpack."""
+    options = [f"--exclude={glob}" for glob in exclude]
+    return [f"{source}/bin/python", "-I", "-m", "envpack", "pack", "--prefix", str(source), *options]
 
 
 def agent_orders(context: Context, archive: Path | None) -> Orders:
-    """Return the orders that every agent gets when it has dialled."""
+    """Return the orders that every agent gets when it has dialled.
+
+    Raises
+    ------
+    StageError
+        The archive cannot be used.
+    """
     pack_id = prefix = None
     if archive:
         from envpack.archive.encoding import read_index
         from envpack.common.places import staged_prefix
 
-        index = read_index(archive)
+        try:
+            index = read_index(archive)
+        except ArchiveError as error:
+            raise StageError(
+                error.problem,
+                f"Pack the environment, and submit the job again: "
+                f"{shlex.join(pack_command(context.source, context.config.pack_exclude))}",
+            ) from error
         pack_id = index.pack_id
         prefix = str(staged_prefix(context.config.stage_root, index.pack_id, index.name))
     return Orders(
@@ -137,17 +169,30 @@ def stage_all_nodes(
     results: dict[str, dict[str, Any]] = {node: report.stage for node, report in stages.items()}
     for node, result in results.items():
         context.events.write("staged", **{**result, "host": node})
-        logger.info(
-            "%s: %s %s in %s",
-            node,
-            "reused" if result["reused"] else "staged",
-            show_size(result["size_bytes"]),
-            show_duration(result["seconds"]),
-        )
+        logger.info("%s: %s", node, show_stage(result))
         if "passed_by" in result:
             logger.warning("%s took the archive from elsewhere: %s", node, result["passed_by"])
     sizes = {node: result["size_bytes"] for node, result in results.items()}
     return Staged(Path(orders.prefix), sizes)
+
+
+def show_stage(result: Mapping[str, Any]) -> str:
+    """Return what staging did on a node, in words.
+
+    Parameters
+    ----------
+    result : mapping
+        `StageReport.stage`.
+    """
+    did = "reused" if result["reused"] else "staged"
+    parts = [f"{did} {show_size(result['size_bytes'])} in {show_duration(result['seconds'])}"]
+    if result["linked"]:
+        parts.append(f"{result['linked']} files linked from an older copy")
+    if result["repaired"]:
+        parts.append(f"{result['repaired']} damaged or lost files put back")
+    if result["evicted"]:
+        parts.append(f"removed for want of room: {', '.join(result['evicted'])}")
+    return "; ".join(parts)
 
 
 def choose_transport(wanted: str, batch_system: str, n_nodes: int, n_lacking: int, size_bytes: int) -> str:
@@ -173,15 +218,17 @@ def choose_transport(wanted: str, batch_system: str, n_nodes: int, n_lacking: in
     return "direct" if n_lacking * size_bytes <= AUTO_DIRECT_BYTES or n_lacking == 1 else "tree"
 
 
-def _order(archive: Path, transport: str, *, tree: Sequence[str] = (), remove: bool = False) -> StageOrder:
-    """Return the order to stage the archive at this path."""
+def _order(
+    archive: Path, transport: str, *, tree: Sequence[str] = (), carried: Path | None = None
+) -> StageOrder:
+    """Return the order to stage the archive."""
     from envpack.archive.encoding import index_start
 
     return StageOrder(
         number=1,
         archive=str(archive),
         transport=transport,
-        remove_archive=remove,
+        carried=str(carried) if carried else None,
         tree=list(tree),
         index_start=index_start(archive) if tree else 0,
     )
@@ -194,4 +241,4 @@ def _carry(context: Context, agents: Agents, archive: Path, transport: str) -> d
         run(context.system.carry_command(archive, copy), timeout_s=STAGE_TIMEOUT_S)
     except BatchError as error:
         raise StageError(error.problem, "Submit the job again with --transport direct") from error
-    return agents.stage(_order(copy, transport, remove=True), STAGE_TIMEOUT_S)
+    return agents.stage(_order(archive, transport, carried=copy), STAGE_TIMEOUT_S)

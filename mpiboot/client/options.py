@@ -36,6 +36,7 @@ class JobOptions(TypedDict, total=False):
     mpi: str
     transport: str
     no_stage: bool
+    pack_exclude: Sequence[str]
     idle_timeout: str | float
     min_workers: int
     warn_before: str | float

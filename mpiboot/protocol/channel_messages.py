@@ -141,8 +141,8 @@ class StageOrder:
         Path of the archive.
     transport : str
         How the archive comes to the node; recorded with the stage.
-    remove_archive : bool
-        Whether the archive is this node's own copy, to be removed once it is staged.
+    carried : str or None, default None
+        Path of each node's own copy of the archive, which the batch system has made; it is removed once it is staged.
     tree : list of str, default none
         The nodes that pass the archive on to each other, in the order of `agent.tree`; all others read the file.
     index_start : int, bytes, default 0
@@ -152,7 +152,7 @@ class StageOrder:
     number: int
     archive: str
     transport: str
-    remove_archive: bool
+    carried: str | None = None
     tree: list[str] = field(default_factory=list)
     index_start: int = 0
 
@@ -170,7 +170,7 @@ class StageReport:
     """
 
     number: int
-    stage: dict[str, str | int | float | bool]
+    stage: dict[str, str | int | float | bool | list[str]]
 
 
 @dataclass(frozen=True)

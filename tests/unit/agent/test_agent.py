@@ -184,7 +184,7 @@ def test_the_agent_beside_boot_clears_the_secrets(node):
 def test_an_error_is_an_answer_and_the_agent_lives_on(node):
     n2 = node(pack_id="0" * 64)
     n2.answer()
-    order = StageOrder(number=1, archive="/no/such/archive", transport="direct", remove_archive=False)
+    order = StageOrder(number=1, archive="/no/such/archive", transport="direct")
     n2.channel.post(order)
     failure = n2.answer(1)
     assert isinstance(failure, Failure) and "/no/such/archive" in failure.error
@@ -195,7 +195,7 @@ def test_an_error_is_an_answer_and_the_agent_lives_on(node):
 def test_a_long_error_keeps_its_beginning_and_its_remedy(node):
     n2 = node(pack_id="0" * 64)
     n2.answer()
-    order = StageOrder(number=1, archive=f"/{'x' * 200}" * 50, transport="direct", remove_archive=False)
+    order = StageOrder(number=1, archive=f"/{'x' * 200}" * 50, transport="direct")
     n2.channel.post(order)
     error = n2.answer(1).error
     assert error.startswith("cannot open the archive /xxx")
@@ -380,7 +380,7 @@ agent.Agent.stage = stage
 """
     n2 = node(program=tells + PROGRAM)
     n2.answer()
-    order = StageOrder(number=1, archive="/no/such/archive", transport="direct", remove_archive=False)
+    order = StageOrder(number=1, archive="/no/such/archive", transport="direct")
 
     def post_together():
         n2.channel._post(Close("stopped"))

@@ -9,9 +9,12 @@ import pytest
 from envpack_trees import make_venv, stages
 from waiting import wait_until
 
+from envpack.archive.damage import is_damaged
 from envpack.archive.encoding import read_index
+from envpack.errors import CorruptArchiveError
 from envpack.pack.packing import pack
 from envpack.stage import arrival
+from mpiboot.agent.stage_child import stage_node
 
 CHILD = "import sys; from mpiboot.agent import stage_child; sys.exit(stage_child.main())"
 
@@ -36,7 +39,7 @@ def test_repeated_sigterm_does_not_end_the_removal(archive, tmp_path):
         pipe, end = os.pipe()
         task = {
             "archive": str(archive), "root": str(tmp_path), "threads": 1, "pack_id": index.pack_id,
-            "transport": "tree", "remove_archive": False, "copy": [file.fileno(), pipe],
+            "transport": "tree", "carried": None, "copy": [file.fileno(), pipe],
         }  # fmt: skip
         child = subprocess.Popen(
             [sys.executable, "-c", CHILD],
@@ -57,3 +60,23 @@ def test_repeated_sigterm_does_not_end_the_removal(archive, tmp_path):
         os.close(pipe)
         os.close(end)
     assert stages(tmp_path) == []
+
+
+def test_a_copy_that_the_batch_system_carried(archive, tmp_path):
+    """It is removed once it is staged; if it is damaged, the archive itself is not used again."""
+    original, copy = tmp_path / "original", tmp_path / "copy"
+    data = bytearray(archive.read_bytes())
+    index = read_index(archive)
+    original.touch()
+
+    def stage_copy():
+        return stage_node(str(original), str(tmp_path), 1, index.pack_id, "sbcast", str(copy), None)
+
+    copy.write_bytes(data)
+    assert (stage_copy()["transport"], copy.exists(), is_damaged(original)) == ("sbcast", False, False)
+    data[10] ^= 1
+    copy.write_bytes(data)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(CorruptArchiveError):
+        stage_node(str(original), str(tmp_path / "other"), 1, index.pack_id, "sbcast", str(copy), None)
+    assert is_damaged(original)

@@ -16,6 +16,7 @@ from envpack_trees import tree as content_of
 
 import envpack.pack.archive_writer
 import envpack.pack.frame_writer
+from envpack.archive.damage import is_damaged
 from envpack.archive.encoding import index_start, read_index
 from envpack.pack.packing import pack
 from envpack.stage import arrival
@@ -115,7 +116,7 @@ def staged(directory, archive, tmp_path, monkeypatch):
             nodes = {name: Node(name, directory, tmp_path, archive) for name in NAMES}
             prepare(nodes)
             peers = {name: ["127.0.0.1", node.port] for name, node in nodes.items()}
-            order = StageOrder(1, str(archive), "tree", False, NAMES, index_at)
+            order = StageOrder(1, str(archive), "tree", None, NAMES, index_at)
             for node in nodes.values():
                 node.agent.peers = peers
             try:
@@ -353,8 +354,8 @@ def test_a_full_disk_fails_one_node_alone(staged, monkeypatch):
 
     def fill_disk(nodes):
         class Full(copy_class):
-            def __init__(self, folder, number):
-                super().__init__(folder, number)
+            def __init__(self, folder, number, stages):
+                super().__init__(folder, number, stages)
                 if folder.name == "n2":
                     full.append(self.descriptors[0])
 
@@ -362,11 +363,38 @@ def test_a_full_disk_fails_one_node_alone(staged, monkeypatch):
 
     answers, nodes, _ = staged(fill_disk)
     assert answers["n2"].startswith(
-        "cannot keep the archive below the staging root: No space left on device. Run envpack gc there"
+        f"cannot keep the archive below {nodes['n2'].root}/mpiboot-{os.geteuid()}: No space left on device. "
+        "Submit the job with --transport direct"
     )
     assert stages(nodes["n2"].root) == []
     assert [set(answers[name]) >= {"pack_id"} for name in ("n1", "n3", "n4")] == [True] * 3, answers
     assert answers["n4"]["passed_by"].startswith("n2: ")
+
+
+def test_unused_stages_make_room_for_the_copy(staged, monkeypatch):
+    real = archive_copy.write_at
+    old = Path(f"mpiboot-{os.geteuid()}/old-0123456789abcdef")
+
+    def write_at(file, data, offset):
+        folder = Path(f"/proc/self/fd/{file}").readlink().parent
+        if offset > 500_000 and (folder / old).exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(file, data, offset)
+
+    def leave_an_old_stage(nodes):
+        (nodes["n2"].root / old).mkdir(parents=True)
+        (nodes["n2"].root / old.parent).chmod(0o700)
+        os.utime(nodes["n2"].root / old, (1, 1))
+
+    monkeypatch.setattr(archive_copy, "write_at", write_at)
+    answers, nodes, _ = staged(leave_an_old_stage)
+    assert {name: answers[name]["evicted"] for name in NAMES} == {
+        "n1": [],
+        "n2": [old.name],
+        "n3": [],
+        "n4": [],
+    }
+    assert stages(nodes["n2"].root) == [Path(answers["n2"]["prefix"]).name]
 
 
 def test_a_node_that_cannot_stage_passes_the_archive_on(staged, archive, monkeypatch):
@@ -402,7 +430,8 @@ def test_a_damaged_archive_is_every_nodes_answer(staged, archive, tmp_path):
     answers, _, _ = staged(archive=damaged)
     for name in NAMES:
         assert f"{damaged} is damaged: frame 20 of " in answers[name]
-        assert f"envpack verify {damaged}" in answers[name]
+        assert "Submit the job again: the environment is then packed anew" in answers[name]
+    assert is_damaged(damaged)
 
 
 def test_an_archive_that_is_gone(staged, tmp_path, archive):
