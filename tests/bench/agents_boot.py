@@ -125,7 +125,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             usage()["cpu_s"] - before["cpu_s"],
         )
         agents.introduce({name: [f"10.0.{k // 250}.{k % 250}", 40_000] for k, name in enumerate(reports)})
-        stages = agents.stage(StageOrder(1, "/scratch/alice/archive", "tree", False, tree=names), TIMEOUT_S)
+        stages = agents.stage(StageOrder(1, "/scratch/alice/archive", "tree", tree=names), TIMEOUT_S)
         assert len(stages) == options.count
         now = usage()
         figures |= now | {"answered_s": time.monotonic() - began, "cpu_s": now["cpu_s"] - before["cpu_s"]}

@@ -69,7 +69,7 @@ class LightAgent(agent.Agent):
         )
 
     async def stage(self, order: StageOrder) -> StageReport:
-        stage: dict[str, str | int | float | bool] = {
+        stage: dict[str, str | int | float | bool | list[str]] = {
             "prefix": "/tmp/mpiboot-alice/0123456789abcdef",
             "size_bytes": 2**31,
             "files": 50_000,

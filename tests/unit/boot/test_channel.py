@@ -43,7 +43,7 @@ from mpiboot.protocol.messages import to_dict
 CROWD = Path(__file__).resolve().parents[2] / "support" / "agentcrowd.py"
 ORDERS = Orders(0, "n1", 2, "/tmp", "slurm-c-7", 1, None, None, None)
 PEERS = Peers({"n1": ["10.0.0.1", 1]})
-STAGE = StageOrder(1, "/archive", "direct", False)
+STAGE = StageOrder(1, "/archive", "direct")
 REPORT = NodeReport(0, {}, 2**30, 1, False, False, 0)
 STAGED = StageReport(1, {"start": 1.0})
 

@@ -107,7 +107,7 @@ def test_rubbish_is_no_message(data):
         (ORDERS, ("cancel_command", 1), 1),
         (ORDERS, ("prefix",), 0),
         (STAGE, ("stage", "prefix"), None),
-        (STAGE, ("stage", "prefix"), ["/p"]),
+        (STAGE, ("stage", "prefix"), [1]),
         (Peers({"n1": ["10.0.0.1", 1]}), ("addresses", "n1"), {}),
         (Close("why"), ("reason",), None),
     ],
