@@ -263,8 +263,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--env", type=Path, metavar="PREFIX", help="another environment")
     arguments = parser.parse_args(argv)
     env = (arguments.env or cached_conda()).absolute()
+    json_path = arguments.json.absolute()
     work = env.parent / f"envpack-bench-{os.getpid()}"
     root = arguments.root.absolute() / f"envpack-bench-{os.getpid()}"
+    os.chdir(CHECKOUT)
     bench = Bench(env, work, root, 1 if arguments.quick else arguments.repeats)
     rows: list[Row] = []
     try:
@@ -275,8 +277,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         shutil.rmtree(work, ignore_errors=True)
         shutil.rmtree(root, ignore_errors=True)
     print_table(rows, facts)
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    write_json(rows, facts, arguments.json)
+    json_path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(rows, facts, json_path)
     return 0
 
 

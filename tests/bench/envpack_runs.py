@@ -78,9 +78,8 @@ class Bench:
 
     def run(self, *argv: str | Path, **variables: str) -> Run:
         """Run a command to its end; its CPU seconds are those of all its processes."""
-        path = os.pathsep.join([os.fspath(CHECKOUT), *sys.path[1:]])
-        environment = {**os.environ, "PYTHONPATH": path, **variables}
-        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        environment = {**kept, **variables}
         output = self.work / "stdout"
         quiet = [(os.POSIX_SPAWN_OPEN, 1, output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)]
         began = time.perf_counter()
@@ -93,6 +92,7 @@ class Bench:
         return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, result)
 
     def envpack(self, *arguments: str | Path, **variables: str) -> Run:
+        """Run envpack of the current directory, which is the checkout."""
         return self.run(sys.executable, "-m", "envpack", *arguments, "--json", **variables)
 
     def pack(self, archive: Path, *options: str) -> Run:
