@@ -178,14 +178,18 @@ def make_room(folder: Path, index: Index, members: Collection[int]) -> tuple[str
         There is not enough room all the same.
     """
     block = os.statvfs(folder).f_frsize or 4096
-    # A file takes whole blocks; each folder takes one as well.
-    need = sum((index.sizes[i] + block - 1) // block or i in index.folders for i in members)
+    # A file takes whole blocks; each folder takes one as well; marker and index come on top.
+    need = (
+        len(index.raw) // block
+        + 3
+        + sum((index.sizes[i] + block - 1) // block or i in index.folders for i in members)
+    )
 
     def shortage() -> str | None:
         limits = os.statvfs(folder)
         if need > limits.f_bavail:
             free = limits.f_bavail * block / 1e6
-            return f"the copy takes {need * block / 1e6:.0f} MB, {free:.0f} MB are free"
+            return f"the copy takes {need * block / 1e6:.1f} MB, {free:.1f} MB are free"
         # Some file systems do not count inodes, and report 0 of 0.
         if limits.f_files and len(members) > limits.f_favail:
             return f"the copy has {len(members)} files, the file system has {limits.f_favail} inodes free"
@@ -222,7 +226,7 @@ def no_space(folder: Path, why: str) -> NoSpaceError:
     held, remedy = "", "Choose"
     if sizes:
         names = ", ".join(sorted(prefix.name for prefix in sizes)[:10])
-        held = f"; copies in use hold {sum(sizes.values()) / 1e6:.0f} MB: {names}"
+        held = f"; copies in use hold {sum(sizes.values()) / 1e6:.1f} MB: {names}"
         remedy = "End the jobs that use the copies, or choose"
     return NoSpaceError(
         f"no space below {folder} on {host_name()}: {why}{held}",

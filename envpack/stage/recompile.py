@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import marshal
 import os
+import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,7 +59,7 @@ def compile_relocated(
         fd = os.open(folder / pyc, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         with os.fdopen(fd, "wb") as file:
             file.write(header(magic, info.st_mtime_ns, info.st_size) + code)
-        os.utime(folder / pyc, ns=(info.st_mtime_ns, info.st_mtime_ns))
+        os.utime(folder / pyc, ns=(time.time_ns(), info.st_mtime_ns))
         done.append(os.fsencode(pyc))
     return done
 

@@ -46,6 +46,9 @@ def make_temporary(folder: Path, stage_name: str) -> tuple[Path, int]:
             fd = open_folder(path)
         except FileNotFoundError:
             continue
+        except OSError:
+            remove_tree(path)
+            raise
         if try_lock(fd, path):
             return path, fd
         # A sweep came between mkdir and lock; it removes the folder.

@@ -446,7 +446,7 @@ class Limits:
         (
             {"f_bavail": 100},
             NoSpaceError,
-            r"no space .*: the copy takes \d+ MB, 0 MB are free\. Choose a folder with more room: --root or MPIB",
+            r"no space .*: the copy takes [\d.]+ MB, 0.4 MB are free\. Choose a folder with more room: --root or MPIB",
         ),
         (
             {"f_favail": 100},
@@ -491,7 +491,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk(archive: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(NoSpaceError, match=r"the copy takes \d MB, 1 MB are free"):
+    with pytest.raises(NoSpaceError, match=r"the copy takes [\d.]+ MB, 1.0 MB are free"):
         stage(archive, small_disk)
     # Filled by somebody else meanwhile.
     monkeypatch.setattr(envpack.stage.gc, "make_room", lambda *_: ())

@@ -1,0 +1,227 @@
+"""A new stage takes from an older one on the node what that has, and never a wrong file."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from pathlib import Path
+
+import pytest
+from envpack_trees import SITE, staged_tree, stages
+
+import envpack.pack.archive_writer
+import envpack.pack.frame_writer
+import envpack.stage.marker
+from envpack.archive.encoding import read_index
+from envpack.common.locks import hold_folder, take_lock
+from envpack.errors import EnvpackError, StageFailedError
+from envpack.pack.packing import pack
+from envpack.stage import delta, temporaries
+from envpack.stage.gc import gc
+from envpack.stage.staging import stage
+from envpack.stage.verify import verify
+
+RELOCATED = (Path("bin", "demo"), SITE / "demo" / "config.py", SITE / "demo" / "large.txt")
+LARGE = SITE / "demo" / "data" / "noise.bin"
+
+
+def cold_tree(archive: Path, tmp_path: Path) -> dict[bytes, tuple[object, ...]]:
+    """Return the tree that the archive's stage must have, made without an older one, but at the same path."""
+    prefix = stage(archive, tmp_path, force=True).prefix
+    found = staged_tree(prefix)
+    temporaries.remove_tree(prefix)
+    return found
+
+
+@pytest.fixture
+def older(archives: list[Path], tmp_path: Path) -> Path:
+    return stage(archives[0], tmp_path).prefix
+
+
+def test_what_an_older_stage_has_is_linked(archives: list[Path], tmp_path: Path) -> None:
+    expected = cold_tree(archives[1], tmp_path)
+    older = stage(archives[0], tmp_path).prefix
+    index = read_index(archives[1])
+    result = stage(archives[1], tmp_path)
+    assert staged_tree(result.prefix) == expected
+    verify(result.prefix)
+    assert (result.prefix / LARGE).samefile(older / LARGE)
+    for path in RELOCATED:
+        assert not (result.prefix / path).samefile(older / path)
+    made_here = len(index.meta["compile"])
+    edited = len([record for record in index.meta["relocations"] if record[1] != "link"])
+    assert result.linked == len(index.files) - edited - made_here - 1
+    # The index, and the frames of the one file that differs.
+    filler = index.sizes[index.paths.index(b"share/filler")]
+    assert result.bytes_read < len(index.raw) + filler + 3 * index.meta["part_bytes"]
+    assert stage(archives[1], tmp_path).reused and stage(archives[0], tmp_path).reused
+
+
+def test_a_stage_in_use_serves_too(archives: list[Path], older: Path, tmp_path: Path) -> None:
+    in_use = hold_folder(older)
+    assert stage(archives[1], tmp_path).linked > 0
+    os.close(in_use)
+
+
+def test_the_older_stage_is_locked_meanwhile(archives: list[Path], older: Path, tmp_path: Path) -> None:
+    os.utime(envpack.stage.marker.marker_path(older), (0, 0))
+    index = read_index(archives[1])
+    from envpack.stage.stager import Stager
+
+    with Stager(index, tmp_path):
+        assert gc(tmp_path) == []
+    assert gc(tmp_path) == [older]
+
+
+@pytest.mark.parametrize(
+    "why", ["another stager", "another boot", "no marker", "its index", "another version"]
+)
+def test_a_stage_that_cannot_serve(
+    why: str, archives: list[Path], older: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = envpack.stage.marker.index_path(older)
+    if why == "another stager":
+        take_lock(temporaries.stager_lock(older), 1, error=StageFailedError)
+    elif why == "another boot":
+        monkeypatch.setattr(envpack.stage.marker, "boot_id", lambda: "another boot")
+    elif why == "no marker":
+        envpack.stage.marker.marker_path(older).unlink()
+    elif why == "its index":
+        index.write_bytes(index.read_bytes()[:-1])
+    else:
+        index.write_bytes(index.read_bytes()[:-16] + b"\1\0\0\0" + index.read_bytes()[-12:])
+    result = stage(archives[1], tmp_path)
+    assert (result.linked, result.bytes_read) == (0, archives[1].stat().st_size)
+
+
+def test_the_same_name_first_then_the_one_used_last(archives: list[Path], tmp_path: Path) -> None:
+    prefixes = [stage(archive, tmp_path).prefix for archive in archives[:2]]
+    os.utime(envpack.stage.marker.marker_path(prefixes[1]), (0, 0))
+    (prefixes[0].parent / ("other" + prefixes[0].name[3:])).mkdir()
+    index = read_index(archives[2])
+    from envpack.stage.relocate import Relocation
+
+    def chosen() -> Path | None:
+        prefix = prefixes[0].with_name("env-" + index.pack_id[:16])
+        found = delta.find(prefix, index, Relocation(index, prefix))
+        if found:
+            found.close()
+        return found and found.prefix
+
+    assert chosen() == prefixes[0]
+    os.utime(envpack.stage.marker.marker_path(prefixes[0]), (0, 0))
+    os.utime(envpack.stage.marker.marker_path(prefixes[1]))
+    assert chosen() == prefixes[1]
+
+
+@pytest.mark.parametrize("path", [LARGE, *RELOCATED])
+def test_a_file_that_was_edited_is_not_taken(path: Path, archives: list[Path], tmp_path: Path) -> None:
+    expected = cold_tree(archives[1], tmp_path)
+    older = stage(archives[0], tmp_path).prefix
+    content = bytearray((older / path).read_bytes())
+    content[-2] ^= 1
+    (older / path).write_bytes(content)
+    result = stage(archives[1], tmp_path)
+    assert staged_tree(result.prefix) == expected
+    verify(result.prefix)
+
+
+@pytest.mark.parametrize("path", RELOCATED)
+def test_the_content_of_a_relocated_file_is_checked(path: Path, archives: list[Path], tmp_path: Path) -> None:
+    """An edit that keeps size and time: only the digest tells."""
+    expected = cold_tree(archives[1], tmp_path)
+    older = stage(archives[0], tmp_path).prefix
+    info = (older / path).stat()
+    content = bytearray((older / path).read_bytes())
+    content[-2] ^= 1
+    (older / path).write_bytes(content)
+    os.utime(older / path, ns=(info.st_atime_ns, info.st_mtime_ns))
+    assert staged_tree(stage(archives[1], tmp_path).prefix) == expected
+
+
+@pytest.mark.parametrize("number", [errno.EMLINK, errno.EXDEV, errno.EPERM])
+def test_no_hard_links(
+    number: int, archives: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = cold_tree(archives[1], tmp_path)
+    stage(archives[0], tmp_path)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    result = stage(archives[1], tmp_path)
+    assert result.linked == 0
+    assert staged_tree(result.prefix) == expected
+    verify(result.prefix)
+    assert stage(archives[1], tmp_path).reused
+
+
+def test_an_edit_of_a_shared_file_is_mended_in_both(
+    archives: list[Path], older: Path, tmp_path: Path
+) -> None:
+    """A task edits a file in place, in a stage whose inodes another one shares."""
+    newer = stage(archives[1], tmp_path).prefix
+    whole = [staged_tree(prefix) for prefix in (older, newer)]
+    with (newer / LARGE).open("r+b") as file:
+        file.write(b"edited")
+    in_use = hold_folder(older)
+    for archive in archives[:2]:
+        result = stage(archive, tmp_path)
+        assert (result.reused, result.repaired) == (False, 1)
+    os.close(in_use)
+    assert [staged_tree(prefix) for prefix in (older, newer)] == whole
+    assert not (newer / LARGE).samefile(older / LARGE)
+
+
+def test_touched_files_are_rebuilt_from_the_older_stage(
+    tmp_path: Path, archives: list[Path], older: Path
+) -> None:
+    """The same content with another time: no link, but nothing to read either."""
+    source = Path(read_index(archives[2]).prefix)
+    os.utime(source / LARGE, (1_000_000_000, 1_000_000_000))
+    (source / "bin" / "demo").chmod(0o700)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for module in (envpack.pack.frame_writer, envpack.pack.archive_writer):
+                patch.setattr(module, "FRAME_BYTES", 1 << 15)
+            archive = pack(source, tmp_path / "touched.tar.zst", level=1).path
+    finally:
+        (source / "bin" / "demo").chmod(0o755)
+    result = stage(archive, tmp_path)
+    assert (result.prefix / LARGE).stat().st_mtime == 1_000_000_000
+    assert (result.prefix / "bin" / "demo").stat().st_mode & 0o777 == 0o700
+    assert not (result.prefix / LARGE).samefile(older / LARGE)
+    assert result.bytes_read < 220_000
+    verify(result.prefix)
+
+
+def test_a_flipped_bit_anywhere_gives_a_named_error_or_the_right_tree(
+    archives: list[Path], tmp_path: Path
+) -> None:
+    """With an older stage, damaged frames may not be needed; a wrong tree never comes of it."""
+    expected = cold_tree(archives[2], tmp_path)
+    older = stage(archives[0], tmp_path).prefix
+    good = archives[2].read_bytes()
+    random.seed(3)
+    outcomes = []
+    for n in range(100):
+        data = bytearray(good)
+        place = (
+            random.randrange(len(good)) if n % 3 else random.randrange(read_index(archives[2]).archive_bytes)
+        )
+        data[place] ^= 1 << random.randrange(8)
+        path = tmp_path / "bad.tar.zst"
+        path.write_bytes(data)
+        try:
+            prefix = stage(path, tmp_path).prefix
+        except EnvpackError as exc:
+            assert os.fspath(path) in str(exc)
+            outcomes.append(False)
+        else:
+            assert staged_tree(prefix) == expected
+            temporaries.remove_tree(prefix)
+            outcomes.append(True)
+        assert stages(tmp_path) == [older.name]
+    assert 10 < sum(outcomes) < 90
