@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from envpack.stage.relocate import Edit, Relocation
 
 _CACHE = b"__pycache__"
+_VAR_CACHE = b"var/cache/"
 
 
 class Survey(NamedTuple):
@@ -35,7 +36,8 @@ class Survey(NamedTuple):
         Paths of files, folders and links that the index does not have, sorted.
     caches : list[bytes]
         Paths of files that the index does not have in the `__pycache__` of a source that it has. Python writes such
-        files, and compilers as Numba do; each of them checks its source's time and size.
+        files, and compilers as Numba do; each of them checks its source's time and size. What programs write to
+        `var/cache`, as fontconfig does in conda environments, is in neither list.
     """
 
     damaged: dict[int, str]
@@ -82,11 +84,13 @@ def survey(prefix: Path, index: Index, relocation: Relocation) -> Survey:
     caches: list[bytes] = []
     known_folders = set(index.paths[: index.folders.stop])
     for path in seen.keys() - expected.keys() - compiled - known_folders:
-        (caches if source_of(path, expected) else extra).append(path)
+        if not path.startswith(_VAR_CACHE):
+            (caches if source_of(path, expected) else extra).append(path)
     for path in folders - known_folders - expected.keys():
         parent, _, name = path.rpartition(b"/")
         # Python makes this folder for the files that it writes.
-        if name != _CACHE or parent not in folders:
+        is_cache = name == _CACHE and parent in folders
+        if not is_cache and not path.startswith(_VAR_CACHE) and not _VAR_CACHE.startswith(path + b"/"):
             extra.append(path)
     return Survey(damaged, sorted(extra), sorted(caches))
 

@@ -252,6 +252,9 @@ class Extractor:
             if mode & self.umask:
                 os.fchmod(fd, mode)
             os.utime(fd, ns=(now, self.index.mtimes_ns[i]))
+        except OSError as exc:
+            exc.filename = self.index.paths[i]
+            raise
         finally:
             os.close(fd)
 
@@ -266,6 +269,9 @@ class Extractor:
         try:
             offset, content = relocate.apply_part(begin - file_start, part, edits)
             _pwrite_all(fd, content, offset)
+        except OSError as exc:
+            exc.filename = index.paths[i]
+            raise
         finally:
             os.close(fd)
 

@@ -62,7 +62,7 @@ def gc(
         The folder cannot be read.
     """
     folder = user_folder(root_folder or default_stage_root())
-    with root.named_errors(folder):
+    with root.named_errors(folder, "remove stages in"):
         if not folder.exists() and not folder.is_symlink():
             return []
         root.check_user_folder(folder)

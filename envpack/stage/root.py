@@ -111,27 +111,28 @@ _REMEDIES = {
 
 
 @contextlib.contextmanager
-def named_errors(folder: StrPath) -> Iterator[None]:
+def named_errors(folder: StrPath, doing: str = "stage in") -> Iterator[None]:
     """Turn every `OSError` into an `EnvpackError` that names host, path and remedy.
 
     Parameters
     ----------
     folder : str or os.PathLike
         The folder that is worked on, for errors that name no file or a relative path.
+    doing : str, default "stage in"
+        What is done with it.
     """
     try:
         yield
     except OSError as exc:
-        raise named_error(folder, exc) from exc
+        raise _named_error(folder, doing, exc) from exc
 
 
-def named_error(folder: StrPath, exc: OSError) -> EnvpackError:
-    """Return the error to raise for an `OSError`; the parameters are those of `named_errors`."""
+def _named_error(folder: StrPath, doing: str, exc: OSError) -> EnvpackError:
     from shlex import quote
 
     name = exc.filename if isinstance(exc.filename, str | bytes) else ""
     path = os.path.join(folder, os.fsdecode(name)).rstrip("/")  # noqa: PTH118
-    problem = f"cannot stage in {folder} on {host_name()}: {path}: {exc.strerror or exc}"
+    problem = f"cannot {doing} {folder} on {host_name()}: {path}: {exc.strerror or exc}"
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpaceError(problem, f"Choose a folder with more room: --root or {STAGE_ROOT_VARIABLE}")
     if exc.errno == errno.EROFS:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 LOCK_TIMEOUT_S = 900.0
 # Each process has two frames in memory; more of them would only wait for one another.
 MAX_JOBS = 32
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class StageResult(NamedTuple):
@@ -296,7 +297,7 @@ class Stager:
         try:
             self._extract(frames)
         except OSError as exc:
-            if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if exc.errno not in _NO_ROOM:
                 raise
             # Others have filled the disk meanwhile, or there is a quota, which statvfs(3) does not tell.
             self._discard()
@@ -308,17 +309,24 @@ class Stager:
             try:
                 self._extract(frames)
             except OSError as again:
-                if again.errno not in (errno.ENOSPC, errno.EDQUOT):
+                if again.errno not in _NO_ROOM:
                     raise
                 raise gc.no_space(self._folder, f"{again.strerror} while writing") from again
 
     def _extract(self, frames: FrameFile) -> None:
         """Write into the temporary folder what the stage lacks."""
         assert self._temporary is not None
+        try:
+            self._extract_into(self._temporary, frames)
+        except OSError as exc:
+            # The extractor's errors name members.
+            path = exc.filename if isinstance(exc.filename, str | bytes) else ""
+            exc.filename = os.path.join(self._temporary, os.fsdecode(path))  # noqa: PTH118
+            raise
+
+    def _extract_into(self, temporary: Path, frames: FrameFile) -> None:
         index = self.index
-        self._extractor = extractor = Extractor(
-            index, self._relocation, self._temporary, self.jobs, self._progress
-        )
+        self._extractor = extractor = Extractor(index, self._relocation, temporary, self.jobs, self._progress)
         if self._lacking is None:
             extractor.make_folders(index.folders)
             files = None
@@ -328,8 +336,8 @@ class Stager:
                 files = {i for i in index.files if i not in made and index.paths[i] not in made_here}
             self._bytes_read += extractor.write(frames, files)
             extractor.make_links(range(index.hardlinks.start, len(index)))
-            compile_relocated(index, self._temporary, self.prefix)
-            marker.write(self._temporary, self.prefix, index)
+            compile_relocated(index, temporary, self.prefix)
+            marker.write(temporary, self.prefix, index)
             return
         extractor.make_folders(_folders_above(index, self._lacking))
         self._bytes_read += extractor.write(frames, {i for i in self._lacking if i in index.files})

@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from envpack.archive.encoding import decode_index, read_index
+from envpack.archive.encoding import cannot_open, decode_index, read_index
 from envpack.archive.index import Index, force_pack, show_path
 from envpack.common.places import host_name
 from envpack.errors import ArchiveError, CorruptArchiveError, StageFailedError
@@ -63,18 +63,20 @@ def verify(path: StrPath) -> VerifyResult:
         something cannot be read.
     """
     path = Path(path)
-    with root.named_errors(path):
-        if path.is_dir():
+    if path.is_dir():
+        with root.named_errors(path, "verify"):
             index = _verify_staged(path)
-        else:
-            try:
-                index = read_index(path)
-                _verify_archive(path, index)
-            except CorruptArchiveError:
-                from envpack.archive.damage import note_damage
+    else:
+        try:
+            index = read_index(path)
+            _verify_archive(path, index)
+        except CorruptArchiveError:
+            from envpack.archive.damage import note_damage
 
-                note_damage(path)
-                raise
+            note_damage(path)
+            raise
+        except OSError as exc:
+            raise cannot_open(path, exc) from exc
     return VerifyResult(path, index.pack_id, len(index) - len(index.folders), index.size_bytes)
 
 

@@ -212,7 +212,8 @@ class _Children:
 def _encode(exc: BaseException) -> bytes:
     """Return an error as a line that `_decode` reads."""
     if isinstance(exc, OSError):
-        fields: list[object] = ["OSError", exc.errno, exc.strerror]
+        path = exc.filename if isinstance(exc.filename, str | bytes) else ""
+        fields: list[object] = ["OSError", exc.errno, exc.strerror, os.fsdecode(path)]
     elif isinstance(exc, errors.EnvpackError):
         fields = [type(exc).__name__, *exc.args]
     else:

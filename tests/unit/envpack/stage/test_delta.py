@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import random
+from bisect import bisect_right
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -17,9 +19,9 @@ from envpack.archive.encoding import read_index
 from envpack.common.locks import hold_folder, take_lock
 from envpack.errors import EnvpackError, StageFailedError
 from envpack.pack.packing import pack
-from envpack.stage import delta, temporaries
+from envpack.stage import arrival, delta, temporaries
 from envpack.stage.gc import gc
-from envpack.stage.staging import stage
+from envpack.stage.staging import stage, stage_arriving
 from envpack.stage.verify import verify
 
 RELOCATED = (Path("bin", "demo"), SITE / "demo" / "config.py", SITE / "demo" / "large.txt")
@@ -72,6 +74,26 @@ def test_the_older_stage_is_locked_meanwhile(archives: list[Path], older: Path, 
     with Stager(index, tmp_path):
         assert gc(tmp_path) == []
     assert gc(tmp_path) == [older]
+
+
+def test_an_archive_that_is_still_arriving(archives: list[Path], older: Path, tmp_path: Path) -> None:
+    """Frames that are not needed are not waited for."""
+    index = read_index(archives[1])
+    filler = index.paths.index(b"share/filler")
+    ends = list(accumulate(index.frame_raw_sizes))
+    last = bisect_right(ends, index.offsets[filler] + index.sizes[filler])
+    assert last + 1 < len(ends)
+    frames = archives[1].read_bytes()[: index.frame_starts()[last + 1]]
+    growing = tmp_path / "growing"
+    growing.write_bytes(arrival.head(index.raw) + index.raw + frames)
+    pipe, end = os.pipe()
+    os.close(end)
+    with growing.open("rb") as file:
+        arriving = arrival.Arrival(file.fileno(), pipe)
+        result = stage_arriving(arriving, archives[1], tmp_path, begin=lambda _: None)
+    os.close(pipe)
+    assert result.linked > 0
+    verify(result.prefix)
 
 
 @pytest.mark.parametrize(

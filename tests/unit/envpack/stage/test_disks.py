@@ -380,7 +380,8 @@ def test_every_failed_system_call_is_named(
         with monkeypatch.context() as patch:
             patch.setattr(os, call, fail)
             with pytest.raises(
-                StageFailedError, match=rf"cannot stage in .* on {os.uname().nodename}: .*put/output"
+                StageFailedError,
+                match=rf"cannot stage in .* on {os.uname().nodename}: {tmp_path}/.*put/output",
             ):
                 stage(archives[0], tmp_path)
         assert stages(tmp_path) == []

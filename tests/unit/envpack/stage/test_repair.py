@@ -79,7 +79,7 @@ def test_what_was_added_to_a_stage_in_use(archives: list[Path], staged: list[Pat
     assert stage(archives[0], tmp_path).reused
 
 
-def test_bytecode_that_python_and_numba_write_is_no_damage(
+def test_what_python_numba_and_fontconfig_write_is_no_damage(
     archives: list[Path], staged: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     demo = staged[0] / SITE / "demo"
@@ -95,6 +95,9 @@ def test_bytecode_that_python_and_numba_write_is_no_damage(
     assert sorted(path.name for path in (demo / "__pycache__").glob("config.*")) == sorted(
         [*caches, BYTECODE.name, BYTECODE.with_suffix(".opt-1.pyc").name]
     )
+    (staged[0] / "var" / "cache" / "fontconfig").mkdir(parents=True)
+    (staged[0] / "var" / "cache" / "fontconfig" / "x.cache-9").touch()
+    assert stage(archives[0], tmp_path).reused
     (demo / "__pycache__" / "other.cpython-311.pyc").touch()
     assert not stage(archives[0], tmp_path).reused
     assert not (demo / "__pycache__" / "other.cpython-311.pyc").exists()
