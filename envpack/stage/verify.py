@@ -118,13 +118,13 @@ def _verify_staged(prefix: Path) -> Index:
             "Check the path, or stage the archive: envpack stage ARCHIVE",
         )
     about = marker.read_marker(prefix)
+    staged_at = Path(str(about.get("prefix", prefix)))
     index_path = marker.index_path(prefix)
     try:
         index = decode_index(index_path.read_bytes(), index_path)
     except (OSError, ArchiveError) as exc:
         why = exc.problem if isinstance(exc, ArchiveError) else f"{index_path}: {exc.strerror}"
-        raise StageFailedError(f"{prefix} on {host_name()}: {why}", _stage_again(prefix, about)) from exc
-    staged_at = Path(str(about.get("prefix", prefix)))
+        raise StageFailedError(f"{prefix} on {host_name()}: {why}", _stage_again(staged_at, about)) from exc
     relocation = Relocation(index, staged_at)
     # Not what was noted the last time: that may have been put back since.
     marker.forget_damaged(prefix)
@@ -144,7 +144,9 @@ def _verify_staged(prefix: Path) -> Index:
     if faults:
         named = "; ".join(faults[:_MOST_NAMES]) + ("; …" if len(faults) > _MOST_NAMES else "")
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise StageFailedError(f"{prefix} on {host_name()} has {count}: {named}", _stage_again(prefix, about))
+        raise StageFailedError(
+            f"{prefix} on {host_name()} has {count}: {named}", _stage_again(staged_at, about)
+        )
     return index
 
 
