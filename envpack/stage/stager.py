@@ -9,17 +9,15 @@ from __future__ import annotations
 import errno
 import json
 import os
-import stat
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from envpack.archive.encoding import decode_index
-from envpack.archive.index import Index, show_path
-from envpack.common.locks import open_folder, take_lock, try_lock
-from envpack.common.places import STAGE_ROOT_VARIABLE, host_name, staged_prefix
-from envpack.errors import ArchiveError, StageFailedError, WrongArchiveError
-from envpack.stage import compare, delta, gc, marker, repair, root, temporaries
+from envpack.archive.index import Index
+from envpack.common.locks import take_lock
+from envpack.common.places import host_name, staged_prefix
+from envpack.errors import StageFailedError, WrongArchiveError
+from envpack.stage import compare, delta, existing, gc, marker, repair, root, temporaries
 from envpack.stage.arrival import HEAD
 from envpack.stage.extract import Extractor
 from envpack.stage.frames import FrameFile
@@ -175,9 +173,7 @@ class Stager:
         self._bytes_read = 0
         self._linked = 0
         self._evicted: tuple[str, ...] = ()
-        # What the node's stage lacks: members to put back, paths to take out. None: it has no stage to be mended.
-        self._lacking: set[int] | None = None
-        self._foreign: list[bytes] = []
+        self._existing: existing.Existing | None = None
         self._older: delta.OlderStage | None = None
         self._extractor: Extractor | None = None
         self._temporary: Path | None = None
@@ -205,75 +201,19 @@ class Stager:
 
     def _look(self) -> None:
         """Find out what the node has: this stage, perhaps damaged, or an older one."""
-        try:
-            info = self.prefix.lstat()
-        except FileNotFoundError:
-            pass
-        else:
-            if stat.S_ISDIR(info.st_mode):
-                self._look_at_stage(info)
-            else:
-                # No process uses it as a prefix, and it lies in this user's own folder.
-                self.prefix.unlink()
-        if not self.reused and self._lacking is None and not self._force:
-            self._older = delta.find(self.prefix, self.index, self._relocation)
-
-    def _look_at_stage(self, info: os.stat_result) -> None:
-        if info.st_mode & 0o700 != 0o700:
-            self.prefix.chmod(0o700)
-        fd = open_folder(self.prefix)
-        self._fds.append(fd)
-        lacking, survey = self._compare()
-        self.reused = lacking is not None and not lacking and not survey.extra
-        if self.reused:
+        self._existing = existing.look(self.prefix, self.index, self._relocation, force=self._force)
+        if self._existing is None:
+            if not self._force:
+                self._older = delta.find(self.prefix, self.index, self._relocation)
             return
-        if not try_lock(fd, self.prefix):
-            if survey.extra:
-                raise _foreign_error(self.prefix, survey.extra)
-            if lacking is None:
-                lacking = set(range(len(self.index)))
-        elif lacking is None:
-            temporaries.remove_tree(temporaries.put_aside(self.prefix))
-            return
-        made_here = compare.compiled_paths(self.index)
-        self._lacking = {i for i in lacking if self.index.paths[i] not in made_here}
-        names = {self.index.paths[i] for i in lacking}
-        # They may come from a source that was changed, and cannot be told from good ones.
-        stale = [path for path in survey.caches if compare.source_of(path, names)]
-        self._foreign = survey.extra + stale
-
-    def _compare(self) -> tuple[set[int] | None, compare.Survey]:
-        """Return what is damaged in the stage that the node has, None if it cannot be trusted at all."""
-        index, relocation = self.index, self._relocation
-        trusted = marker.is_trusted(self.prefix, index.pack_id)
-        own = self._own_index() if trusted else None
-        lacking: set[int] = set()
-        if own is not None and own is not index:
-            # Packed at another time: the same content, perhaps other times, modes of folders, and bytecode.
-            survey = self._survey(own, Relocation(own, self.prefix))
-            if survey.is_clean:
-                return set(), survey
-            lacking = _other_bytecode(own, index)
-        survey = self._survey(index, relocation)
-        return lacking | survey.damaged.keys() if own is not None else None, survey
-
-    def _own_index(self) -> Index | None:
-        """Return the index of the stage that the node has; None if it cannot be read."""
-        try:
-            raw = marker.index_path(self.prefix).read_bytes()
-            return self.index if raw == self.index.raw else decode_index(raw, self.prefix)
-        except (OSError, ArchiveError):
-            return None
-
-    def _survey(self, index: Index, relocation: Relocation) -> compare.Survey:
-        survey = compare.survey(self.prefix, index, relocation)
-        if self._force:
-            survey.damaged.update(compare.different_content(self.prefix, index, relocation))
-        return survey
+        self._fds.append(self._existing.fd)
+        self.reused = not self._existing.lacking and not self._existing.foreign
 
     def _make_room(self) -> None:
         """See that the copy fits, before anything is written."""
-        members: Collection[int] = range(len(self.index)) if self._lacking is None else self._lacking
+        members: Collection[int] = range(len(self.index))
+        if self._existing:
+            members = self._existing.lacking
         if self._older:
             members = set(members) - set(self._older.linked)
         self._evicted += gc.make_room(self._folder, self.index, members)
@@ -327,7 +267,7 @@ class Stager:
     def _extract_into(self, temporary: Path, frames: FrameFile) -> None:
         index = self.index
         self._extractor = extractor = Extractor(index, self._relocation, temporary, self.jobs, self._progress)
-        if self._lacking is None:
+        if self._existing is None:
             extractor.make_folders(index.folders)
             files = None
             if self._older:
@@ -339,8 +279,9 @@ class Stager:
             compile_relocated(index, temporary, self.prefix)
             marker.write(temporary, self.prefix, index)
             return
-        extractor.make_folders(_folders_above(index, self._lacking))
-        self._bytes_read += extractor.write(frames, {i for i in self._lacking if i in index.files})
+        lacking = self._existing.lacking
+        extractor.make_folders(_folders_above(index, lacking))
+        self._bytes_read += extractor.write(frames, {i for i in lacking if i in index.files})
 
     def finish(self) -> StageResult:
         """Give the staged prefix its name, or put back what it lacks.
@@ -352,11 +293,11 @@ class Stager:
         """
         if not self.reused:
             assert self._temporary is not None
-            if self._lacking is None:
+            if self._existing:
+                self._mend(self._temporary, self._existing)
+            else:
                 self._temporary.rename(self.prefix)
                 self._temporary = None
-            else:
-                self._mend(self._temporary, self._lacking)
         marker.touch(self.prefix)
         result = StageResult(
             prefix=self.prefix,
@@ -370,25 +311,21 @@ class Stager:
             jobs=self.jobs,
             host=host_name(),
             linked=self._linked,
-            repaired=len(self._lacking or ()),
+            repaired=len(self._existing.lacking) if self._existing else 0,
             evicted=self._evicted,
         )
         self.abort()
         return result
 
-    def _mend(self, temporary: Path, lacking: set[int]) -> None:
+    def _mend(self, temporary: Path, stage: existing.Existing) -> None:
         """Put back what a stage lacks; hard links share the file that lies there then."""
-        index, extractor = self.index, self._extractor
+        index, extractor, lacking = self.index, self._extractor, stage.lacking
         assert extractor is not None
         links = {i for i in lacking if i >= index.hardlinks.start}
         further = compile_relocated(index, temporary, self.prefix, lacking)
-        repair.take_out(self.prefix, temporary, self._foreign)
+        repair.take_out(self.prefix, temporary, stage.foreign)
         repair.put_back(self.prefix, temporary, index, lacking - links, further)
-        fd = open_folder(self.prefix)
-        try:
-            extractor.make_links(sorted(links), fd)
-        finally:
-            os.close(fd)
+        extractor.make_links(sorted(links), stage.fd)
         repair.put_back(self.prefix, temporary, index, links, [])
         marker.write(self.prefix, self.prefix, index)
         marker.forget_damaged(self.prefix)
@@ -412,12 +349,6 @@ class Stager:
             os.close(self._fds.pop())
 
 
-def _other_bytecode(old: Index, new: Index) -> set[int]:
-    """Return the numbers, in the new index, of bytecode that the old one has not, or otherwise."""
-    had = {old.paths[i]: old.digest_of(i) for i in old.bytecode}
-    return {i for i in new.bytecode if had.get(new.paths[i]) != new.digest_of(i)}
-
-
 def _folders_above(index: Index, members: Collection[int]) -> list[int]:
     """Return the numbers of all folders that lie above members, sorted."""
     paths = set()
@@ -427,12 +358,3 @@ def _folders_above(index: Index, members: Collection[int]) -> list[int]:
             paths.add(above)
             above = above.rpartition(b"/")[0]
     return [i for i in index.folders if index.paths[i] in paths]
-
-
-def _foreign_error(prefix: Path, extra: list[bytes]) -> StageFailedError:
-    names = ", ".join(show_path(path) for path in extra[:10])
-    return StageFailedError(
-        f"{prefix} on {host_name()} has {len(extra)} files that are not the environment's, and cannot remove them, as a "
-        f"process uses it: {names}",
-        f"End the jobs that use it, or choose another staging root: --root or {STAGE_ROOT_VARIABLE}",
-    )

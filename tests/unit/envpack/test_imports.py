@@ -22,8 +22,8 @@ ARCHIVE = {"envpack.archive"} | {
 STAGE = {"envpack.stage"} | {
     f"envpack.stage.{name}"
     for name in (
-        "arrival", "compare", "delta", "extract", "frames", "gc", "marker", "recompile", "relocate", "repair", "root",
-        "stager", "staging", "temporaries", "writers",
+        "arrival", "compare", "delta", "existing", "extract", "frames", "gc", "marker", "recompile", "relocate", "repair",
+        "root", "stager", "staging", "temporaries", "writers",
     )
 }  # fmt: skip
 GC = {"envpack.archive", "envpack.archive.index", "envpack.stage"} | {
