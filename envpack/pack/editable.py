@@ -1,6 +1,6 @@
-"""Find editable installs: their code lies outside of the environment, so it is not packed.
+"""Find what the interpreter imports from outside of the environment: it is not packed.
 
-Only `envpack.pack.archive_writer` imports this module.
+Only `envpack.pack.collect` imports this module.
 """
 
 from __future__ import annotations
@@ -8,46 +8,72 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
-from envpack.pack.members import FILE, Member
+from envpack.pack.walk import listed
+
+if TYPE_CHECKING:
+    from envpack.pack.walk import Entry, Walk
 
 
-def editable_warnings(prefix: Path, members: list[Member]) -> list[str]:
-    """Return a warning that names the editable installs and the places of their code; no warning if there are none."""
-    places: dict[str, str] = {}
-    for member in members:
-        if member.kind != FILE or b"/site-packages/" not in member.path:
-            continue
-        path = os.fsdecode(member.path)
-        if path.endswith(".dist-info/direct_url.json"):
-            try:
-                record = json.loads((prefix / path).read_bytes())
-            except (OSError, ValueError):
-                continue
-            if (record.get("dir_info") or {}).get("editable"):
-                package = Path(path).parent.name.partition("-")[0]
-                places[package] = str(record.get("url", "")).removeprefix("file://")
-        elif path.endswith(".egg-link"):
-            places[Path(path).stem] = _first_line(prefix / path)
-        elif path.endswith(".pth"):
-            for line in _lines(prefix / path):
-                if line.startswith("/") and not Path(line).is_relative_to(prefix):
-                    places.setdefault(Path(path).name, line)
-    if not places:
-        return []
-    listed = ", ".join(f"{package} ({where})" for package, where in sorted(places.items()))
-    return [
-        "editable installs are not packed; the nodes read their code from where it is, which is slow, and fails if a "
-        f"node does not see that folder: {listed}. To pack them, install them without -e"
+def outside_warnings(walk: Walk) -> list[str]:
+    """Return warnings that name the editable installs, and the other folders that the interpreter searches."""
+    editable = {name: place for name, place in _editable(walk).items() if walk.member(place) is None}
+    warnings = []
+    if editable:
+        names = [f"{name} ({place})" for name, place in sorted(editable.items())]
+        warnings.append(
+            "editable installs are not packed; the nodes read their code from where it is, which is slow, and fails if "
+            f"a node does not see that folder: {listed(names)}. To pack them, install them without -e"
+        )
+    known = {os.path.realpath(place) for place in editable.values()}
+    folders = [
+        f"{place} ({_origin(walk, place)})"
+        for place in walk.interpreter.path
+        if os.path.lexists(place) and walk.member(place) is None and not _is_below(place, known)
     ]
+    if folders:
+        warnings.append(
+            f"Python finds modules outside of {walk.prefix}, which are not packed; the nodes read them from where they "
+            f"are, or lack them: {listed(folders)}. To pack them, install them into the environment"
+        )
+    return warnings
 
 
-def _lines(path: Path) -> list[str]:
+def _is_below(place: str, folders: set[str]) -> bool:
+    """Tell whether a path is one of some folders, or lies in one of them: as `src` does in a project."""
+    real = Path(os.path.realpath(place))
+    return any(real.is_relative_to(folder) for folder in folders)
+
+
+def _origin(walk: Walk, place: str) -> str:
+    """Return why the interpreter searches a folder."""
+    if place in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+        return "PYTHONPATH"
+    return "your own site-packages" if place == walk.interpreter.user_site else "a .pth file"
+
+
+def _editable(walk: Walk) -> dict[str, str]:
+    """Return the editable installs: name -> folder of the code."""
+    places = dict(walk.interpreter.mappings)
+    for entry in walk.entries:
+        if entry.path.endswith(b".dist-info/direct_url.json"):
+            name = os.fsdecode(entry.path).split("/")[-2].partition("-")[0]
+            if place := _direct_url(entry):
+                places[name] = place
+        elif entry.path.endswith(b".egg-link"):
+            lines = Path(os.fsdecode(entry.source)).read_text(errors="surrogateescape").splitlines()
+            places[Path(os.fsdecode(entry.path)).stem] = next(iter(lines), "")
+    return places
+
+
+def _direct_url(entry: Entry) -> str:
+    """Return the folder of an editable install, from its record (PEP 610); empty if it is none."""
     try:
-        return path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError:
-        return []
-
-
-def _first_line(path: Path) -> str:
-    return next(iter(_lines(path)), "")
+        record = json.loads(Path(os.fsdecode(entry.source)).read_bytes())
+        if not (record.get("dir_info") or {}).get("editable"):
+            return ""
+        return unquote(urlsplit(str(record.get("url", ""))).path)
+    except (ValueError, AttributeError):
+        return ""

@@ -1,62 +1,88 @@
 """Make the run paths of libraries relative: where a library looks for others (elf(5), ld.so(8)).
 
-conda's compilers put the prefix's `lib` there, as an absolute path. A staged library would then load others from the
+Compilers put the folder of the libraries there, as an absolute path. A staged library would then load others from the
 source prefix; with a run path relative to itself, it loads them from the staged one. Only `envpack.pack.scan` imports
 this module.
 """
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from envpack.common.elf import read_library
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from envpack.pack.members import Data
 
 
 def relative_run_paths(
-    data: Data, path: bytes, prefixes: list[bytes]
+    data: Data, path: bytes, places: Sequence[tuple[bytes, bytes]]
 ) -> tuple[list[tuple[int, bytes, bytes]], bool]:
-    """Return the changes that make those run paths of a library relative that name the prefix.
+    """Return the changes that make those run paths of a library relative that name the prefix or the base interpreter.
+
+    If there is no room for that, entries go that name no folder, repeat another one, or hold no library that is needed.
 
     Parameters
     ----------
     data : bytes or mmap
         The library's content.
     path : bytes
-        Its path, relative to the prefix.
-    prefixes : list[bytes]
-        All names of the prefix.
+        Its path in the archive.
+    places : sequence of (bytes, bytes)
+        Each name of the prefix or of the base interpreter, and its path in the archive.
 
     Returns
     -------
     list of (int, bytes, bytes)
         Offset, old bytes, and new bytes of the same length.
     bool
-        False if a run path names the prefix but has no room for a relative one.
+        False if there is no room for one of the changes; it is not in the list.
     """
     edits = []
     fits = True
-    up = b"$ORIGIN" + b"/.." * path.count(b"/")
     library = read_library(data)
     for offset, value in library.run_paths if library else []:
-        entries = [_relative(entry, up, prefixes) for entry in value.split(b":")]
-        new = b":".join(entry for entry, _ in entries)
-        if not any(changed for _, changed in entries):
+        entries = value.split(b":")
+        relative = {entry: _relative(entry, path, places) for entry in entries}
+        if all(entry == relative[entry] for entry in entries):
             continue
-        room = len(value) - len(new)
-        if room < 0:
+        new = b":".join(relative[entry] for entry in entries)
+        if len(new) > len(value):
+            new = b":".join(_needed(entries, relative, library.needed if library else []))
+        if len(new) > len(value):
             fits = False
             continue
-        # Slashes in the middle fill the rest: the end must stay, as linkers let other strings share it.
-        at = new.rindex(up) + len(up)
-        edits.append((offset, value, new[:at] + b"/" * room + new[at:]))
+        edits.append((offset, value, _filled(new, value)))
     return edits, fits
 
 
-def _relative(entry: bytes, up: bytes, prefixes: list[bytes]) -> tuple[bytes, bool]:
-    for prefix in sorted(prefixes, key=len, reverse=True):
-        if entry == prefix or entry.startswith(prefix + b"/"):
-            return up + entry[len(prefix) :], True
-    return entry, False
+def _relative(entry: bytes, path: bytes, places: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """Return an entry of a run path relative to the library's own folder, if it begins with one of the names."""
+    for name, root in sorted(places, key=lambda place: len(place[0]), reverse=True):
+        if entry == name or entry.startswith(name + b"/"):
+            up = os.path.relpath(b"/" + root, b"/" + os.path.dirname(path))  # noqa: PTH120
+            return b"$ORIGIN/" + up + entry[len(name) :]
+    return entry
+
+
+def _needed(entries: list[bytes], relative: dict[bytes, bytes], libraries: list[bytes]) -> list[bytes]:
+    kept = [
+        relative[entry]
+        for entry in dict.fromkeys(entries)
+        if not entry.startswith(b"/") or any(os.path.lexists(entry + b"/" + name) for name in libraries)
+    ]
+    if relative[entries[-1]] not in kept[-1:]:
+        # Linkers let other strings share the end of this one: it must stay.
+        kept.append(b"$ORIGIN/" + entries[-1].rpartition(b"/")[2])
+    return list(dict.fromkeys(kept))
+
+
+def _filled(new: bytes, old: bytes) -> bytes:
+    """Fill a run path with slashes up to the length of the old one, before the end that they have in common."""
+    same = len(os.path.commonprefix([new[::-1], old[::-1]]))  # noqa: RUF071
+    at = new.find(b"/", len(new) - same)
+    at = len(new) if at < 0 else at
+    return new[:at] + b"/" * (len(old) - len(new)) + new[at:]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 # Variables that change what an interpreter is, or that make it do more than it is asked.
@@ -94,7 +94,7 @@ class Interpreter:
     path: tuple[str, ...] = ()
     site_folders: tuple[str, ...] = ()
     user_site: str = ""
-    mappings: dict[str, str] | None = None
+    mappings: dict[str, str] = field(default_factory=dict)
 
     @property
     def python(self) -> dict[str, object] | None:

@@ -45,9 +45,15 @@ class Member:
     link : bytes
         The target of a symlink, or the path of the member that a hard link shares.
     relocation : str
-        "none"; "text" or "binary" if it holds `placeholder`; "unknown" if it may hold the source prefix.
+        "none"; "unknown" if it may hold the source prefix; "text" or "binary" if conda has put the prefix there;
+        "managed" if conda has not, so that only an edited file may; "settings" for a `pyvenv.cfg`.
     placeholder : bytes
         The text that conda replaces by the prefix.
+    rooms : tuple[int, ...]
+        For "binary": the lengths in bytes of the placeholders that the prefix may have replaced, one per package.
+    package_digests : tuple[bytes, ...]
+        The digests that conda's records have for the installed file: the first 16 bytes of its sha256. A file that has
+        none of them was edited; none are known of some files.
     inode : tuple[int, int]
         Device and inode number of a file that has several names, else zeros.
     digest : bytes
@@ -72,6 +78,8 @@ class Member:
     link: bytes = b""
     relocation: str = "none"
     placeholder: bytes = b""
+    rooms: tuple[int, ...] = ()
+    package_digests: tuple[bytes, ...] = ()
     inode: tuple[int, int] = (0, 0)
     digest: bytes = bytes(16)
     offset: int = 0

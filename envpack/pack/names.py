@@ -1,54 +1,65 @@
-"""Find all paths by which the files of an environment may name it. Only `envpack.pack.archive_writer` imports this."""
+"""Find all paths by which the files of an environment may name it. Only `envpack.pack.collect` imports this."""
 
 from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from envpack.pack.members import FILE, Member
+if TYPE_CHECKING:
+    from envpack.pack.walk import Walk
 
-_VIRTUAL_ENV = re.compile(rb"""^\s*(?:export\s+)?VIRTUAL_ENV=(['"]?)(/[^'"\n]+)\1\s*$""", re.MULTILINE)
+# Activation scripts are longer than the first lines of a script, and hold the prefix anywhere.
+_READ_BYTES = 1 << 16
+_ACTIVATION = re.compile(rb"(?i)bin/(?:de)?activate")
+_FIRST_LINES = re.compile(rb"#![^\n]*(?:\n'''exec' [^\n]*)?")
+# A path, in quotes or without.
+_PATH = re.compile(rb"""(?<!["'])(/[^\s"'`$:;,|&<>()]+)|"(/[^"\n]+)"|'(/[^'\n]+)'""")
 
 
-def names_of(prefix: Path, members: list[Member]) -> list[bytes]:
+def names_of(walk: Walk) -> list[bytes]:
     """Return all paths by which files of a prefix may name it: as given, with symlinks followed, and as its scripts say.
+
+    The scripts are those that installers write: first lines, also those for long paths (`'''exec'`), and activation
+    scripts; and `pyvenv.cfg`.
 
     Parameters
     ----------
-    prefix : Path
-        The environment's root folder, an absolute path.
-    members : list[Member]
-        The environment's members.
+    walk : Walk
+        The environment.
 
     Returns
     -------
     list[bytes]
-        Each name once, `prefix` first.
+        Each name once, the prefix first.
     """
-    names = [os.fsencode(prefix), os.fsencode(prefix.resolve())]
-    candidates: set[bytes] = set()
-    for member in members:
-        if member.kind != FILE or not member.source or not member.path.startswith(b"bin/"):
+    top = os.fsencode(walk.prefix)
+    names = dict.fromkeys([top, os.fsencode(walk.prefix.resolve())])
+    seen: set[bytes] = set()
+    for entry in walk.entries:
+        if entry.link is not None or not (entry.path.startswith(b"bin/") or entry.path == b"pyvenv.cfg"):
             continue
-        try:
-            with open(member.source, "rb") as file:  # noqa: PTH123
-                start = file.read(4096)
-        except OSError:
+        if not os.path.isfile(entry.source):  # noqa: PTH113
             continue
-        if start.startswith(b"#!"):
-            interpreter = start[2:].partition(b"\n")[0].strip()
-            candidates.add(interpreter.rpartition(b"/bin/")[0])
-        elif member.path in (b"bin/activate", b"bin/activate.csh"):
-            candidates.update(match.group(2) for match in _VIRTUAL_ENV.finditer(start))
-    for candidate in sorted(candidates):
-        if candidate.startswith(b"/") and candidate not in names and _same(candidate, names[0]):
-            names.append(candidate)
-    return list(dict.fromkeys(names))
+        with open(entry.source, "rb") as file:  # noqa: PTH123
+            text = file.read(_READ_BYTES if entry.info.st_size <= _READ_BYTES else 2)
+            if text == b"#!":
+                text += file.read(_READ_BYTES)
+        if not _ACTIVATION.match(entry.path) and entry.path != b"pyvenv.cfg":
+            first = _FIRST_LINES.match(text)
+            text = first.group() if first else b""
+        for match in _PATH.finditer(text):
+            path = match.group(match.lastindex or 0)
+            # The prefix itself, or a program of it.
+            seen.update((path, path.partition(b"/bin/")[0], path.rpartition(b"/bin/")[0]))
+    for path in sorted(seen - names.keys()):
+        if path.startswith(b"/") and _same(path, top):
+            names[path.rstrip(b"/")] = None
+    return list(names)
 
 
 def _same(path: bytes, other: bytes) -> bool:
     try:
         return os.path.samefile(path, other)  # noqa: PTH121
-    except OSError:
+    except (OSError, ValueError):
         return False

@@ -1,18 +1,23 @@
 """Find where a file names the prefix that it is packed from, so that staging need not search.
 
-The rules are those of conda-pack and its conda-unpack: conda's records for the files of conda packages, and in all other
-files, text that names the source prefix. The staged tree differs from conda-unpack's only in these points:
+The archived bytes are always the prefix's own. The rules are those of conda-unpack: in files of conda packages, what
+conda has put in the place of a placeholder, and in all other files, text that names the source prefix. The staged tree
+differs from conda-unpack's only in these points:
 
 - First lines of scripts name the staged interpreter. conda-unpack leaves `#!/usr/bin/env python`, which would find the
   source prefix's interpreter in a job that was submitted from the activated environment.
+- Edited files stay edited, and what conda keeps in `conda-meta` stays as it is.
 - Other names of the source prefix (through a symlinked home, or as its scripts have it) are replaced too. A name that is
-  only the beginning of a longer one stays (`/home/u/env` in `/home/u/env-project`).
-- Symlinks that name the source prefix point into the staged one.
+  only the beginning of a longer one stays (`/home/u/env` in `/home/u/env-project`), and one that is only the end of a
+  longer one (`/env` in `/usr/bin/env`).
+- Symlinks that name the source prefix point into the staged one. What links out of the prefix name is packed in their
+  place, or they become links to where it is packed.
 - Text in another encoding than UTF-8, and the first lines of zip applications, are relocated.
-- `bin/python*-config` and the like are relocated; conda-unpack skips all files called `bin/python*`.
-- Binaries of packages that the package cache no longer has are relocated too, by conda's records.
-- Libraries whose run path names the source prefix, as conda's compilers make them, get a run path relative to themselves.
-- `bin/conda-unpack` and its helper are missing; `.envpack/`, envpack's own folder, is added.
+- All files called `bin/python*` are relocated; conda-unpack skips them.
+- Libraries whose run path names the source prefix, as compilers make them, get a run path relative to themselves.
+- The base interpreter of a venv is packed in `.envpack-base`, and named where the venv names it.
+- The prefix's own `bin/activate` and the like are kept; conda-pack replaces them. `bin/conda-unpack` and its helper are
+  missing; `.envpack/`, envpack's own folder, is added.
 - Missing and stale `.pyc` files are compiled, as are those of relocated sources.
 
 Only `envpack.pack` imports this module.
@@ -23,15 +28,31 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from envpack.archive.index import show_path
 from envpack.archive.relocations import binary_record, bytes_record, link_record, text_record
+from envpack.pack.base_interpreter import BASE_KEYS
 from envpack.pack.elf import relative_run_paths
+from envpack.pack.walk import listed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from envpack.archive.relocations import Record
-    from envpack.pack.members import Data
+    from envpack.pack.members import Data, Member
 
 # A path ends where no character follows that could continue a file's name.
-_BOUNDARY = rb"(?![A-Za-z0-9_+~@%\x80-\xff-]|\.[A-Za-z0-9_])"
+_END = rb"(?![A-Za-z0-9_+~@%\x80-\xff-]|\.[A-Za-z0-9_])"
+# It begins after a character that no file's name ends in, or after what stands directly before paths all the same: a
+# compiler's option, an escaped character, `file://`, and the variables that move a whole tree.
+_BEGIN = re.compile(
+    rb"(?:\A|[^A-Za-z0-9_.+~%*?\\/)}\]\x80-\xff-]"
+    rb"|(?:\A|[^A-Za-z0-9_.+/-])--?(?:[A-Za-z]|isystem|iquote|idirafter|include|imacros|iprefix|rpath|rpath-link)"
+    rb"|(?:\A|[^\\])(?:\\\\)*\\(?:[abefnrtv]|x[0-9A-Fa-f]{2}|[0-7]{1,3})"
+    rb"|(?:\A|[^:])://|:[?+-]|\xc2[\xa0-\xbf]|\xe2[\x80\x81][\x80-\xbf]|\xe3\x80[\x80-\xbf]"
+    rb"|\$(?:DESTDIR|SYSROOT)|\$\((?:DESTDIR|SYSROOT)\)|\$\{(?:DESTDIR|SYSROOT)\})\Z"
+)
+_BEGIN_BYTES = 24
+_SETTING = re.compile(rb"^[ \t]*([\w-]+)[ \t]*=[ \t]*(/[^\r\n]*)", re.MULTILINE)
 _FIRST_LINE_BYTES = 4096
 
 
@@ -40,70 +61,120 @@ class Scanner:
 
     Parameters
     ----------
-    prefixes : list[bytes]
-        All names of the source prefix, from `names_of`.
+    names : list[tuple[bytes, bytes]]
+        All names of the source prefix and of its base interpreter, and what follows the staged prefix in their place.
+    settings : list[tuple[bytes, bytes]], optional
+        The same for texts that count only as values in a `pyvenv.cfg`.
 
     Attributes
     ----------
-    placeholders : list[bytes]
-        The texts to be replaced; records name them by their position here.
+    placeholders : list[tuple[bytes, bytes]]
+        Both lists; records name a text by its position here.
     rigid : list[bytes]
         Libraries with a run path that names the source prefix and has no room for a relative one.
     """
 
-    def __init__(self, prefixes: list[bytes]) -> None:
-        self.placeholders: list[bytes] = list(prefixes)
+    def __init__(
+        self, names: list[tuple[bytes, bytes]], settings: Sequence[tuple[bytes, bytes]] = ()
+    ) -> None:
+        self.placeholders = list(dict.fromkeys([*names, *settings]))
         self.rigid: list[bytes] = []
-        self._prefixes = list(prefixes)
+        self._names = [old for old, _ in names]
+        self._numbers = {old: number for number, (old, _) in reversed(list(enumerate(self.placeholders)))}
         # The longest first, as one name may begin with another.
-        names = sorted(prefixes, key=len, reverse=True)
-        self._pattern = re.compile(b"(?:" + b"|".join(map(re.escape, names)) + b")" + _BOUNDARY)
+        longest = sorted(self._names, key=len, reverse=True)
+        self._pattern = re.compile(b"(?:" + b"|".join(map(re.escape, longest)) + b")" + _END)
+        self._places = [(old, suffix.lstrip(b"/")) for old, suffix in names]
 
-    def placeholder(self, value: bytes) -> int:
-        """Return the number of a placeholder; give it one if it has none."""
-        if value not in self.placeholders:
-            self.placeholders.append(value)
-        return self.placeholders.index(value)
+    def texts(self, member: Member) -> list[bytes]:
+        """Return the texts of which one is in a member's content if `record` returns one."""
+        return [] if member.relocation == "none" else self._names
+
+    def record(self, member: Member, data: Data) -> Record:
+        """Return a file's relocation record; empty if it needs none. A file in one piece must have its digest."""
+        kind = member.relocation
+        record = None
+        if kind == "settings":
+            record = self._settings(data)
+        elif kind != "none" and any(data.find(name) >= 0 for name in self._names):
+            if kind == "managed" and member.digest in member.package_digests:
+                return []
+            if kind == "text":
+                record = self._text(data, list(self._matches(data)))
+            elif kind == "binary":
+                record = self._binary(data, member.rooms)
+            record = record or self._unknown(data, member.path)
+        return record or []
 
     def link(self, target: bytes) -> Record | None:
         """Return the record of a symlink that names the source prefix."""
-        for prefix in sorted(self._prefixes, key=len, reverse=True):
-            if target == prefix or target.startswith(prefix + b"/"):
-                return link_record(self.placeholder(prefix))
+        for name in sorted(self._names, key=len, reverse=True):
+            if target == name or target.startswith(name + b"/"):
+                return link_record(self._numbers[name])
         return None
 
-    def text(self, data: Data, placeholder: bytes) -> Record | None:
-        """Return the record of a text file that a conda package says holds its placeholder."""
-        return self._text(data, [(m.start(), placeholder) for m in re.finditer(re.escape(placeholder), data)])
+    def warnings(self) -> list[str]:
+        """Return a warning that names the libraries in `rigid`; call it when all records are made."""
+        if not self.rigid:
+            return []
+        return [
+            f"{len(self.rigid)} libraries look for others in the source prefix, and have no room for another path, so "
+            f"the nodes read those from there: {listed([show_path(path) for path in sorted(self.rigid)])}"
+        ]
 
-    def binary(self, data: Data, placeholder: bytes) -> Record | None:
-        """Return the record of a binary that a conda package says holds its placeholder."""
-        spans = []
-        for match in re.finditer(re.escape(placeholder) + rb"[^\0]*?\0", data):
-            end = match.end() - 1
-            spans.append([end, *_find_all(data, placeholder, match.start(), end)])
-        return binary_record(self.placeholder(placeholder), 0, spans) if spans else None
+    def _matches(self, data: Data) -> Iterator[tuple[int, bytes]]:
+        """Yield each place where a path begins with a name, and the name."""
+        for match in self._pattern.finditer(data):
+            start = match.start()
+            if _BEGIN.search(data[max(0, start - _BEGIN_BYTES) : start]):
+                yield start, match.group()
 
-    def unknown(self, data: Data, path: bytes) -> Record | None:
+    def _binary(self, data: Data, rooms: Sequence[int]) -> Record | None:
+        """Return the record of a file in which conda has put the prefix in the place of a longer placeholder.
+
+        conda adds as many NUL bytes to a string as it becomes shorter: with a placeholder's length, they prove that the
+        string may grow. If they do not, somebody else wrote the file.
+        """
+        begins = {start for start, _ in self._matches(data)}
+        for name in self._names:
+            strings = _strings(data, name)
+            for length in sorted(set(rooms), reverse=True):
+                if length >= len(name) and (spans := _proven(data, strings, begins, length - len(name))):
+                    return binary_record(self._numbers[name], length - len(name), spans)
+        return None
+
+    def _unknown(self, data: Data, path: bytes) -> Record | None:
         """Return the record of any other file: its text, its first line or its run path may name the source prefix."""
-        if not any(data.find(prefix) >= 0 for prefix in self._prefixes):
-            return None
-        matches = [(m.start(), m.group()) for m in self._pattern.finditer(data)]
+        matches = list(self._matches(data))
         if matches and is_text(data):
             return self._text(data, matches)
         if data[:4] == b"\x7fELF":
-            edits, fits = relative_run_paths(data, path, self._prefixes)
+            edits, fits = relative_run_paths(data, path, self._places)
             if not fits:
                 self.rigid.append(path)
             return bytes_record(sorted(edits)) if edits else None
-        first_line = _relocated_first_line(data, [prefix for _, prefix in matches])
+        first_line = _relocated_first_line(data, [name for _, name in matches])
         return text_record([], first_line) if first_line else None
 
     def _text(self, data: Data, matches: list[tuple[int, bytes]]) -> Record | None:
         if not matches:
             return None
-        places = [(offset, self.placeholder(value)) for offset, value in matches]
-        return text_record(places, _relocated_first_line(data, [value for _, value in matches]))
+        places = [(offset, self._numbers[name]) for offset, name in matches]
+        return text_record(places, _relocated_first_line(data, [name for _, name in matches]))
+
+    def _settings(self, data: Data) -> Record | None:
+        """Return the record of a `pyvenv.cfg`."""
+        places = {offset: self._numbers[name] for offset, name in self._matches(data)}
+        for match in _SETTING.finditer(data):
+            value = match.group(2)
+            olds = [
+                old
+                for old, _ in self.placeholders
+                if value == old or value.startswith(old.rstrip(b"/") + b"/")
+            ]
+            if olds and match.group(1).decode().lower() in BASE_KEYS:
+                places[match.start(2)] = self._numbers[max(olds, key=len)]
+        return text_record(sorted(places.items()), None) if places else None
 
 
 def is_text(data: Data) -> bool:
@@ -117,21 +188,58 @@ def is_text(data: Data) -> bool:
     return True
 
 
-def _relocated_first_line(data: Data, prefixes: list[bytes]) -> str | None:
+def _relocated_first_line(data: Data, names: list[bytes]) -> str | None:
     """Return a script's first line if it starts a program of one of these prefixes; else None."""
     if data[:2] != b"#!":
         return None
     line = data[:_FIRST_LINE_BYTES].partition(b"\n")[0].rstrip(b"\r")
     command = line[2:].lstrip(b" \t")
-    if any(command.startswith(prefix + b"/") for prefix in prefixes):
+    if any(command.startswith(name + b"/") for name in names):
         return line.decode("latin-1")
     return None
 
 
-def _find_all(data: Data, value: bytes, start: int, end: int) -> list[int]:
-    places = []
-    at = data.find(value, start, end)
+def _strings(data: Data, name: bytes) -> list[list[int]]:
+    """Return the strings that a name stands in: for each its end, a NUL byte, and the name's offsets."""
+    strings: list[list[int]] = []
+    at = data.find(name)
     while at >= 0:
-        places.append(at)
-        at = data.find(value, at + len(value), end)
-    return places
+        if strings and at < strings[-1][0]:
+            strings[-1].append(at)
+        elif (end := data.find(b"\0", at)) >= 0:
+            strings.append([end, at])
+        at = data.find(name, at + len(name))
+    return strings
+
+
+def _proven(data: Data, strings: list[list[int]], begins: set[int], room: int) -> list[list[int]]:
+    """Return the strings that may grow, with the offsets of what may grow in them.
+
+    Parameters
+    ----------
+    data : bytes or mmap
+        The file's content.
+    strings : list[list[int]]
+        From `_strings`.
+    begins : set[int]
+        The offsets where a path begins with the name. The others count only if NUL bytes prove them, too.
+    room : int
+        Bytes that the name may grow by.
+
+    Returns
+    -------
+    list[list[int]]
+        Empty if a path that begins with the name may not grow.
+    """
+    spans = []
+    for end, *starts in strings:
+        paths = [start for start in starts if start in begins]
+        for grown in ([starts] if room else []) + [paths]:
+            size = 1 + room * len(grown)
+            if grown and data[end : end + size] == bytes(size):
+                spans.append([end, *grown])
+                break
+        else:
+            if paths:
+                return []
+    return spans

@@ -73,8 +73,14 @@ class Walk:
         The base interpreter that is packed with a venv.
     entries : list[Entry]
         What is packed, sorted by path. Entries in `.envpack-base/` belong to the base interpreter.
+    paths : set[bytes]
+        The paths of all entries, and the empty path of the prefix.
+    roots : list of (bytes, bytes)
+        The real path of the prefix, of the base interpreter, and of each followed folder, with its path in the archive.
     excluded : list[bytes]
         What globs exclude, sorted; of an excluded folder the folder alone.
+    excluded_bytes : int
+        The size of what is excluded.
     warnings : list[str]
         Messages for the user.
     """
@@ -84,22 +90,16 @@ class Walk:
     interpreter: Interpreter
     base: BaseInterpreter | None = None
     entries: list[Entry] = field(default_factory=list)
+    paths: set[bytes] = field(default_factory=set)
+    roots: list[tuple[bytes, bytes]] = field(default_factory=list)
     excluded: list[bytes] = field(default_factory=list)
+    excluded_bytes: int = 0
     warnings: list[str] = field(default_factory=list)
 
     def member(self, path: str) -> bytes | None:
-        """Return the path in the archive of a file or folder that this host has at an absolute path.
-
-        None if it lies neither in the prefix nor in the packed base interpreter.
-        """
-        return _member(self.roots(), os.fsencode(os.path.realpath(path)))
-
-    def roots(self) -> list[tuple[bytes, bytes]]:
-        """Return the real path of the prefix and of the base interpreter, each with its path in the archive."""
-        roots = [(os.path.realpath(os.fsencode(self.prefix)), b"")]
-        if self.base is not None:
-            roots.append((os.fsencode(self.base.prefix), BASE_FOLDER))
-        return roots
+        """Return the path in the archive of a file or folder of this host; None if it is not packed."""
+        member = _member(self.roots, os.fsencode(os.path.realpath(path)))
+        return member if member in self.paths else None
 
 
 def walk_environment(prefix: Path, kind: str, exclude: Sequence[str] = ()) -> Walk:
@@ -141,14 +141,14 @@ class _Walker:
         self._exclude = re.compile("|".join(map(translate, exclude))) if exclude else None
         self._omitted = OMITTED if kind == "conda" else frozenset()
         self._euid = os.geteuid()
-        self._paths = {b""}
+        self._paths = self._walk.paths
         self._links: list[int] = []  # numbers of the entries that are links, until `_settle`
         self._excluded: set[bytes] = set()
         self._unreadable: list[str] = []
         self._special: list[bytes] = []
         self._followed: list[bytes] = []
         self._kept: list[bytes] = []
-        self._roots: list[tuple[bytes, bytes]] = []
+        self._roots = self._walk.roots
         self._real_folders: dict[bytes, bytes] = {}
         self._aliases: dict[bytes, bytes | None] = {}
 
@@ -163,7 +163,10 @@ class _Walker:
         base = BaseInterpreter(walk.prefix, walk.interpreter)
         if not base.prefix.is_relative_to(os.path.realpath(walk.prefix)) and base.prefix.is_dir():
             walk.base = base
-        self._roots = walk.roots()
+        self._paths.update((b"", BASE_FOLDER) if walk.base else (b"",))
+        self._roots.append((os.path.realpath(self._top), b""))
+        if walk.base is not None:
+            self._roots.append((os.fsencode(walk.base.prefix), BASE_FOLDER))
         self._scan(self._top, b"")
         if walk.base is not None:
             self._scan_base(walk.base)
@@ -336,11 +339,10 @@ class _Walker:
 
     def _may_follow(self, path: bytes, real: bytes) -> bool:
         """Tell whether a link to a folder outside is followed: never to a folder that holds what is packed."""
-        parts = path.removeprefix(BASE_FOLDER + b"/").split(b"/")
-        in_library = parts[0].startswith(b"lib") or parts[0] == b"bin"
-        return in_library and not any(
-            _member([(real, b"")], root) is not None for root, _ in self._walk.roots()
-        )
+        first = path.removeprefix(BASE_FOLDER + b"/").partition(b"/")[0]
+        own = [root for root, member in self._roots if member in (b"", BASE_FOLDER)]
+        in_library = first.startswith(b"lib") or first == b"bin"
+        return in_library and not any(_member([(real, b"")], root) is not None for root in own)
 
     def _resolved(self, path: bytes) -> tuple[bytes, os.stat_result]:
         """Return what a link names in the end, and its `lstat` result. The folders of links are looked up once."""
@@ -414,24 +416,29 @@ class _Walker:
                 f"{len(self._kept)} links to folders outside of {walk.prefix} were packed as links, so the nodes read "
                 f"what they name from where it is: {kept}"
             )
-        needed = [path for path in walk.excluded if self._holds_code(path)]
+        needed = [path for path in walk.excluded if self._measure_excluded(path)]
         if needed:
             warnings.append(
                 f"{len(needed)} excluded files or folders hold code or metadata of installed packages: "
                 f"{listed(list(map(show_path, needed)))}"
             )
 
-    def _holds_code(self, path: bytes) -> bool:
-        if _CODE.search(path):
-            return True
-        root, base = self._top, self._walk.base
+    def _measure_excluded(self, path: bytes) -> bool:
+        """Add up the size of what is excluded; tell whether it holds code or metadata."""
+        code = _CODE.search(path) is not None
+        top, base = self._top, self._walk.base
         if base is not None and path.startswith(BASE_FOLDER + b"/"):
-            root, path = os.fsencode(base.prefix), path[len(BASE_FOLDER) + 1 :]
-        return any(
-            _CODE.search(name)
-            for _, folders, names in os.walk(root + b"/" + path)
-            for name in (*folders, *names)
-        )
+            top, path = os.fsencode(base.prefix), path[len(BASE_FOLDER) + 1 :]
+        stack = [top + b"/" + path]
+        while stack:
+            source = stack.pop()
+            info = os.lstat(source)
+            if stat.S_ISREG(info.st_mode):
+                self._walk.excluded_bytes += info.st_size
+            elif stat.S_ISDIR(info.st_mode):
+                stack += [found.path for found, _ in self._read_folder(source)]
+            code = code or _CODE.search(source[len(top) + 1 :]) is not None
+        return code
 
 
 def changed(path: bytes) -> BrokenEnvironmentError:
