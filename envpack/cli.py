@@ -40,10 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.run(arguments))
     except EnvpackError as exc:
-        print(f"envpack: {exc}", file=sys.stderr)
+        _say(str(exc))
         return exc.exit_status
     except KeyboardInterrupt:
-        print("envpack: interrupted", file=sys.stderr)
+        _say("interrupted")
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -81,6 +81,16 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument(
         "--jobs", metavar="N", type=_number(1, 1024), help="number of threads (default: the available CPUs)"
     )
+    pack.add_argument(
+        "--exclude",
+        metavar="GLOB",
+        action="append",
+        default=[],
+        help="leave out what matches, relative to the environment; may be repeated",
+    )
+    pack.add_argument(
+        "--force", action="store_true", help="pack everything anew, even if the environment has not changed"
+    )
     pack.add_argument("--json", action="store_true", help="print the whole result, as JSON")
     pack.set_defaults(run=_pack)
 
@@ -91,6 +101,9 @@ def _parser() -> argparse.ArgumentParser:
         "--jobs", metavar="N", type=_number(1, 1024), help="number of processes (default: the available CPUs)"
     )
     stage.add_argument("--expect", metavar="PACK_ID", help="refuse an archive with another pack id")
+    stage.add_argument(
+        "--force", action="store_true", help="stage anew, even if the node has the staged prefix"
+    )
     stage.add_argument("--transport", metavar="NAME", default="direct", help=argparse.SUPPRESS)
     stage.add_argument("--json", action="store_true", help="print the whole result, as JSON")
     stage.set_defaults(run=_stage)
@@ -99,7 +112,12 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("path", metavar="ARCHIVE_OR_STAGED_PREFIX")
     verify.set_defaults(run=_verify)
 
-    gc = commands.add_parser("gc", help="remove staged prefixes that no process uses")
+    gc = commands.add_parser("gc", help="remove staged prefixes that no process uses, or old archives")
+    gc.add_argument(
+        "--packs",
+        action="store_true",
+        help="remove the archives below $MPIBOOT_HOME instead, but the newest of each environment and those of live jobs",
+    )
     gc.add_argument("--root", metavar="DIR", help="staging root (default: $MPIBOOT_STAGE_ROOT, then /tmp)")
     gc.add_argument(
         "--older-than",
@@ -128,12 +146,20 @@ def _pack(arguments: argparse.Namespace) -> int:
         )
     with _Bar("packing") as bar:
         result = pack(
-            prefix, arguments.output, level=arguments.level, jobs=arguments.jobs, progress=bar.progress
-        )
+            prefix, arguments.output, level=arguments.level, jobs=arguments.jobs, progress=bar.progress,
+            exclude=arguments.exclude, force=arguments.force, say=_say,
+        )  # fmt: skip
     for warning in result.warnings:
-        print(f"envpack: warning: {warning}", file=sys.stderr)
+        _say(f"warning: {warning}")
+    if result.excluded:
+        shown = ", ".join(result.excluded[:10]) + (", …" if len(result.excluded) > 10 else "")
+        _say(f"left out: {len(result.excluded)} paths, {result.excluded_bytes / 1e6:.1f} MB: {shown}")
     print(result.to_json() if arguments.json else result.path)
     return 0
+
+
+def _say(line: str) -> None:
+    print(f"envpack: {line}", file=sys.stderr)
 
 
 def _stage(arguments: argparse.Namespace) -> int:
@@ -162,6 +188,12 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _gc(arguments: argparse.Namespace) -> int:
+    if arguments.packs:
+        from envpack.pack.store import gc as gc_packs
+
+        for path in gc_packs():
+            print(path)
+        return 0
     from envpack.stage.gc import gc
 
     for path in gc(arguments.root, older_than_s=arguments.older_than, max_size_bytes=arguments.max_size):

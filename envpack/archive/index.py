@@ -157,6 +157,10 @@ class Index:
         """Return a member's entry in `digests`."""
         return self.digests[member * DIGEST_BYTES : (member + 1) * DIGEST_BYTES]
 
+    def key_of(self, frame: int) -> bytes:
+        """Return a frame's entry in `frame_keys`."""
+        return self.frame_keys[frame * DIGEST_BYTES : (frame + 1) * DIGEST_BYTES]
+
     def frame_starts(self) -> list[int]:
         """Return the offset in the archive of each frame, and last that of the index."""
         starts = [0]

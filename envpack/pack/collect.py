@@ -88,11 +88,8 @@ def _member(entry: Entry, managed: Managed | None) -> Member:
     if entry.link is not None:
         return Member(entry.path, SYMLINK, 0o777, info.st_mtime_ns, link=entry.link, relocation="unknown")
     member = from_stat(entry.path, entry.source, info)
-    assert member is not None
     if member.kind != FILE:
         return member
-    # A file that two links name is packed once.
-    member.inode = (info.st_dev, info.st_ino)
     if managed is not None:
         member.relocation = managed.relocation
         member.rooms, member.package_digests = managed.rooms, managed.digests

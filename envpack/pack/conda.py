@@ -65,10 +65,10 @@ def read_records(prefix: Path) -> dict[bytes, Managed]:
             listed = [os.fsencode(name) for name in record.get("files") or []]
             package = f"{record['name']} {record['version']}"
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
-            name = path.stem.rsplit("-", 2)[0]
+            stem = path.stem.rsplit("-", 2)[0]
             raise BrokenEnvironmentError(
                 f"cannot pack {prefix}: conda's record {path} cannot be read: {exc!r}",
-                f"Install the package anew: conda install --prefix {quote(os.fspath(prefix))} --force-reinstall {name}",
+                f"Install the package anew: conda install --prefix {quote(os.fspath(prefix))} --force-reinstall {stem}",
             ) from exc
         found = {
             name: _managed(package, item) for name, item in items if item.get("path_type") != "directory"

@@ -5,9 +5,11 @@ Only `envpack.pack.archive_writer` imports this module.
 
 from __future__ import annotations
 
-import errno
+import contextlib
+import hashlib
 import mmap
 import os
+import zlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,19 +17,29 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import zstandard
 
-from envpack.archive.index import FRAME_BYTES, digest, frame_check, show_path
+from envpack.archive.index import DIGEST_BYTES, FRAME_BYTES, digest, frame_check, show_path
 from envpack.errors import BrokenEnvironmentError
-from envpack.pack.members import FILE, SYMLINK, Member, header_bytes, padding, tar_header
+from envpack.pack.members import (
+    FILE,
+    SYMLINK,
+    Member,
+    header_bytes,
+    newest_change_ns,
+    padding,
+    stamp,
+    tar_header,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from envpack.archive.relocations import Record
-    from envpack.pack.members import Data
+    from envpack.pack.older import OlderArchive
     from envpack.pack.scan import Scanner
 
 # A tar archive ends with two blocks of NULs.
 _END_BYTES = 1024
+# A frame ends, once it is half full, before a member whose path says so: on average after as many bytes more.
+_CUT_BYTES = FRAME_BYTES // 8
 
 
 @dataclass(slots=True)
@@ -41,14 +53,44 @@ class Piece:
 
 @dataclass(slots=True)
 class Frame:
-    """A compressed frame, and its uncompressed size in bytes."""
+    """A compressed frame.
+
+    Attributes
+    ----------
+    packed : bytes
+        Its compressed bytes, until they are written.
+    raw_size : int
+        Its uncompressed size, in bytes.
+    key : bytes
+        Its entry in the index's `frame_keys`.
+    sources : bytes
+        What names its sources: see `envpack.pack.older`.
+    copied : bool
+        It was copied from an older archive.
+    packed_size, check, packed_digest : int, int, bytes
+        The size, `frame_check` and digest of its compressed bytes.
+    """
 
     packed: bytes
     raw_size: int
+    key: bytes
+    sources: bytes
+    copied: bool
+    packed_size: int = 0
+    check: int = 0
+    packed_digest: bytes = b""
+
+    def __post_init__(self) -> None:
+        self.packed_size = len(self.packed)
+        self.check = frame_check(self.packed)
+        self.packed_digest = digest(self.packed)
 
 
 def cut(members: Iterable[Member]) -> Iterator[list[Piece]]:
-    """Yield the pieces of each frame, and set each member's offset in the tar stream."""
+    """Yield the pieces of each frame, and set each member's offset in the tar stream.
+
+    Where a frame ends depends on the members near it alone, so that a new member changes only the frames around it.
+    """
     pieces: list[Piece] = []
     filled = 0
     at = 0
@@ -57,7 +99,8 @@ def cut(members: Iterable[Member]) -> Iterator[list[Piece]]:
         blocks = header_bytes(member) + size + len(padding(size))
         member.offset = at + header_bytes(member)
         at += blocks
-        if pieces and filled + blocks > FRAME_BYTES:
+        chosen = filled > FRAME_BYTES // 2 and zlib.crc32(member.path) % _CUT_BYTES < blocks
+        if pieces and (chosen or filled + blocks > FRAME_BYTES):
             yield pieces
             pieces, filled = [], 0
         if size <= FRAME_BYTES:
@@ -82,13 +125,15 @@ class FrameWriter:
         Number of threads.
     scanner : Scanner
         Makes the relocation records.
+    older : OlderArchive, optional
+        The archive from which unchanged frames are copied.
     progress : callable, optional
         Called with the uncompressed bytes written since the last call.
 
     Attributes
     ----------
-    sizes, raw_sizes, checks : list[int]
-        Of each frame: bytes compressed, bytes uncompressed, `frame_check`.
+    frames : list[Frame]
+        What was written, without the compressed bytes.
     """
 
     def __init__(
@@ -97,179 +142,147 @@ class FrameWriter:
         level: int,
         jobs: int,
         scanner: Scanner,
+        older: OlderArchive | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> None:
         self._file = file
         self._level = level
         self._jobs = jobs
         self._scanner = scanner
+        self._older = older
         self._progress = progress
-        self.sizes: list[int] = []
-        self.raw_sizes: list[int] = []
-        self.checks: list[int] = []
-        self._hole: tuple[Frame, bytes] | None = None
+        self.frames: list[Frame] = []
 
     def write(self, members: Iterable[Member]) -> None:
         """Write all members in order, and the end of the tar stream."""
         pending: deque[Future[Frame]] = deque()
         with ThreadPoolExecutor(self._jobs) as pool:
             try:
-                frames = cut(members)
-                last: list[Piece] = next(frames)
-                for pieces in frames:
-                    pending.append(pool.submit(self._make, last, False))
-                    last = pieces
+                for pieces in cut(members):
+                    pending.append(pool.submit(self._make, pieces))
                     if len(pending) > 2 * self._jobs:
                         self._put(pending.popleft().result())
-                pending.append(pool.submit(self._make, last, True))
                 while pending:
                     self._put(pending.popleft().result())
             except BaseException:
                 for future in pending:
                     future.cancel()
                 raise
+        self._put(self._compressed(bytes(_END_BYTES), bytes(DIGEST_BYTES), bytes(DIGEST_BYTES)))
 
     def _put(self, frame: Frame) -> None:
         self._file.write(frame.packed)
-        self.sizes.append(len(frame.packed))
-        self.raw_sizes.append(frame.raw_size)
-        self.checks.append(frame_check(frame.packed))
+        frame.packed = b""
+        self.frames.append(frame)
         if self._progress is not None:
             self._progress(frame.raw_size)
 
-    def _make(self, pieces: list[Piece], is_last: bool) -> Frame:
-        if self._is_hole(pieces, is_last):
-            return self._hole_frame(pieces[0])
+    def _make(self, pieces: list[Piece]) -> Frame:
+        older = self._older
+        sources = digest(b"".join(b"%d %b" % (piece.start, stamp(piece.member)) for piece in pieces))
+        newest_ns = max(newest_change_ns(piece.member) for piece in pieces)
+        if older and (number := older.frame_of_sources(sources, newest_ns)) is not None:
+            for piece in pieces:
+                older.restore(piece.member, self._scanner)
+            raw_size = older.index.frame_raw_sizes[number]
+            return Frame(older.packed(number), raw_size, older.index.key_of(number), sources, copied=True)
         parts: list[bytes] = []
+        state = hashlib.sha256()
         for piece in pieces:
             member = piece.member
+            start = tar_header(member) if piece.start == 0 else b"%d" % piece.start
+            state.update(start)
             if piece.start == 0:
-                parts.append(tar_header(member))
+                parts.append(start)
             if member.kind == FILE:
-                parts.append(self._content(piece))
+                data = self._read(piece)
+                parts.append(data)
+                state.update(self._note(piece, data))
                 if piece.start + piece.length == member.size:
                     parts.append(padding(member.size))
             elif member.kind == SYMLINK and member.relocation != "none":
                 member.record = self._scanner.link(member.link) or []
-        if is_last:
-            parts.append(bytes(_END_BYTES))
-        return self._compressed(b"".join(parts))
+        raw = b"".join(parts)
+        key = state.digest()[:DIGEST_BYTES]
+        if older and (number := older.frame_of_content(key)) is not None:
+            return Frame(older.packed(number), len(raw), key, sources, copied=True)
+        return self._compressed(raw, key, sources)
 
-    def _compressed(self, raw: bytes) -> Frame:
+    def _compressed(self, raw: bytes, key: bytes, sources: bytes) -> Frame:
         compressor = zstandard.ZstdCompressor(level=self._level, write_checksum=True, write_content_size=True)
-        return Frame(compressor.compress(raw), len(raw))
+        return Frame(compressor.compress(raw), len(raw), key, sources, copied=False)
 
-    def _is_hole(self, pieces: list[Piece], is_last: bool) -> bool:
-        """Tell whether a frame holds only a part of a sparse file's hole, which need not be read and compressed."""
-        piece = pieces[0]
-        if is_last or piece.length < FRAME_BYTES or piece.start == 0 or piece.member.data is not None:
-            return False
-        if piece.start + piece.length == piece.member.size and padding(piece.member.size):
-            return False
-        fd = _open(piece.member)
-        try:
-            return os.lseek(fd, piece.start, os.SEEK_DATA) >= piece.start + piece.length
-        except OSError as exc:
-            # ENXIO: there is only a hole up to the end of the file. Some file systems report no holes (lseek(2)).
-            return exc.errno == errno.ENXIO
-        finally:
-            os.close(fd)
+    def _read(self, piece: Piece) -> bytes:
+        if piece.member.data is not None:
+            return piece.member.data[piece.start : piece.start + piece.length]
+        with _opened(piece.member) as fd:
+            return _read_piece(fd, piece)
 
-    def _hole_frame(self, piece: Piece) -> Frame:
-        if self._hole is None:
-            zeros = bytes(FRAME_BYTES)
-            self._hole = self._compressed(zeros), digest(zeros)
-        frame, zeros_digest = self._hole
-        piece.member.parts[piece.start] = zeros_digest
-        return frame
-
-    def _content(self, piece: Piece) -> bytes:
-        """Return a piece's bytes; set their digest and relocation record in the member."""
+    def _note(self, piece: Piece, data: bytes) -> bytes:
+        """Set the digest and the relocation record of a piece in its member; return the digest."""
         member = piece.member
-        if member.data is not None:
-            data = member.data[piece.start : piece.start + piece.length]
-        else:
-            fd = _open(member)
-            try:
-                data = _read_piece(fd, piece)
-            finally:
-                os.close(fd)
+        named = digest(data)
         if piece.length == member.size:
-            member.digest = digest(data)
-            member.record = self._record(member, data)
+            member.digest = named
+            member.edited = bool(member.package_digests) and named not in member.package_digests
+            member.record = self._scanner.record(member, data)
         else:
-            member.parts[piece.start] = digest(data)
+            member.parts[piece.start] = named
             if self._hints(piece, data):
                 member.suspect = True
-        return data
-
-    def _record(self, member: Member, data: Data) -> Record:
-        record = None
-        if member.relocation == "text":
-            record = self._scanner.text(data, member.placeholder)
-        elif member.relocation == "binary":
-            record = self._scanner.binary(data, member.placeholder)
-        elif member.relocation == "unknown":
-            record = self._scanner.unknown(data, member.path)
-        return record or []
+        return named
 
     def _hints(self, piece: Piece, data: bytes) -> bool:
         """Tell whether a part of a large file, or its border with the part before, holds a text to be relocated."""
         member = piece.member
-        if member.relocation == "none":
+        texts = self._scanner.texts(member)
+        if not texts:
             return False
-        texts = self._scanner.placeholders if member.relocation == "unknown" else [member.placeholder]
         if member.data is None and piece.start:
-            before = max(map(len, texts))
-            fd = _open(member)
-            try:
-                data = (
-                    _read_piece(fd, Piece(member, max(0, piece.start - before), min(before, piece.start)))
-                    + data
-                )
-            finally:
-                os.close(fd)
+            before = min(max(map(len, texts)), piece.start)
+            with _opened(member) as fd:
+                data = _read_piece(fd, Piece(member, piece.start - before, before)) + data
         return member.data is not None or any(text in data for text in texts)
 
     def finish(self, members: list[Member]) -> None:
-        """Set digests and records of the members that span frames; call it after `write`."""
+        """Set what is known of members that span frames when all of their parts are; call it after `write`."""
         for member in members:
             if not member.parts:
                 continue
             member.digest = digest(b"".join(part for _, part in sorted(member.parts.items())))
-            if not member.suspect:
-                continue
             if member.data is not None:
-                member.record = self._record(member, member.data)
-                continue
-            fd = _open(member)
-            try:
-                with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as whole:
-                    member.record = self._record(member, whole)
-            finally:
-                os.close(fd)
+                member.record = self._scanner.record(member, member.data)
+            elif member.suspect or member.package_digests:
+                with _opened(member) as fd, mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as whole:
+                    if member.suspect:
+                        member.record = self._scanner.record(member, whole)
+                    if member.package_digests:
+                        whole_digest = hashlib.sha256(whole).digest()[:DIGEST_BYTES]
+                        member.edited = whole_digest not in member.package_digests
 
 
-def _open(member: Member) -> int:
-    """Open a member's source, if its size and time are still those of the member.
+@contextlib.contextmanager
+def _opened(member: Member) -> Iterator[int]:
+    """Open a member's source; check at the end that its size and time are still those of the member.
 
     Raises
     ------
     BrokenEnvironmentError
-        It cannot be read, or has changed.
+        It has changed.
+    OSError
+        It cannot be read; the error names it.
     """
+    fd = os.open(member.source, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        fd = os.open(member.source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        yield fd
+        info = os.fstat(fd)
+        if info.st_size != member.size or info.st_mtime_ns != member.mtime_ns:
+            raise _changed(member)
     except OSError as exc:
-        raise BrokenEnvironmentError(
-            f"cannot read {show_path(member.source)}: {exc.strerror}",
-            "Make it readable, or remove it from the environment",
-        ) from exc
-    info = os.fstat(fd)
-    if info.st_size != member.size or info.st_mtime_ns != member.mtime_ns:
+        exc.filename = exc.filename or member.source
+        raise
+    finally:
         os.close(fd)
-        raise _changed(member)
-    return fd
 
 
 def _read_piece(fd: int, piece: Piece) -> bytes:

@@ -7,6 +7,8 @@ import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from envpack.archive.index import digest
+
 if TYPE_CHECKING:
     import mmap
     from collections.abc import Iterable
@@ -47,15 +49,18 @@ class Member:
     relocation : str
         "none"; "unknown" if it may hold the source prefix; "text" or "binary" if conda has put the prefix there;
         "managed" if conda has not, so that only an edited file may; "settings" for a `pyvenv.cfg`.
-    placeholder : bytes
-        The text that conda replaces by the prefix.
     rooms : tuple[int, ...]
         For "binary": the lengths in bytes of the placeholders that the prefix may have replaced, one per package.
     package_digests : tuple[bytes, ...]
         The digests that conda's records have for the installed file: the first 16 bytes of its sha256. A file that has
         none of them was edited; none are known of some files.
+    bytecode : bool
+        A `.pyc` file that follows from its source.
     inode : tuple[int, int]
-        Device and inode number of a file that has several names, else zeros.
+        Device and inode number of the source; zeros if there is none.
+    changed : tuple[int, int]
+        The inode number of its source, and the source's status change time in nanoseconds, or 0 if it has several names:
+        that changes with every new hard link that conda makes.
     digest : bytes
         Set when it is packed: the digest of its content.
     offset : int
@@ -66,6 +71,8 @@ class Member:
         Set when it is packed, if it spans frames: the offset of each part -> the part's digest.
     suspect : bool
         Set when it is packed, if it spans frames: a part holds a text that may have to be relocated.
+    edited : bool
+        Set when it is packed: its content has none of `package_digests`.
     """
 
     path: bytes
@@ -77,21 +84,21 @@ class Member:
     data: bytes | None = None
     link: bytes = b""
     relocation: str = "none"
-    placeholder: bytes = b""
     rooms: tuple[int, ...] = ()
     package_digests: tuple[bytes, ...] = ()
+    bytecode: bool = False
     inode: tuple[int, int] = (0, 0)
+    changed: tuple[int, int] = (0, 0)
     digest: bytes = bytes(16)
     offset: int = 0
     record: Record = field(default_factory=list)
     parts: dict[int, bytes] = field(default_factory=dict)
     suspect: bool = False
+    edited: bool = False
 
 
-def from_stat(
-    path: bytes, source: bytes, info: os.stat_result, relocation: str = "none", placeholder: bytes = b""
-) -> Member | None:
-    """Return the member for a source and its `lstat` result; None if it is neither file, folder nor link.
+def from_stat(path: bytes, source: bytes, info: os.stat_result) -> Member:
+    """Return the member for a file or folder.
 
     Parameters
     ----------
@@ -101,41 +108,21 @@ def from_stat(
         The path of the source.
     info : os.stat_result
         The source's `lstat` result.
-    relocation, placeholder : str, bytes
-        As for `Member`.
     """
     mode = stat.S_IMODE(info.st_mode) & 0o777
-    if stat.S_ISREG(info.st_mode):
-        inode = (info.st_dev, info.st_ino) if info.st_nlink > 1 else (0, 0)
-        return Member(
-            path, FILE, mode, info.st_mtime_ns, info.st_size, source,
-            relocation=relocation, placeholder=placeholder, inode=inode,
-        )  # fmt: skip
-    if stat.S_ISLNK(info.st_mode):
-        link = os.readlink(source)  # noqa: PTH115
-        return Member(path, SYMLINK, 0o777, info.st_mtime_ns, link=link, relocation=relocation)
     if stat.S_ISDIR(info.st_mode):
         return Member(path, DIRECTORY, mode)
-    return None
+    changed = (info.st_ino, info.st_ctime_ns if info.st_nlink == 1 else 0)
+    # Its other names may be two links that are followed, so the number of names does not matter.
+    inode = (info.st_dev, info.st_ino)
+    return Member(path, FILE, mode, info.st_mtime_ns, info.st_size, source, inode=inode, changed=changed)
 
 
-def omitted(paths: list[str]) -> str:
-    """Return the warning about paths for which `from_stat` returned None."""
-    return f"not packed, as neither file, folder nor link: {', '.join(sorted(paths)[:5])}"
-
-
-def arrange(members: Iterable[Member], folder_modes: dict[bytes, int]) -> list[Member]:
-    """Return members in the order of the archive: folders, files, hard links, symlinks.
+def arrange(members: Iterable[Member]) -> list[Member]:
+    """Return members in the order of the archive: folders, files, bytecode, hard links, symlinks.
 
     Of two members with the same path, the later one counts, as for tar. Missing parent folders are added. All folders
     are made writable, as the staged copy could not be removed otherwise.
-
-    Parameters
-    ----------
-    members : iterable of Member
-        Members in any order.
-    folder_modes : dict[bytes, int]
-        Permission bits for the folders to add, by path.
     """
     unique = {member.path: member for member in members}
     for path in list(unique):
@@ -145,18 +132,36 @@ def arrange(members: Iterable[Member], folder_modes: dict[bytes, int]) -> list[M
             if above is not None and above.kind == DIRECTORY:
                 break
             # Members may lie behind a symlink to a folder: a real folder takes the symlink's place.
-            unique[parent] = Member(parent, DIRECTORY, folder_modes.get(parent, 0o755))
+            unique[parent] = Member(parent, DIRECTORY)
             parent = parent.rpartition(b"/")[0]
     first: dict[tuple[object, ...], Member] = {}
     for path in sorted(unique):
         member = unique[path]
         if member.kind == DIRECTORY:
             member.mode |= 0o700
-        elif member.kind == FILE and member.inode != (0, 0):
-            other = first.setdefault((member.inode, member.relocation, member.placeholder), member)
+        elif member.kind == FILE and member.inode != (0, 0) and not member.bytecode:
+            other = first.setdefault((member.inode, member.relocation, member.rooms), member)
             if other is not member:
                 unique[path] = Member(path, HARDLINK, member.mode, member.mtime_ns, link=other.path)
-    return sorted(unique.values(), key=lambda member: (member.kind, member.path))
+    return sorted(unique.values(), key=order)
+
+
+def order(member: Member) -> tuple[int, bool, bytes]:
+    """Return the key that sorts members in the order of the archive."""
+    return member.kind, member.bytecode, member.path
+
+
+def stamp(member: Member) -> bytes:
+    """Return what names a member and its content without reading it: it changes with every change of its source."""
+    content = b"%d %d %d" % (member.mtime_ns, *member.changed) if member.data is None else digest(member.data)
+    fields = (member.path, member.link, *member.package_digests, content)
+    numbers = (member.kind, member.mode, member.size, member.mtime_ns, member.relocation, member.rooms)
+    return b"\0".join(fields) + repr(numbers).encode()
+
+
+def newest_change_ns(member: Member) -> int:
+    """Return when a member's source last changed, in nanoseconds since 1970; 0 if its content is in no file."""
+    return 0 if member.data is not None else max(member.mtime_ns, member.changed[1])
 
 
 def tar_header(member: Member) -> bytes:

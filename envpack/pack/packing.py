@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import glob
 import json
 import os
 import time
@@ -13,19 +16,32 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from envpack.common.places import HOME_VARIABLE
+from envpack.archive.damage import mark, note_damage
+from envpack.common.places import HOME_VARIABLE, host_name
 from envpack.common.prefix import kind_of
-from envpack.errors import BrokenEnvironmentError, EnvpackError, NotAnEnvironmentError
+from envpack.errors import (
+    BrokenEnvironmentError,
+    CorruptArchiveError,
+    EnvpackError,
+    NoSpaceError,
+    NotAnEnvironmentError,
+    PackFailedError,
+)
 from envpack.pack import store
-from envpack.pack.archive_writer import ArchiveWriter
+from envpack.pack.archive_writer import rules, write_archive
+from envpack.pack.collect import collect
+from envpack.pack.older import OlderArchive
+from envpack.pack.walk import walk_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from envpack.archive.index import Index
     from envpack.common.places import StrPath
+    from envpack.pack.walk import Walk
 
 DEFAULT_LEVEL = 5
+LOCK_TIMEOUT_S = 600.0
 NAME_IT = "Name the root folder of an environment with --prefix"
 
 
@@ -55,6 +71,12 @@ class PackResult:
         "conda" or "venv".
     warnings : tuple[str, ...]
         What the user should know about the archive.
+    excluded : tuple[str, ...]
+        What `exclude` left out: paths relative to the prefix; of a folder that was left out, only the folder.
+    excluded_bytes : int
+        Bytes of all that was left out.
+    frames_copied : int
+        Frames that were copied from an older archive.
     """
 
     path: Path
@@ -67,6 +89,9 @@ class PackResult:
     reused: bool
     kind: str
     warnings: tuple[str, ...] = field(default=())
+    excluded: tuple[str, ...] = field(default=())
+    excluded_bytes: int = 0
+    frames_copied: int = 0
 
     def asdict(self) -> dict[str, Any]:
         """Return all attributes, as JSON can hold them."""
@@ -85,6 +110,10 @@ def pack(
     jobs: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     home: StrPath | None = None,
+    exclude: Sequence[str] = (),
+    force: bool = False,
+    say: Callable[[str], None] | None = None,
+    lock_timeout_s: float = LOCK_TIMEOUT_S,
 ) -> PackResult:
     """Pack a conda environment or a venv.
 
@@ -102,6 +131,14 @@ def pack(
         Called as `progress(done_bytes, total_bytes)`, of uncompressed bytes.
     home : str or os.PathLike, optional
         mpiboot's folder on the shared file system (default: MPIBOOT_HOME, then ~/.mpiboot).
+    exclude : sequence of str, optional
+        What to leave out: shell patterns, see `envpack.pack.walk`.
+    force : bool, default False
+        Pack everything anew: do not reuse an archive, and copy nothing from an older one.
+    say : callable, optional
+        Called with one line if another pack of the environment must be waited for (default: log it as a warning).
+    lock_timeout_s : float, optional
+        How long to wait for another pack of the environment, in seconds (default: 10 minutes).
 
     Returns
     -------
@@ -110,8 +147,12 @@ def pack(
 
     Raises
     ------
-    NotAnEnvironmentError, BrokenEnvironmentError, EnvpackError
-        Nothing is then left of the archive.
+    NotAnEnvironmentError
+        The prefix is neither a conda environment nor a venv.
+    BrokenEnvironmentError
+        Something in the environment cannot be read, or changed meanwhile.
+    NoSpaceError, PackFailedError
+        The archive cannot be written. As after every error, nothing is left of it.
     """
     began = time.perf_counter()
     prefix = Path(os.path.abspath(prefix))  # noqa: PTH100
@@ -120,51 +161,71 @@ def pack(
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs must be at least 1, not {jobs}")
     kind = _kind(prefix)
-    name = store.safe_name(prefix.name)
-    state = store.environment_state(prefix, kind)
-    if output is None:
-        folder = store.folder_for(prefix, home)
-        # One by one, as mkdir gives only the last folder this mode.
-        for path in (folder.parent.parent, folder.parent, folder):
-            try:
-                path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            except OSError as error:
-                raise EnvpackError(
-                    f"cannot make the folder {path}: {error.strerror}",
-                    f"Set {HOME_VARIABLE} to a folder on the shared file system that you can write",
-                ) from error
-        candidates = store.newest_first(folder)
-    else:
-        output = Path(output)
-        folder = output.parent
-        candidates = [output] if output.exists() else []
-        if not folder.is_dir():
-            raise BrokenEnvironmentError(
-                f"cannot write {output}: the folder {folder} does not exist",
-                f"Make it: mkdir -p {quote(str(folder))}",
-            )
-        if folder.resolve().is_relative_to(prefix.resolve()):
-            raise BrokenEnvironmentError(
-                f"cannot write {output}: it lies in the environment that is to be packed",
-                "Choose another --output",
-            )
-    with store.Locked(folder / ".lock" if output is None else None):
-        for path in candidates:
-            index = store.reusable(path, state, level)
-            if index is not None:
-                os.utime(path)
-                return _result(path, index, began, reused=True)
-        store.remove_unfinished(folder)
-        writer = ArchiveWriter(
-            prefix, kind, name, level or DEFAULT_LEVEL, jobs or len(os.sched_getaffinity(0)), progress
-        )
-        path, index = writer.write(folder, output, state)
+    folder = store.folder_for(prefix, home) if output is None else _output_folder(Path(output), prefix)
+    output = None if output is None else Path(output)
+    with _named_errors(prefix, folder):
+        walk = walk_environment(prefix, kind, exclude)
+        state = store.environment_state(walk, exclude)
+
+        def reused() -> PackResult | None:
+            for path in [] if force else _archives(folder, output):
+                index = store.reusable(path, state, level)
+                if index is not None:
+                    with contextlib.suppress(OSError):
+                        os.utime(path)  # so that it stays; not on a read-only file system
+                    return _result(path, index, walk, began, reused=True)
+            return None
+
+        if result := reused():
+            return result
         if output is None:
-            store.remove_old(folder, path)
-    return _result(path, index, began, reused=False)
+            # One by one, as mkdir gives only the last folder this mode.
+            for path in (folder.parent.parent, folder.parent, folder):
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = store.locked(folder / ".lock", lock_timeout_s, say) if output is None else None
+        with lock or contextlib.nullcontext():
+            # Another process may have packed it meanwhile.
+            if result := reused():
+                return result
+            store.remove_unfinished(folder)
+            meta = {
+                **state,
+                "name": store.safe_name(prefix.name),
+                "level": level or DEFAULT_LEVEL,
+            }
+            collected = collect(walk)
+            older = None if force else _older(_archives(folder, output), meta, rules(collected))
+
+            def write(older: OlderArchive | None) -> tuple[Path, Index, int]:
+                return write_archive(
+                    collected,
+                    prefix,
+                    folder,
+                    output,
+                    meta=meta,
+                    jobs=jobs or len(os.sched_getaffinity(0)),
+                    older=older,
+                    progress=progress,
+                )
+
+            try:
+                path, index, copied = write(older)
+            except CorruptArchiveError:
+                assert older is not None
+                note_damage(older.path)
+                path, index, copied = write(None)
+            finally:
+                if older:
+                    older.close()
+            mark(path).unlink(missing_ok=True)
+            if output is None:
+                store.remove_old(folder, path)
+    return _result(path, index, walk, began, frames_copied=copied)
 
 
-def unchanged_archive(prefix: StrPath, *, home: StrPath | None = None) -> Path | None:
+def unchanged_archive(
+    prefix: StrPath, *, home: StrPath | None = None, exclude: Sequence[str] = ()
+) -> Path | None:
     """Find the archive that `pack` would reuse; nothing is written.
 
     Parameters
@@ -173,6 +234,8 @@ def unchanged_archive(prefix: StrPath, *, home: StrPath | None = None) -> Path |
         The environment's root folder.
     home : str or os.PathLike, optional
         mpiboot's folder on the shared file system (default: MPIBOOT_HOME, then ~/.mpiboot).
+    exclude : sequence of str, optional
+        What `pack` would leave out.
 
     Returns
     -------
@@ -183,12 +246,99 @@ def unchanged_archive(prefix: StrPath, *, home: StrPath | None = None) -> Path |
     ------
     NotAnEnvironmentError
         The prefix is neither a conda environment nor a venv.
+    BrokenEnvironmentError
+        Something in the environment cannot be read.
     """
     prefix = Path(os.path.abspath(prefix))  # noqa: PTH100
     kind = _kind(prefix)
-    state = store.environment_state(prefix, kind)
-    candidates = store.newest_first(store.folder_for(prefix, home))
-    return next((path for path in candidates if store.reusable(path, state, None) is not None), None)
+    folder = store.folder_for(prefix, home)
+    with _named_errors(prefix, folder):
+        state = store.environment_state(walk_environment(prefix, kind, exclude), exclude)
+        archives = store.newest_first(folder)
+        return next((path for path in archives if store.reusable(path, state, None) is not None), None)
+
+
+def _output_folder(output: Path, prefix: Path) -> Path:
+    folder = output.parent
+    if not folder.is_dir():
+        raise BrokenEnvironmentError(
+            f"cannot write {output}: the folder {folder} does not exist",
+            f"Make it: mkdir -p {quote(str(folder))}",
+        )
+    if folder.resolve().is_relative_to(prefix.resolve()):
+        raise BrokenEnvironmentError(
+            f"cannot write {output}: it lies in the environment that is to be packed",
+            "Choose another --output",
+        )
+    return folder
+
+
+def _archives(folder: Path, output: Path | None) -> list[Path]:
+    """Return the archives that may be this environment's, the newest first."""
+    return store.newest_first(folder) if output is None else [output] if output.exists() else []
+
+
+def _older(archives: list[Path], meta: dict[str, Any], rules: str) -> OlderArchive | None:
+    """Open the newest archive whose frames may be copied: one of this environment, with this compression."""
+    for path in archives:
+        index = store.good_index(path)
+        if index and all(index.meta.get(key) == meta[key] for key in ("prefix", "level")):
+            return OlderArchive(path, index, rules)
+    return None
+
+
+@contextlib.contextmanager
+def _named_errors(prefix: Path, folder: Path) -> Iterator[None]:
+    """Turn every `OSError` of a pack into an error that names host, path and remedy.
+
+    Parameters
+    ----------
+    prefix : Path
+        The environment's root folder.
+    folder : Path
+        The folder of the archive. An `OSError` that names no file comes from writing the archive.
+    """
+    try:
+        yield
+    except OSError as exc:
+        path = Path(os.fsdecode(exc.filename)) if exc.filename else folder
+        if exc.errno in (errno.EMFILE, errno.ENFILE):
+            raise PackFailedError(
+                f"cannot open {path} on {host_name()}: {exc.strerror}",
+                "Allow more open files, or use fewer threads: ulimit -n 4096; envpack pack --jobs 1",
+            ) from exc
+        if not path.is_relative_to(prefix) and (path.is_relative_to(folder) or path in folder.parents):
+            raise _write_error(path, exc) from exc
+        raise _read_error(path, prefix, exc) from exc
+
+
+def _read_error(path: Path, prefix: Path, exc: OSError) -> EnvpackError:
+    if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
+        remedy = "Pack again when nothing installs into the environment, or removes files from it"
+    elif path.is_relative_to(prefix) and path != prefix:
+        pattern = glob.escape(os.fspath(path.relative_to(prefix)))
+        remedy = (
+            "Make it readable, or leave it out: "
+            f"envpack pack --prefix {quote(os.fspath(prefix))} --exclude {quote(pattern)}"
+        )
+    else:
+        remedy = f"Make it readable: ls -ld {quote(os.fspath(path))}"
+    return BrokenEnvironmentError(f"cannot read {path} on {host_name()}: {exc.strerror}", remedy)
+
+
+def _write_error(path: Path, exc: OSError) -> EnvpackError:
+    problem = f"cannot write {path} on {host_name()}: {exc.strerror}"
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpaceError(
+            problem, "Choose another place with --output, or remove old archives: envpack gc --packs"
+        )
+    if exc.errno == errno.EFBIG:
+        return PackFailedError(problem, "Allow larger files: ulimit -f unlimited")
+    if exc.errno in (errno.ENOENT, errno.ESTALE):
+        return PackFailedError(problem, "Something has removed it meanwhile; pack again")
+    return PackFailedError(
+        problem, f"Set {HOME_VARIABLE} to a folder on the shared file system that you can write, or --output"
+    )
 
 
 def _kind(prefix: Path) -> str:
@@ -202,7 +352,9 @@ def _kind(prefix: Path) -> str:
     )
 
 
-def _result(path: Path, index: Index, began: float, *, reused: bool) -> PackResult:
+def _result(
+    path: Path, index: Index, walk: Walk, began: float, *, reused: bool = False, frames_copied: int = 0
+) -> PackResult:
     return PackResult(
         path=Path(os.path.abspath(path)),  # noqa: PTH100
         pack_id=index.pack_id,
@@ -214,4 +366,7 @@ def _result(path: Path, index: Index, began: float, *, reused: bool) -> PackResu
         reused=reused,
         kind=index.kind,
         warnings=tuple(index.meta.get("warnings", ())),
+        excluded=tuple(map(os.fsdecode, walk.excluded)),
+        excluded_bytes=walk.excluded_bytes,
+        frames_copied=frames_copied,
     )

@@ -1,30 +1,31 @@
-"""Compile the `.pyc` files that an environment lacks or has stale, while the other files are packed.
+"""Bytecode: which `.pyc` files of an environment follow from their source, and compiling those that are missing or stale.
 
 Only `envpack.pack.archive_writer` imports this module.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
-import sys
 import tempfile
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from envpack.archive.bytecode import CHILD, HEADER_BYTES, header, own_magic
-from envpack.pack.members import DIRECTORY, FILE, Member
+from envpack.archive.bytecode import CHILD, HEADER_BYTES, header
+from envpack.archive.index import digest
+from envpack.pack.members import DIRECTORY, FILE, Member, arrange, order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
     from typing import IO
 
-_QUERY = """
-import json, sys
-import importlib._bootstrap_external as bootstrap
-print(json.dumps([list(sys.version_info[:2]), sys.implementation.cache_tag, bootstrap.MAGIC_NUMBER.hex()]))
-"""
+    from envpack.pack.older import OlderArchive
+
+_CACHE = b"/__pycache__/"
+# Flags in the header: the file is valid while its source has a modification time and a size (PEP 552).
+_TIMESTAMP = bytes(4)
+_HASHED = (b"\1\0\0\0", b"\3\0\0\0")
 
 
 class Compiler:
@@ -35,34 +36,47 @@ class Compiler:
     prefix : Path
         The environment's root folder.
     members : list[Member]
-        The environment's members, from `arrange`.
+        The environment's members, in any order.
+    python : dict or None
+        `version`, `cache_tag` and `magic` of the environment's interpreter; None if it does not run.
+    libraries : sequence of bytes
+        The folders whose sources are compiled, relative to the prefix.
     jobs : int
-        Number of processes that compile.
+        Number of processes that compile, and of threads that read.
+    folder : Path
+        Where temporary files are made.
+    older : OlderArchive or None
+        An archive that may have the bytecode.
 
     Attributes
     ----------
-    python : dict or None
-        `magic`, `cache_tag` and `version` of the environment's interpreter; None if it does not run.
-    warnings : list[str]
-        Messages for the user.
     pyc_paths : list[tuple[bytes, bytes]]
-        Path of each source in the standard library and in site-packages, and of its `.pyc`. Relocated ones are
-        compiled on the node.
+        Path of each source in the libraries, and of its `.pyc`. Relocated ones are compiled on the node.
     """
 
-    def __init__(self, prefix: Path, members: list[Member], jobs: int) -> None:
+    def __init__(
+        self,
+        prefix: Path,
+        members: list[Member],
+        python: dict[str, Any] | None,
+        libraries: Sequence[bytes],
+        jobs: int,
+        folder: Path,
+        older: OlderArchive | None,
+    ) -> None:
         self._prefix = prefix
-        self._members = members
+        self._python = python
+        self._magic = bytes.fromhex(python["magic"]) if python else b""
+        self._libraries = tuple(library + b"/" for library in libraries)
         self._jobs = jobs
+        self._folder = folder
+        self._older = older if older and older.index.meta.get("python") == python else None
         self._children: list[subprocess.Popen[bytes]] = []
         self._requests: list[IO[bytes]] = []
-        self.warnings: list[str] = []
         self.pyc_paths: list[tuple[bytes, bytes]] = []
-        self.python = _ask_interpreter(prefix)
-        if self.python is None and any(member.path.startswith(b"lib/python") for member in members):
-            self.warnings.append(
-                f"{prefix / 'bin' / 'python'} does not run on this host, so missing and stale .pyc files are not compiled"
-            )
+        headers = _mark_bytecode(members, jobs)
+        self._members = arrange(members)
+        self._to_make = self._missing(headers) if python else {}
 
     def __enter__(self) -> Compiler:
         return self
@@ -78,47 +92,65 @@ class Compiler:
             request.close()
 
     def members(self) -> Iterator[Member]:
-        """Yield folders, files, compiled files, links, in the archive's order."""
-        missing = self._missing()
-        kept = [member for member in self._members if member.kind == FILE and member.path not in missing]
-        self._start(list(missing.values()))
-        folders = {member.path for member in self._members if member.kind == DIRECTORY}
-        new = {pyc.rpartition(b"/")[0] for pyc in missing} - folders
-        yield from sorted(
-            [m for m in self._members if m.kind == DIRECTORY] + [Member(path, DIRECTORY) for path in new],
-            key=lambda member: member.path,
-        )
-        yield from kept
-        yield from self._compiled(missing)
-        for member in self._members:
-            if member.kind not in (DIRECTORY, FILE):
+        """Yield folders, files, bytecode, links, in the archive's order."""
+        older = {pyc: self._in_older(pyc, source) for pyc, source in self._to_make.items()}
+        compiled = [source for pyc, source in self._to_make.items() if older[pyc] is None]
+        self._start(compiled)
+        outputs = {source.path: self._children[n % len(self._children)] for n, source in enumerate(compiled)}
+        present = {member.path for member in self._members}
+        folders = {pyc.rpartition(b"/")[0] for pyc in self._to_make}
+        new = [Member(path, DIRECTORY) for path in folders if path not in present]
+        kept = [member for member in self._members if member.path not in self._to_make]
+        made = [Member(pyc, FILE, bytecode=True) for pyc in self._to_make]
+        for member in sorted([*kept, *made, *new], key=order):
+            source = self._to_make.get(member.path)
+            if source is None:
                 yield member
+                continue
+            number, output = older[member.path], outputs.get(source.path)
+            code = _read_code(output) if output else self._older_code(number)
+            if code:
+                data = header(self._magic, source.mtime_ns, source.size) + code
+                yield Member(member.path, FILE, 0o644, source.mtime_ns, len(data), data=data, bytecode=True)
 
-    def _missing(self) -> dict[bytes, Member]:
-        """Return the `.pyc` files to be compiled: path -> source."""
-        if self.python is None:
-            return {}
-        tag = self.python["cache_tag"].encode()
-        library = b"lib/python%d.%d/" % tuple(self.python["version"])
-        magic = bytes.fromhex(self.python["magic"])
-        by_path = {member.path: member for member in self._members}
+    def _missing(self, headers: dict[bytes, bytes]) -> dict[bytes, Member]:
+        """Return the `.pyc` files to be made: path -> source."""
+        assert self._python is not None
+        tag = self._python["cache_tag"].encode()
         missing = {}
-        for path, source in by_path.items():
-            if source.kind != FILE or not path.endswith(b".py") or not path.startswith(library):
+        for source in self._members:
+            path = source.path
+            if source.kind != FILE or not path.endswith(b".py") or not path.startswith(self._libraries):
                 continue
             folder, _, name = path.rpartition(b"/")
-            pyc = folder + b"/__pycache__/" + name[:-2] + tag + b".pyc"
+            pyc = folder + _CACHE + name[:-2] + tag + b".pyc"
             self.pyc_paths.append((path, pyc))
-            there = by_path.get(pyc)
-            if there is None or not _is_valid(there, source, magic):
+            start = headers.get(pyc, b"")
+            hashed = start[:4] == self._magic and start[4:8] in _HASHED
+            if not hashed and start != header(self._magic, source.mtime_ns, source.size):
                 missing[pyc] = source
         return missing
+
+    def _in_older(self, pyc: bytes, source: Member) -> int | None:
+        """Return the number of the member of the older archive that is the bytecode of this source."""
+        if self._older is None:
+            return None
+        try:
+            with open(source.source, "rb") as file:  # noqa: PTH123
+                return self._older.bytecode(pyc, source.path, digest(file.read()))
+        except OSError:
+            return None
+
+    def _older_code(self, number: int | None) -> bytes:
+        assert self._older is not None and number is not None
+        return self._older.content(number)[HEADER_BYTES:]
 
     def _start(self, sources: list[Member]) -> None:
         """Start interpreters that compile every n-th source each; each waits until its output is read."""
         count = min(self._jobs, len(sources))
         for n in range(count):
-            request = tempfile.TemporaryFile()  # noqa: SIM115
+            # Where the archive is written: a full file system is then the same error.
+            request = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
             self._requests.append(request)
             for source in sources[n::count]:
                 name = os.path.join(os.fsencode(self._prefix), source.path)  # noqa: PTH118
@@ -133,46 +165,48 @@ class Compiler:
                 )
             )
 
-    def _compiled(self, missing: dict[bytes, Member]) -> Iterator[Member]:
-        magic = bytes.fromhex(self.python["magic"]) if self.python else b""
-        for n, (pyc, source) in enumerate(missing.items()):
-            stdout = self._children[n % len(self._children)].stdout
-            assert stdout is not None
-            size = int.from_bytes(stdout.read(4), "little")
-            code = stdout.read(size)
-            if not size or len(code) != size:
-                continue
-            data = header(magic, source.mtime_ns, source.size) + code
-            yield Member(pyc, FILE, 0o644, source.mtime_ns, len(data), data=data)
+
+def _read_code(child: subprocess.Popen[bytes]) -> bytes:
+    """Return the next code that a child has compiled; no bytes if the source does not compile."""
+    assert child.stdout is not None
+    size = int.from_bytes(child.stdout.read(4), "little")
+    code = child.stdout.read(size)
+    return code if len(code) == size else b""
 
 
-def _is_valid(pyc: Member, source: Member, magic: bytes) -> bool:
-    if pyc.kind != FILE:
-        return True
+def _mark_bytecode(members: list[Member], jobs: int) -> dict[bytes, bytes]:
+    """Mark the members that follow from their source: `.pyc` files with a modification time, whose source is a member.
+
+    Returns
+    -------
+    dict[bytes, bytes]
+        The path of each `.pyc` file in a `__pycache__` folder, and the first 16 bytes of it.
+    """
+    files = {member.path: member for member in members if member.kind == FILE}
+    caches = [member for member in files.values() if member.path.endswith(b".pyc") and _CACHE in member.path]
+    with ThreadPoolExecutor(jobs) as pool:
+        headers = list(pool.map(_read_header, caches, chunksize=256))
+    for member, start in zip(caches, headers, strict=True):
+        if start[4:8] == _TIMESTAMP and _source_of(member.path) in files:
+            member.bytecode = True
+    return {member.path: start for member, start in zip(caches, headers, strict=True)}
+
+
+def _read_header(member: Member) -> bytes:
     try:
-        with open(pyc.source, "rb") as file:  # noqa: PTH123
-            start = file.read(HEADER_BYTES)
+        fd = os.open(member.source, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return False
-    if len(start) == HEADER_BYTES and start[:4] == magic and start[4:8] in (b"\1\0\0\0", b"\3\0\0\0"):
-        # Python compares it with a hash of its source, or not at all (PEP 552).
-        return True
-    return start == header(magic, source.mtime_ns, source.size)
+        return b""  # whoever packs it names the error
+    try:
+        return os.read(fd, HEADER_BYTES)
+    finally:
+        os.close(fd)
 
 
-def _ask_interpreter(prefix: Path) -> dict[str, Any] | None:
-    """Return version, cache tag and magic number of an environment's interpreter; None if it does not run."""
-    if Path(sys.prefix) == prefix:
-        version, tag, magic = list(sys.version_info[:2]), sys.implementation.cache_tag, own_magic().hex()
-    else:
-        try:
-            done = subprocess.run(
-                [prefix / "bin" / "python", "-I", "-S", "-B", "-c", _QUERY],
-                stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=True,
-            )  # fmt: skip
-            version, tag, magic = json.loads(done.stdout)
-        except (OSError, ValueError, subprocess.SubprocessError):
-            return None
-    if not tag or version < [3, 7]:
-        return None
-    return {"version": version, "cache_tag": tag, "magic": magic}
+def _source_of(pyc: bytes) -> bytes:
+    """Return the path of a `.pyc` file's source: `a/__pycache__/b.TAG.pyc` or `b.TAG.opt-1.pyc` -> `a/b.py`."""
+    folder, _, name = pyc.removesuffix(b".pyc").rpartition(_CACHE)
+    stem, _, optimized = name.rpartition(b".")
+    if optimized.startswith(b"opt-"):
+        stem = stem.rpartition(b".")[0]
+    return folder + b"/" + stem + b".py"

@@ -1,13 +1,18 @@
 """Where archives lie, which of them is the archive of an environment as it is now, and which may be removed.
 
 Without `--output`, archives lie in `$MPIBOOT_HOME/packs/<name>-<hash of the prefix>/`, and their pack ids name them. A
-newer one never replaces an older one there, as a waiting or running job may have the older one's path: the newest three
-stay, and of the others those that were made or reused within two weeks. Only `envpack.pack.packing` imports this module.
+newer one never replaces an older one there, as a waiting or running job may have the older one's path: such a job has a
+lease, an empty file `ARCHIVE.lease-<name>`. The newest three archives stay, those with leases, and of the others those
+that were made or reused within two weeks. `envpack gc --packs` keeps only the newest, and those with leases.
+
+`envpack.pack.packing`, the command and mpiboot's client import this module.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
 import hashlib
 import os
 import re
@@ -15,31 +20,52 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from envpack.archive.damage import is_damaged, mark
 from envpack.archive.encoding import read_index
 from envpack.common import places
-from envpack.common.locks import open_lock_file, try_lock, wait_for_lock
+from envpack.common.locks import take_lock, try_lock
 from envpack.common.mounts import file_system
-from envpack.errors import ArchiveError
-from envpack.pack import conda as condaenv
+from envpack.errors import ArchiveError, PackFailedError
 from envpack.pack.fingerprint import fingerprints
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
     from envpack.archive.index import Index
     from envpack.common.places import StrPath
+    from envpack.pack.walk import Walk
 
 KEPT_ARCHIVES = 3
 KEPT_S = 14 * 86400.0
+_LEASE = ".lease-"
+# A network file system without a lock daemon, or one that has no locks (flock(2)).
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+def packs_folder(home: StrPath | None) -> Path:
+    """Return the folder of all archives below a home (default: MPIBOOT_HOME, then ~/.mpiboot)."""
+    return Path(home or places.default_home()) / "packs"
 
 
 def folder_for(prefix: Path, home: StrPath | None) -> Path:
-    """Return the folder of an environment's archives below a home (default: MPIBOOT_HOME, then ~/.mpiboot)."""
+    """Return the folder of an environment's archives below a home."""
     hashed = hashlib.sha256(os.fsencode(prefix)).hexdigest()[:12]
-    return Path(home or places.default_home()) / "packs" / f"{safe_name(prefix.name)}-{hashed}"
+    return packs_folder(home) / f"{safe_name(prefix.name)}-{hashed}"
 
 
 def newest_first(folder: Path) -> list[Path]:
     """Return the archives in a folder, those made or reused last first."""
-    return sorted(folder.glob("*.tar.zst"), key=lambda path: path.stat().st_mtime, reverse=True)
+    times = {path: _modified(path) for path in folder.glob("*.tar.zst")}
+    found = [(at, path) for path, at in times.items() if at is not None]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _modified(path: Path) -> float | None:
+    """Return a file's modification time; None if another process has removed it."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
 
 
 def safe_name(name: str) -> str:
@@ -47,62 +73,100 @@ def safe_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]", "_", name)[:40].lstrip(".-") or "env"
 
 
-def environment_state(prefix: Path, kind: str) -> dict[str, str]:
+def environment_state(walk: Walk, exclude: Sequence[str]) -> dict[str, object]:
     """Return an environment's state: the part of an archive's index that must be equal for the archive to be reused."""
-    omitted = condaenv.OMITTED if kind == "conda" else ()
     return {
-        "prefix": os.fspath(prefix),
-        "kind": kind,
-        "file_system": file_system(prefix)[0],
-        **fingerprints(prefix, omitted),
+        "prefix": os.fspath(walk.prefix),
+        "kind": walk.kind,
+        "exclude": sorted(set(exclude)),
+        "file_system": file_system(walk.prefix)[0],
+        **fingerprints(walk.entries),
     }
 
 
-def reusable(path: Path, state: dict[str, str], level: int | None) -> Index | None:
+def reusable(path: Path, state: dict[str, object], level: int | None) -> Index | None:
     """Return the index of an archive if it is the archive of an environment in this state; None if it is not.
 
     Parameters
     ----------
     path : Path
         The archive.
-    state : dict[str, str]
+    state : dict[str, object]
         The environment's state, from `environment_state`.
     level : int or None
         The compression level that it must have (None: any).
     """
-    try:
-        index = read_index(path)
-    except ArchiveError:
+    index = good_index(path)
+    if index is None:
         return None
     same_file_system = index.meta.get("file_system") == state["file_system"]
-    for key in ("prefix", "kind", "fingerprint" if same_file_system else "fingerprint_s"):
+    for key in ("prefix", "kind", "exclude", "fingerprint" if same_file_system else "fingerprint_s"):
         if index.meta.get(key) != state[key]:
             return None
     return index if level in (None, index.meta.get("level")) else None
 
 
-class Locked:
-    """A context manager that holds a lock file (None: no lock): a second pack waits, then reuses the archive."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._fd = -1
-
-    def __enter__(self) -> None:
-        if self._path is None:
-            return
-        self._fd = open_lock_file(self._path)
-        # On a file system without locks, both pack, and each publishes a complete archive.
-        with contextlib.suppress(OSError):
-            wait_for_lock(self._fd)
-
-    def __exit__(self, *_: object) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
+def good_index(path: Path) -> Index | None:
+    """Return an archive's index; None if it cannot be read, or damage was found in the archive."""
+    if is_damaged(path):
+        return None
+    try:
+        return read_index(path)
+    except ArchiveError:
+        return None
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove the temporary files of killed packs: those that no process has locked."""
+@contextlib.contextmanager
+def locked(path: Path, timeout_s: float, say: Callable[[str], None] | None) -> Iterator[None]:
+    """Hold a lock file: a second pack of the environment waits, then reuses the archive."""
+    fd = -1
+    try:
+        fd = take_lock(path, timeout_s, error=PackFailedError, say=say)
+    except OSError as exc:
+        # Without locks, both pack, and each publishes a complete archive.
+        if exc.errno not in _NO_LOCKS:
+            raise
+    try:
+        yield
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def lease(archive: Path, name: str) -> None:
+    """Keep an archive until `release`; leases by several names may hold the same archive.
+
+    Parameters
+    ----------
+    archive : Path
+        The archive.
+    name : str
+        Who needs it: part of a file name.
+    """
+    archive.with_name(f"{archive.name}{_LEASE}{name}").touch(mode=0o600)
+
+
+def leases(home: StrPath | None = None) -> dict[str, list[Path]]:
+    """Return the lease files below a home, by the names that were given to `lease`."""
+    found: dict[str, list[Path]] = {}
+    for path in packs_folder(home).glob(f"*/*.tar.zst{_LEASE}*"):
+        found.setdefault(path.name.partition(f".tar.zst{_LEASE}")[2], []).append(path)
+    return found
+
+
+def release(name: str, home: StrPath | None = None) -> None:
+    """End all leases by this name."""
+    for path in leases(home).get(name, []):
+        path.unlink(missing_ok=True)
+
+
+def _is_leased(archive: Path) -> bool:
+    return any(archive.parent.glob(glob.escape(archive.name + _LEASE) + "*"))
+
+
+def remove_unfinished(folder: Path) -> list[Path]:
+    """Remove the temporary files of killed packs: those that no process has locked. Return what was removed."""
+    removed = []
     for path in folder.glob(".envpack-*.tmp"):
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -111,14 +175,54 @@ def remove_unfinished(folder: Path) -> None:
         try:
             if try_lock(fd, path):
                 path.unlink(missing_ok=True)
+                removed.append(path)
         except OSError:
             pass
         finally:
             os.close(fd)
+    return removed
 
 
 def remove_old(folder: Path, newest: Path) -> None:
     """Remove archives that are neither the newest nor among those that the module's docstring keeps."""
     for path in newest_first(folder)[KEPT_ARCHIVES:]:
-        if path != newest and time.time() - path.stat().st_mtime > KEPT_S:
-            path.unlink(missing_ok=True)
+        used_at = _modified(path)
+        if path != newest and used_at is not None and time.time() - used_at > KEPT_S:
+            _remove(path)
+
+
+def _remove(archive: Path) -> bool:
+    """Remove an archive that has no lease; tell whether it is gone."""
+    if _is_leased(archive):
+        return False
+    with contextlib.suppress(OSError):
+        archive.unlink(missing_ok=True)
+        mark(archive).unlink(missing_ok=True)
+        return True
+    return False
+
+
+def gc(home: StrPath | None = None) -> list[Path]:
+    """Remove all archives but the newest of each environment and those with leases, and what killed packs have left.
+
+    Parameters
+    ----------
+    home : str or os.PathLike, optional
+        mpiboot's folder on the shared file system (default: MPIBOOT_HOME, then ~/.mpiboot).
+
+    Returns
+    -------
+    list[Path]
+        The files that were removed.
+    """
+    removed = []
+    for folder in sorted(packs_folder(home).glob("*-*/")):
+        archives = newest_first(folder)
+        newest = next((path for path in archives if not is_damaged(path)), None)
+        removed += [path for path in archives if path != newest and _remove(path)]
+        removed += remove_unfinished(folder)
+        for path in folder.glob("*.tar.zst.damaged"):
+            if not path.with_suffix("").exists():
+                path.unlink(missing_ok=True)
+                removed.append(path)
+    return removed

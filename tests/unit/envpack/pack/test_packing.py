@@ -299,7 +299,7 @@ def test_an_unreadable_file(prefix: Path) -> None:
 def test_a_staged_prefix_can_be_packed(prefix: Path, tmp_path: Path) -> None:
     staged = stage(pack(prefix).path, tmp_path).prefix
     again = pack(staged, tmp_path / "again.tar.zst")
-    assert not any(path.startswith(b".envpack") for path in read_index(again.path).paths)
+    assert not any((path + b"/").startswith(b".envpack/") for path in read_index(again.path).paths)
 
 
 # ---- bytecode
