@@ -13,7 +13,7 @@ import zlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import zstandard
 
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 _END_BYTES = 1024
 # A frame ends, once it is half full, before a member whose path says so: on average after as many bytes more.
 _CUT_BYTES = FRAME_BYTES // 8
+# One thread copies so many unchanged frames in a row.
+_COPIED_AT_ONCE = 32
 
 
 @dataclass(slots=True)
@@ -155,37 +157,64 @@ class FrameWriter:
 
     def write(self, members: Iterable[Member]) -> None:
         """Write all members in order, and the end of the tar stream."""
-        pending: deque[Future[Frame]] = deque()
+        pending: deque[Future[list[Frame]]] = deque()
         with ThreadPoolExecutor(self._jobs) as pool:
+
+            def submit(*task: Any) -> None:
+                pending.append(pool.submit(*task))
+                if len(pending) > 2 * self._jobs:
+                    self._put(pending.popleft().result())
+
             try:
+                unchanged: list[tuple[int, bytes]] = []
                 for pieces in cut(members):
-                    pending.append(pool.submit(self._make, pieces))
-                    if len(pending) > 2 * self._jobs:
-                        self._put(pending.popleft().result())
+                    sources = digest(
+                        b"".join(b"%d %b" % (piece.start, stamp(piece.member)) for piece in pieces)
+                    )
+                    number = self._unchanged(pieces, sources)
+                    if number is not None:
+                        unchanged.append((number, sources))
+                    if unchanged and (number is None or len(unchanged) == _COPIED_AT_ONCE):
+                        submit(self._copied, unchanged)
+                        unchanged = []
+                    if number is None:
+                        submit(self._made, pieces, sources)
+                if unchanged:
+                    submit(self._copied, unchanged)
                 while pending:
                     self._put(pending.popleft().result())
             except BaseException:
                 for future in pending:
                     future.cancel()
                 raise
-        self._put(self._compressed(bytes(_END_BYTES), bytes(DIGEST_BYTES), bytes(DIGEST_BYTES)))
+        self._put([self._compressed(bytes(_END_BYTES), bytes(DIGEST_BYTES), bytes(DIGEST_BYTES))])
 
-    def _put(self, frame: Frame) -> None:
-        self._file.write(frame.packed)
-        frame.packed = b""
-        self.frames.append(frame)
-        if self._progress is not None:
-            self._progress(frame.raw_size)
+    def _put(self, frames: list[Frame]) -> None:
+        for frame in frames:
+            self._file.write(frame.packed)
+            frame.packed = b""
+            self.frames.append(frame)
+            if self._progress is not None:
+                self._progress(frame.raw_size)
 
-    def _make(self, pieces: list[Piece]) -> Frame:
-        older = self._older
-        sources = digest(b"".join(b"%d %b" % (piece.start, stamp(piece.member)) for piece in pieces))
+    def _unchanged(self, pieces: list[Piece], sources: bytes) -> int | None:
+        """Return the older archive's frame that was made from the same sources, and set what is known of its members."""
         newest_ns = max(newest_change_ns(piece.member) for piece in pieces)
-        if older and (number := older.frame_of_sources(sources, newest_ns)) is not None:
+        number = self._older.frame_of_sources(sources, newest_ns) if self._older else None
+        if self._older is not None and number is not None:
             for piece in pieces:
-                older.restore(piece.member, self._scanner)
-            raw_size = older.index.frame_raw_sizes[number]
-            return Frame(older.packed(number), raw_size, older.index.key_of(number), sources, copied=True)
+                self._older.restore(piece.member, self._scanner)
+        return number
+
+    def _copied(self, frames: list[tuple[int, bytes]]) -> list[Frame]:
+        assert self._older is not None
+        index = self._older.index
+        return [
+            Frame(self._older.packed(n), index.frame_raw_sizes[n], index.key_of(n), sources, copied=True)
+            for n, sources in frames
+        ]
+
+    def _made(self, pieces: list[Piece], sources: bytes) -> list[Frame]:
         parts: list[bytes] = []
         state = hashlib.sha256()
         for piece in pieces:
@@ -204,9 +233,10 @@ class FrameWriter:
                 member.record = self._scanner.link(member.link) or []
         raw = b"".join(parts)
         key = state.digest()[:DIGEST_BYTES]
-        if older and (number := older.frame_of_content(key)) is not None:
-            return Frame(older.packed(number), len(raw), key, sources, copied=True)
-        return self._compressed(raw, key, sources)
+        number = self._older.frame_of_content(key) if self._older else None
+        if self._older is not None and number is not None:
+            return [Frame(self._older.packed(number), len(raw), key, sources, copied=True)]
+        return [self._compressed(raw, key, sources)]
 
     def _compressed(self, raw: bytes, key: bytes, sources: bytes) -> Frame:
         compressor = zstandard.ZstdCompressor(level=self._level, write_checksum=True, write_content_size=True)

@@ -184,23 +184,29 @@ def _mark_bytecode(members: list[Member], jobs: int) -> dict[bytes, bytes]:
     """
     files = {member.path: member for member in members if member.kind == FILE}
     caches = [member for member in files.values() if member.path.endswith(b".pyc") and _CACHE in member.path]
+    headers: dict[bytes, bytes] = {}
     with ThreadPoolExecutor(jobs) as pool:
-        headers = list(pool.map(_read_header, caches, chunksize=256))
-    for member, start in zip(caches, headers, strict=True):
-        if start[4:8] == _TIMESTAMP and _source_of(member.path) in files:
+        for some in pool.map(_read_headers, (caches[n::jobs] for n in range(jobs))):
+            headers.update(some)
+    for member in caches:
+        if headers[member.path][4:8] == _TIMESTAMP and _source_of(member.path) in files:
             member.bytecode = True
-    return {member.path: start for member, start in zip(caches, headers, strict=True)}
+    return headers
 
 
-def _read_header(member: Member) -> bytes:
-    try:
-        fd = os.open(member.source, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return b""  # whoever packs it names the error
-    try:
-        return os.read(fd, HEADER_BYTES)
-    finally:
-        os.close(fd)
+def _read_headers(members: list[Member]) -> dict[bytes, bytes]:
+    headers = {}
+    for member in members:
+        try:
+            fd = os.open(member.source, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            headers[member.path] = b""  # whoever packs it names the error
+            continue
+        try:
+            headers[member.path] = os.read(fd, HEADER_BYTES)
+        finally:
+            os.close(fd)
+    return headers
 
 
 def _source_of(pyc: bytes) -> bytes:

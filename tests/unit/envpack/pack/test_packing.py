@@ -16,15 +16,19 @@ import pytest
 from envpack_trees import ODD_NAMES, SITE, make_venv, staged_tree, tree
 
 import envpack.pack.archive_writer
+import envpack.pack.packing
 import envpack.pack.store
-import envpack.pack.venv
 from envpack.archive.encoding import read_index
 from envpack.errors import BrokenEnvironmentError, EnvpackError, NotAnEnvironmentError
+from envpack.pack.collect import Collected
 from envpack.pack.members import DIRECTORY, FILE, SYMLINK, Member, header_bytes, tar_header
 from envpack.pack.packing import pack, unchanged_archive
 from envpack.pack.store import safe_name
+from envpack.pack.walk import Walk
 from envpack.stage.staging import stage
 from envpack.stage.verify import verify
+
+pytestmark = pytest.mark.usefixtures("small_base")
 
 
 @pytest.fixture
@@ -35,6 +39,7 @@ def prefix(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MPIBOOT_HOME", os.fspath(tmp_path / "home"))
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     return tmp_path / "home"
 
 
@@ -195,15 +200,15 @@ def test_a_killed_pack_leaves_nothing_for_long(prefix: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("text", ["less", "same size", "more than before"])
 def test_a_file_that_changes_meanwhile(text: str, prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    collect = envpack.pack.venv.collect
+    collect = envpack.pack.packing.collect
 
-    def late(prefix: Path) -> object:
-        found = collect(prefix)
+    def late(walk: Walk) -> Collected:
+        found = collect(walk)
         (prefix / "share" / "log").write_text(text)
         return found
 
     (prefix / "share" / "log").write_text("some text")
-    monkeypatch.setattr(envpack.pack.venv, "collect", late)
+    monkeypatch.setattr(envpack.pack.packing, "collect", late)
     with pytest.raises(BrokenEnvironmentError, match="share/log changed while it was packed"):
         pack(prefix)
 
@@ -248,7 +253,7 @@ def test_a_prefix_with_other_names(tmp_path: Path) -> None:
 
 
 def test_sparse_files_over_4_gib(prefix: Path, tmp_path: Path) -> None:
-    size = 9 * 2**30
+    size = 2**32 + 2**20
     with (prefix / "share" / "sparse").open("wb") as file:
         file.write(b"start")
         file.seek(size - 3)
@@ -261,8 +266,8 @@ def test_sparse_files_over_4_gib(prefix: Path, tmp_path: Path) -> None:
         assert file.read() == b"\0\0\0end"
     info = (staged / "share" / "sparse").stat()
     assert info.st_size == size and info.st_blocks * 512 < 64 << 20
-    large = Member(b"share/sparse", FILE, size=size)
-    assert tarfile.TarInfo.frombuf(tar_header(large), "utf-8", "strict").size == size
+    large = Member(b"share/sparse", FILE, size=9 * 2**30)
+    assert tarfile.TarInfo.frombuf(tar_header(large), "utf-8", "strict").size == large.size
 
 
 def test_read_only_prefixes(prefix: Path, tmp_path: Path) -> None:
@@ -416,7 +421,7 @@ def test_editable_installs_stay_where_they_are(prefix: Path, tmp_path: Path) -> 
     (warning,) = result.warnings
     assert warning == (
         "editable installs are not packed; the nodes read their code from where it is, which is slow, and fails if a "
-        f"node does not see that folder: __editable__.mine-1.0.pth ({project}), mine ({project}), old ({tmp_path}/old). "
+        f"node does not see that folder: mine ({project}), old ({tmp_path}/old). "
         "To pack them, install them without -e"
     )
     staged = stage(result.path, tmp_path).prefix
@@ -445,24 +450,6 @@ def test_the_same_environment_seen_through_another_file_system(
         source.write_bytes(content)
         os.utime(source, ns=(times.st_mtime_ns // 10**9 * 10**9,) * 2)
     assert unchanged_archive(prefix) is None  # where everything can be seen, everything counts
-
-
-def test_a_base_interpreter_on_a_shared_file_system(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(envpack.pack.venv, "file_system", lambda path: ("nfs4", "/home"))
-    (warning,) = pack(prefix).warnings
-    python = (prefix / "bin" / "python").resolve()
-    assert warning.startswith(
-        f"the base interpreter {python} is not packed and lies on a shared file system (nfs4 at"
-    )
-
-
-def test_system_site_packages(prefix: Path) -> None:
-    cfg = prefix / "pyvenv.cfg"
-    cfg.write_text(
-        cfg.read_text().replace("include-system-site-packages = false", "include-system-site-packages=TRUE")
-    )
-    (warning,) = pack(prefix).warnings
-    assert warning.startswith("the venv was made with --system-site-packages")
 
 
 # ---- details
