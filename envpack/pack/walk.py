@@ -163,7 +163,7 @@ class _Walker:
         base = BaseInterpreter(walk.prefix, walk.interpreter)
         if not base.prefix.is_relative_to(os.path.realpath(walk.prefix)) and base.prefix.is_dir():
             walk.base = base
-        self._paths.update((b"", BASE_FOLDER) if walk.base else (b"",))
+        self._paths.add(b"")
         self._roots.append((os.path.realpath(self._top), b""))
         if walk.base is not None:
             self._roots.append((os.fsencode(walk.base.prefix), BASE_FOLDER))
@@ -259,6 +259,7 @@ class _Walker:
             return path != inner and keep_path(path)
 
         for root in base.roots():
+            self._add_parents(top, root)
             source, path = top + b"/" + root, BASE_FOLDER + b"/" + root
             if self._exclude is not None and self._is_excluded(path):
                 continue
@@ -271,6 +272,17 @@ class _Walker:
             if stat.S_ISDIR(info.st_mode):
                 self._scan(source, path, keep)
 
+    def _add_parents(self, top: bytes, root: bytes) -> None:
+        """Add the base interpreter's folder, and the folders in it that a root lies in."""
+        folder = root
+        while folder:
+            folder = folder.rpartition(b"/")[0]
+            path = BASE_FOLDER + b"/" + folder if folder else BASE_FOLDER
+            if path not in self._paths:
+                source = top + b"/" + folder
+                self._paths.add(path)
+                self._walk.entries.append(Entry(path, source, os.stat(source), None))  # noqa: PTH116
+
     # ---- links
 
     def _settle(self, number: int) -> None:
@@ -280,7 +292,7 @@ class _Walker:
         assert target is not None
         root = self._root_of(entry.path)
         if target.startswith(b"/"):
-            named = _member([(self._top, b""), *self._roots], target)
+            named = _member([(self._top, b""), *self._roots_for(entry.path)], target)
             inside = named is not None and root == b"" == self._root_of(named)
         else:
             named = os.path.normpath(os.path.join(os.path.dirname(entry.path), target))  # noqa: PTH118, PTH120
@@ -300,7 +312,7 @@ class _Walker:
             return
         except OSError:
             return  # it dangles, or is a loop
-        member = self._member_of(real)
+        member = self._member_of(real, entry.path)
         if member in self._paths:
             if not inside or not (plain or member == named):
                 self._link_to(number, member)
@@ -364,9 +376,29 @@ class _Walker:
             real = self._real_folders[folder] = os.path.realpath(folder, strict=True)
         return real
 
-    def _member_of(self, real: bytes) -> bytes | None:
-        """Return the path in the archive of a real path; also of one through another mount of the prefix."""
-        member = _member(self._roots, real)
+    def _roots_for(self, path: bytes) -> list[tuple[bytes, bytes]]:
+        """Return the folders that a link at a path may lead into and stay a link.
+
+        They are the prefix, the base interpreter, and the followed folders that the link itself lies in: no link in
+        those can be followed for ever. Of another followed folder, each link gets what it names.
+        """
+        return [
+            (real, root)
+            for real, root in self._roots
+            if root in (b"", BASE_FOLDER) or path.startswith(root + b"/")
+        ]
+
+    def _member_of(self, real: bytes, path: bytes) -> bytes | None:
+        """Return the path in the archive of what a link names; also if it names it through another mount of the prefix.
+
+        Parameters
+        ----------
+        real : bytes
+            What the link names, with symlinks followed.
+        path : bytes
+            The link's path in the archive.
+        """
+        member = _member(self._roots_for(path), real)
         if member is not None:
             return member
         folder, _, name = real.rpartition(b"/")
@@ -404,6 +436,7 @@ class _Walker:
         if self._special:
             special = listed(sorted(map(show_path, self._special)))
             warnings.append(f"not packed, as neither file, folder nor link: {special}")
+        self._followed = [path for path in self._followed if not path.startswith(BASE_FOLDER + b"/")]
         if self._followed:
             followed = listed(sorted(map(show_path, self._followed)), 3)
             warnings.append(

@@ -121,7 +121,7 @@ def test_links_that_are_followed(
 
 
 def test_links_in_a_followed_folder(prefix: Path, outside: Path) -> None:
-    """Each folder is followed once; what names it again becomes a link; a file beyond it is followed."""
+    """What names a folder that the link lies in becomes a link; all else outside is followed."""
     (outside / "sub" / "up").symlink_to("..")
     (outside / "sub" / "self").symlink_to(outside / "sub")
     (outside / "sub" / "fellow").symlink_to("m.py")
@@ -132,6 +132,8 @@ def test_links_in_a_followed_folder(prefix: Path, outside: Path) -> None:
     (outside / "sub" / "other").symlink_to("../pkg/m.py")
     (prefix / "lib" / "a").symlink_to(outside / "sub")
     (prefix / "lib" / "b").symlink_to(outside / "sub" / "m.py")
+    (prefix / "lib" / "c").symlink_to(outside / "pkg")
+    (prefix / "share" / "d").symlink_to(outside / "sub")
     walk = walk_environment(prefix, "venv")
     assert links(walk) == {
         "lib/a/fellow": "m.py",
@@ -141,7 +143,11 @@ def test_links_in_a_followed_folder(prefix: Path, outside: Path) -> None:
         "lib/a/up/sub/other": "../pkg/m.py",
         "lib/a/up/sub/self": "../..",
         "lib/a/up/sub/up": "..",
-        "lib/b": "a/m.py",
+        "share/d": f"{outside}/sub",
+    }
+    assert sources(walk, "lib/b") | sources(walk, "lib/c") == {
+        "lib/b": f"{outside}/sub/m.py",
+        "lib/c/m.py": f"{outside}/pkg/m.py",
     }
     assert sources(walk, "lib/a/") == {
         "lib/a/beyond": f"{outside}/file",
