@@ -100,7 +100,7 @@ class Scanner:
             if kind == "managed" and member.digest in member.package_digests:
                 return []
             if kind == "text":
-                record = self._text(data, list(self._matches(data)))
+                record = self._text(data, list(self._matches(data, placed=True)))
             elif kind == "binary":
                 record = self._binary(data, member.rooms)
             record = record or self._unknown(data, member.path)
@@ -122,12 +122,16 @@ class Scanner:
             f"the nodes read those from there: {listed([show_path(path) for path in sorted(self.rigid)])}"
         ]
 
-    def _matches(self, data: Data) -> Iterator[tuple[int, bytes]]:
-        """Yield each place where a path begins with a name, and the name."""
+    def _matches(self, data: Data, placed: bool = False) -> Iterator[tuple[int, bytes]]:
+        """Yield each place where a path begins with a name, and the name.
+
+        Where conda has `placed` it, it may follow anything (`./` in Python's own `_sysconfigdata`); a name of several
+        folders stands there by chance no more than at the beginning of a path.
+        """
         for match in self._pattern.finditer(data):
-            start = match.start()
-            if _BEGIN.search(data[max(0, start - _BEGIN_BYTES) : start]):
-                yield start, match.group()
+            start, name = match.start(), match.group()
+            if (placed and name.count(b"/") > 1) or _BEGIN.search(data[max(0, start - _BEGIN_BYTES) : start]):
+                yield start, name
 
     def _binary(self, data: Data, rooms: Sequence[int]) -> Record | None:
         """Return the record of a file in which conda has put the prefix in the place of a longer placeholder.

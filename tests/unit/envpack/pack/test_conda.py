@@ -21,10 +21,14 @@ from envpack_trees import SITE, XY, staged_tree, tree
 
 from envpack.archive.encoding import read_index
 from envpack.common.places import staged_prefix
-from envpack.errors import BrokenEnvironmentError, PrefixTooLongError
-from envpack.pack.conda import restored
+from envpack.errors import PrefixTooLongError
 from envpack.pack.packing import pack
 from envpack.stage.staging import stage
+
+
+@pytest.fixture(autouse=True)
+def no_python_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +86,9 @@ def test_the_trees_are_equal(env: Path, archive: Path, tmp_path: Path) -> None:
             content.replace(b"#!/usr/bin/env ", b"#!" + os.fsencode(prefix) + b"/bin/", 1),
             mode,
         )
+    for path in [path for path in theirs if re.fullmatch(rb"conda-meta/.*\.json", path)]:
+        # conda-pack blanks some fields.
+        theirs[path] = ("file", (env / os.fsdecode(path)).read_bytes(), *theirs[path][2:])
     for path in [path for path in ours if re.fullmatch(rb"bin/python[\d.]*-config", path)]:
         # conda-unpack skips all that is called bin/python*, and leaves the placeholder in it.
         kind, content, mode = theirs[path]
@@ -93,18 +100,20 @@ def test_the_trees_are_equal(env: Path, archive: Path, tmp_path: Path) -> None:
 
 
 def naming(prefix: Path, found: dict[bytes, tuple[object, ...]]) -> list[bytes]:
-    """Return what names a prefix, in its content or as a link; strings in `.pyc` files do not count."""
+    """Return what names a prefix, in its content or as a link.
+
+    Strings in `.pyc` files do not count, nor do conda's records, which stay as they are: nobody runs them.
+    """
     text = os.fsencode(prefix)
     return [
-        path for path, entry in found.items() if not path.endswith(b".pyc") and text in b"".join(entry[1:2])
-    ]  # type: ignore
+        path
+        for path, entry in found.items()
+        if not path.endswith(b".pyc") and not path.startswith(b"conda-meta/") and text in b"".join(entry[1:2])  # type: ignore
+    ]
 
 
 def test_nothing_names_the_source_prefix(env: Path, staged: Path) -> None:
-    prefix = staged
-    named = naming(env, staged_tree(prefix))
-    # What conda did, as it did it: nobody runs it.
-    assert named == [b"conda-meta/history"] or named == []
+    assert naming(env, staged_tree(staged)) == []
 
 
 def test_it_runs_from_there(staged: Path) -> None:
@@ -183,11 +192,19 @@ def test_an_environment_that_changed_in_many_ways(own_env: Path, tmp_path: Path)
     output = tmp_path / "a.tar.zst"
     first = pack(own_env, output)
     assert first.warnings == ()
+    no_package_cache(own_env, output, first.pack_id)
     what_is_left_out(own_env, output)
-    changed_files(own_env, output)
+    changed_files(own_env, output, tmp_path)
     missing_files(own_env, output)
     editable_install(own_env, output, tmp_path)
-    no_package_cache(own_env, output, tmp_path)
+
+
+def no_package_cache(env: Path, output: Path, pack_id: str) -> None:
+    """`conda clean` was run, or another user's cache cannot be read: the environment's own bytes are packed."""
+    shutil.rmtree(env.parent / "env-pkgs")
+    output.unlink()
+    again = pack(env, output)
+    assert (again.pack_id, again.warnings) == (pack_id, ())
 
 
 def what_is_left_out(env: Path, output: Path) -> None:
@@ -195,33 +212,51 @@ def what_is_left_out(env: Path, output: Path) -> None:
     (env / "envs" / "other" / "conda-meta").mkdir(parents=True)
     (env / "pkgs").mkdir()
     (env / "pkgs" / "file").touch()
-    assert pack(env, output).reused
+    result = pack(env, output, force=True)
+    assert result.warnings == ("not packed, as conda keeps no part of an environment in them: envs, pkgs",)
     assert not any(path.startswith((b"envs", b"pkgs")) for path in read_index(output).paths)
+    shutil.rmtree(env / "envs")
+    shutil.rmtree(env / "pkgs")
 
 
-def changed_files(env: Path, output: Path) -> None:
-    name = f"lib/{XY}/abc.py"
-    content = (env / name).read_bytes()
-    (env / name).unlink()
-    (env / name).write_bytes(content + b"# mine\n")
+def changed_files(env: Path, output: Path, folder: Path) -> None:
+    """Edits are what is packed: of a module, of a text with a placeholder, and of a binary by as many bytes."""
+    edits = {
+        f"lib/{XY}/abc.py": lambda content: content + b"# mine\n",
+        "etc/conda/activate.d/mpiboot-fixture.sh": lambda content: content + b"# mine\n",
+        "share/mpiboot-fixture/prefix.bin": lambda content: content[:-1] + b"\3",
+    }
+    kept = {name: (env / name).read_bytes() for name in edits}
+    for name, edit in edits.items():
+        (env / name).unlink()  # its other name is in the package cache
+        (env / name).write_bytes(edit(kept[name]))
     (warning,) = pack(env, output).warnings
-    assert warning == (
-        f"1 files of conda packages were edited in {env}; the packages' versions were packed, not your edits: {name}"
-    )
-    (env / name).write_bytes(content)
+    for name in edits:
+        assert name in warning
+    staged = stage(output, folder).prefix
+    assert (staged / f"lib/{XY}/abc.py").read_bytes().endswith(b"# mine\n")
+    script = "etc/conda/activate.d/mpiboot-fixture.sh"
+    assert (staged / script).read_text() == f'export MPIBOOT_FIXTURE_PREFIX="{staged}"\n# mine\n'
+    expected = f"\0\1{PLACEHOLDER}/share\0{PLACEHOLDER}\0\3".encode()
+    expected = conda_pack.prefixes.binary_replace(expected, PLACEHOLDER.encode(), os.fsencode(staged))
+    assert (staged / "share/mpiboot-fixture/prefix.bin").read_bytes() == expected
+    assert naming(env, staged_tree(staged)) == []
+    shutil.rmtree(staged)
+    for name, content in kept.items():
+        (env / name).write_bytes(content)
 
 
 def missing_files(env: Path, output: Path) -> None:
+    """pip has removed them, or somebody else."""
     kept = {}
-    for name in ("bin/mpiboot-fixture", f"lib/{XY}/os.py", f"lib/{XY}/abc.py"):
+    for name in ("bin/mpiboot-fixture", f"lib/{XY}/this.py", f"lib/{XY}/antigravity.py"):
         kept[name] = (env / name).rename(env.parent / name.replace("/", "-"))
-    with pytest.raises(BrokenEnvironmentError) as raised:
-        pack(env, output)
-    message = str(raised.value)
-    assert message.startswith(f"cannot pack {env}: Files managed by conda were found to have been deleted")
-    for name in kept:
-        assert name in message
-    assert "conda list" in message
+    (warning,) = pack(env, output).warnings
+    version = sys.version.split()[0]
+    assert warning == (
+        f"3 files of conda packages are missing in {env}; it was packed without them: bin/mpiboot-fixture "
+        f"(mpiboot-fixture 1.0), lib/{XY}/antigravity.py (python {version}), lib/{XY}/this.py (python {version})"
+    )
     for name, path in kept.items():
         path.rename(env / name)
 
@@ -240,32 +275,3 @@ def editable_install(env: Path, output: Path, folder: Path) -> None:
     staged = stage(output, folder).prefix
     assert (staged / SITE / "__editable__.mine.pth").read_text() == f"{folder}/project\n"
     shutil.rmtree(staged)
-
-
-def no_package_cache(env: Path, output: Path, folder: Path) -> None:
-    """`conda clean` was run: binaries hold the source prefix, and are relocated none the less."""
-    for path in env.parent.glob("env-pkgs/*"):
-        if path.is_dir():
-            shutil.rmtree(path)
-    binary = "share/mpiboot-fixture/prefix.bin"
-    assert os.fsencode(env) in (env / binary).read_bytes()
-    staged = stage(pack(env, output).path, folder).prefix
-    expected = f"\0\1{PLACEHOLDER}/share\0{PLACEHOLDER}\0\2".encode()
-    expected = conda_pack.prefixes.binary_replace(expected, PLACEHOLDER.encode(), os.fsencode(staged))
-    assert (staged / binary).read_bytes() == expected
-    done = subprocess.run([staged / "bin" / "mpiboot-fixture"], check=True, capture_output=True, text=True)
-    assert done.stdout == f"{staged}\n"
-    names = naming(env, staged_tree(staged))
-    assert names in ([b"conda-meta/history"], [])
-
-
-def test_restored() -> None:
-    prefix, placeholder = b"/home/u/env", b"/opt/placeholder" + b"_" * 30
-    for text in (
-        placeholder + b"/lib\0after",
-        b"\1" + placeholder + b"/a:" + placeholder + b"/b\0\0\0\2" + placeholder + b"\0",
-        b"nothing\0",
-    ):
-        installed = conda_pack.prefixes.binary_replace(text, placeholder, prefix)
-        assert len(installed) == len(text)
-        assert restored(installed, prefix, placeholder) == text

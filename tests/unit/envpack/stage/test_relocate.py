@@ -196,6 +196,15 @@ def test_where_no_path_begins_or_ends(data: bytes) -> None:
         assert record_of(scanner, data + b"\0", kind, (255,)) == []
 
 
+def test_what_conda_has_placed() -> None:
+    """In a text with a placeholder, a name of several folders counts after anything."""
+    scanner = Scanner([(OLD, b""), (b"/env", b"")])
+    data = b"./home/u/env/lib:lib/home/u/env ./env /home/u/env2"
+    expected = b"." + NEW + b"/lib:lib" + NEW + b" ./env /home/u/env2"
+    assert relocated(data, record_of(scanner, data, "text"), scanner) == expected
+    assert record_of(scanner, data) == []
+
+
 def test_names_of_the_base_interpreter() -> None:
     """The prefix lies in the base interpreter's folder, as pyenv-virtualenv makes it."""
     scanner = Scanner([(OLD, b""), (b"/home/u", b"/.envpack-base")])
