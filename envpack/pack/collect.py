@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from envpack.common.elf import read_library
 from envpack.pack import conda
 from envpack.pack.base_interpreter import BASE_FOLDER, BASE_KEYS, read_settings
 from envpack.pack.editable import outside_warnings
@@ -59,14 +60,11 @@ def collect(walk: Walk) -> Collected:
         conda's records cannot be read.
     """
     records = conda.read_records(walk.prefix)
-    members = [_member(entry, records.get(entry.path)) for entry in walk.entries]
-    warnings = [*walk.warnings, *_missing(walk, records)]
+    missing = _missing(walk, records)
     if walk.base is not None:
-        of_base = conda.read_records(walk.base.prefix)
-        start = len(BASE_FOLDER) + 1
-        for number, entry in enumerate(walk.entries):
-            if entry.path.startswith(BASE_FOLDER + b"/"):
-                members[number] = _member(entry, of_base.get(entry.path[start:]))
+        in_base = conda.read_records(walk.base.prefix)
+        records |= {BASE_FOLDER + b"/" + path: managed for path, managed in in_base.items()}
+    members = [_member(entry, records.get(entry.path)) for entry in walk.entries]
     if walk.kind == "conda":
         members += conda.activation_members(walk.paths)
     interpreter = walk.interpreter
@@ -79,7 +77,7 @@ def collect(walk: Walk) -> Collected:
         Scanner(*_placeholders(walk)),
         list(libraries),
         interpreter.python,
-        [*warnings, *outside_warnings(walk)],
+        [*walk.warnings, *missing, *_library_warning(walk), *outside_warnings(walk)],
     )
 
 
@@ -114,6 +112,35 @@ def _missing(walk: Walk, records: dict[bytes, Managed]) -> list[str]:
     return [
         f"{len(missing)} files of conda packages are missing in {walk.prefix}; it was packed without them: "
         f"{listed(missing)}"
+    ]
+
+
+def _library_warning(walk: Walk) -> list[str]:
+    """Return a warning if the base interpreter finds a library of its own only by `LD_LIBRARY_PATH` or the like."""
+    program = walk.interpreter.base_executable
+    try:
+        library = read_library(Path(program).read_bytes()) if walk.base is not None else None
+    except OSError:
+        library = None
+    if library is None:
+        return []
+    folder = os.fsencode(os.path.dirname(program))  # noqa: PTH120
+    searched = [
+        entry.replace(b"${ORIGIN}", folder).replace(b"$ORIGIN", folder)
+        for _, value in library.run_paths
+        for entry in value.split(b":")
+    ]
+    own = [name for name in library.needed if name.startswith((b"libpython", b"libpypy"))]
+    lost = [
+        os.fsdecode(name)
+        for name in own
+        if not any(os.path.lexists(entry + b"/" + name) for entry in searched)
+    ]
+    if not lost:
+        return []
+    return [
+        f"{program} needs {listed(lost)}, and has no run path to it, so the nodes load it from where their dynamic "
+        "linker finds it"
     ]
 
 

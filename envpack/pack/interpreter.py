@@ -115,9 +115,9 @@ def ask(prefix: Path) -> Interpreter | None:
             [prefix / "bin" / "python", "-B", "-c", _QUERY],
             stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_S, check=True, env=environ, cwd="/",
         )  # fmt: skip
-        # What `sitecustomize` and the like print comes first.
-        answer = json.loads(done.stdout.splitlines()[-1])
-    except (OSError, ValueError, IndexError, subprocess.SubprocessError):
+        # `sitecustomize` and the like may print, too.
+        answer = next(json.loads(line) for line in done.stdout.splitlines() if line.startswith(b'{"version"'))
+    except (OSError, ValueError, StopIteration, subprocess.SubprocessError):
         return None
     for key in ("version", "path", "site_folders"):
         answer[key] = tuple(answer[key])

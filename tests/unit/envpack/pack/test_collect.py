@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from envpack_trees import SITE, XY
 
+from envpack.common.elf import Library
 from envpack.errors import BrokenEnvironmentError
 from envpack.pack import walk as walking
 from envpack.pack.collect import Collected, collect
@@ -222,6 +223,32 @@ def test_a_base_interpreter_that_conda_has_installed(
     found = with_base(prefix, monkeypatch, interpreter, f"{base}/bin")
     library = members(found)[".envpack-base/lib/libpython3.13t.so.1.0"]
     assert (library.relocation, library.rooms) == ("binary", (255,))
+
+
+@pytest.mark.parametrize(
+    ("run_path", "is_named"),
+    [
+        (b"{}/lib", False),
+        (b"$ORIGIN/../lib", False),
+        (b"/none:${ORIGIN}/../lib", False),
+        (b"/none", True),
+        (None, True),
+    ],
+)
+def test_a_library_without_a_run_path_to_it(
+    run_path: bytes | None, is_named: bool, prefix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where modules are loaded: the base interpreter needs LD_LIBRARY_PATH."""
+    base = tmp_path / "base"
+    paths = [] if run_path is None else [(0, run_path.replace(b"{}", os.fsencode(base)))]
+    library = Library([b"libc.so.6", b"libpython3.13t.so.1.0"], paths, 0)
+    monkeypatch.setattr("envpack.pack.collect.read_library", lambda data: library)
+    expected = (
+        f"{base}/bin/python3.13t needs libpython3.13t.so.1.0, and has no run path to it, so the nodes load it from where "
+        "their dynamic linker finds it"
+    )
+    found = with_base(prefix, monkeypatch, a_base(base), f"{base}/bin")
+    assert found.warnings == ([expected] if is_named else [])
 
 
 # ---- conda's records
@@ -436,7 +463,7 @@ def test_folders_that_python_searches(venv: Path, tmp_path: Path, monkeypatch: p
 
 def test_what_an_interpreter_says(venv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Variables that would change it, and output of the user's own, do not."""
-    (venv / SITE / "noise.pth").write_text("import sys; print('noise')\n")
+    (venv / SITE / "noise.pth").write_text("import atexit; print('noise'); atexit.register(print, 'noise')\n")
     for name in ("PYTHONHOME", "PYTHONSTARTUP", "PYTHONINSPECT", "PYTHONVERBOSE"):
         monkeypatch.setenv(name, "/nonexistent")
     try:
