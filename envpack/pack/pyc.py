@@ -76,7 +76,8 @@ class Compiler:
         self.pyc_paths: list[tuple[bytes, bytes]] = []
         headers = _mark_bytecode(members, jobs)
         self._members = arrange(members)
-        self._to_make = self._missing(headers) if python else {}
+        # Sorted as they are yielded: what a child compiles is read in the order in which it was asked for.
+        self._to_make = dict(sorted(self._missing(headers).items())) if python else {}
 
     def __enter__(self) -> Compiler:
         return self

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import marshal
 import os
 import random
 from collections.abc import Iterator
@@ -254,6 +256,20 @@ def test_bytecode_is_compiled_once(prefix: Path, monkeypatch: pytest.MonkeyPatch
     assert started == [os.fsencode(SITE / "demo" / "__init__.py")]
     index = read_index(result.path)
     assert columns(index) == columns(read_index(pack(prefix, tmp_path / "full.tar.zst").path))
+
+
+def test_each_source_gets_its_own_bytecode(prefix: Path, tmp_path: Path) -> None:
+    """Sources and their `.pyc` files are not sorted alike: a/b.py < a/b/x.py < a/c.py."""
+    package = prefix / SITE / "demo"
+    (package / "config").mkdir()
+    names = ["config", "config/x", "config/y", "data", "main"]
+    for name in names:
+        (package / f"{name}.py").write_text(f"NAME = {name!r}\n")
+    staged = stage(pack(prefix, jobs=3).path, tmp_path).prefix
+    for name in names:
+        source = staged / SITE / "demo" / f"{name}.py"
+        pyc = Path(importlib.util.cache_from_source(os.fspath(source)))
+        assert marshal.loads(pyc.read_bytes()[16:]).co_consts[0] == name
 
 
 def test_force_copies_nothing(prefix: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,27 @@ from envpack_trees import SITE, make_venv
 
 import envpack.pack.archive_writer
 import envpack.pack.frame_writer
+import envpack.pack.walk
+from envpack.pack.base_interpreter import BaseInterpreter
+from envpack.pack.interpreter import Interpreter
 from envpack.pack.packing import pack
 from envpack.stage.marker import marker_path
 from envpack.stage.staging import stage
+
+
+@pytest.fixture(scope="session", autouse=True)
+def only_the_venv() -> Iterator[None]:
+    """Pack a venv without its base interpreter, and its links as they are: small trees that are easy to predict."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(envpack.pack.walk._Walker, "_settle", lambda walker, number: None)
+        patch.setattr(envpack.pack.walk, "BaseInterpreter", _NoBase)
+        yield
+
+
+class _NoBase(BaseInterpreter):
+    def __init__(self, prefix: Path, interpreter: Interpreter) -> None:
+        super().__init__(prefix, interpreter)
+        self.prefix = Path("/nonexistent")
 
 
 @pytest.fixture(scope="session")
