@@ -66,7 +66,7 @@ def test_json(prefix: Path, archive: Path, tmp_path: Path) -> None:
     assert packed == {
         "path": os.fspath(archive), "pack_id": index.pack_id, "name": "env", "size_bytes": archive.stat().st_size,
         "raw_bytes": index.size_bytes, "files": len(index) - len(index.folders), "seconds": packed["seconds"],
-        "reused": True, "kind": "venv", "warnings": [],
+        "reused": True, "kind": "venv", "warnings": [], "excluded": [], "excluded_bytes": 0, "frames_copied": 0,
     }  # fmt: skip
     staged = json.loads(envpack("stage", archive, "--root", tmp_path, "--jobs", "2", "--json").stdout)
     assert staged == {
@@ -121,8 +121,8 @@ def test_a_home_that_cannot_be_made_is_named_with_the_remedy(
     monkeypatch.setenv("MPIBOOT_HOME", str(tmp_path / "file/home"))
     assert main(["pack", "--prefix", str(prefix)]) == 1
     assert capsys.readouterr().err == (
-        f"envpack: cannot make the folder {tmp_path}/file/home: Not a directory. "
-        "Set MPIBOOT_HOME to a folder on the shared file system that you can write\n"
+        f"envpack: cannot write {tmp_path}/file/home on {os.uname().nodename}: Not a directory. "
+        "Set MPIBOOT_HOME to a folder on the shared file system that you can write, or --output\n"
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 from envpack_trees import SITE, make_venv
 
 from envpack import errors
+from envpack.archive.damage import mark
 from envpack.archive.encoding import read_index
 from envpack.errors import CorruptArchiveError, EnvpackError, StageFailedError, StageRootError
 from envpack.pack.packing import pack
@@ -51,9 +52,15 @@ def test_a_damaged_archive_is_packed_again(prefix: Path, tmp_path: Path) -> None
     path.write_bytes(data)
     with pytest.raises(CorruptArchiveError) as raised:
         stage(path, tmp_path)
-    # Without the removal, packing would reuse the damaged archive.
+    # The damage was noted; where it could not be, the command of the message packs again all the same.
+    mark(path).unlink()
     assert pack(prefix).reused
     verify(type_remedy(raised.value))
+    path.write_bytes(data)
+    with pytest.raises(CorruptArchiveError):
+        stage(path, tmp_path)
+    assert not pack(prefix).reused
+    verify(path)
 
 
 def test_a_damaged_stage_is_staged_again(prefix: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from envpack.pack.base_interpreter import BaseInterpreter
 
 _DISPENSABLE = re.compile(
-    rb"/(?:ensurepip|lib2to3|tkinter|turtledemo|distutils|unittest|idlelib|pydoc_data|asyncio|multiprocessing)$|/lib-dynload/."
+    rb"/(?:ensurepip|lib2to3|tkinter|turtledemo|distutils|unittest|idlelib|pydoc_data|asyncio|multiprocessing)$|/lib-dynload/(?!_ctypes|_struct)."
     rb"|\.opt-[12]\.pyc$|/encodings/(?:cp|iso|mac|koi|big|euc|shift|gb|johab|hp|ptcp)"
 )
 

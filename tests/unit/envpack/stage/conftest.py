@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -18,12 +19,18 @@ from envpack.stage.marker import marker_path
 from envpack.stage.staging import stage
 
 
-@pytest.fixture(scope="session", autouse=True)
+@contextlib.contextmanager
 def only_the_venv() -> Iterator[None]:
     """Pack a venv without its base interpreter, and its links as they are: small trees that are easy to predict."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(envpack.pack.walk._Walker, "_settle", lambda walker, number: None)
         patch.setattr(envpack.pack.walk, "BaseInterpreter", _NoBase)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_archives() -> Iterator[None]:
+    with only_the_venv():
         yield
 
 
@@ -42,7 +49,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     made = []
     for n in range(3):
         (prefix / "share" / "filler").write_bytes(os.urandom(100_000 * (3 - n)))
-        with pytest.MonkeyPatch.context() as patch:
+        with only_the_venv(), pytest.MonkeyPatch.context() as patch:
             for module in (envpack.pack.frame_writer, envpack.pack.archive_writer):
                 patch.setattr(module, "FRAME_BYTES", 1 << 15)
             made.append(pack(prefix, folder / f"{n}.tar.zst", level=1).path)
