@@ -15,7 +15,7 @@ differs from conda-unpack's only in these points:
 - Text in another encoding than UTF-8, and the first lines of zip applications, are relocated.
 - All files called `bin/python*` are relocated; conda-unpack skips them.
 - Libraries whose run path names the source prefix, as compilers make them, get a run path relative to themselves.
-- The base interpreter of a venv is packed in `.envpack-base`, and named where the venv names it.
+- The base interpreter of a venv is packed in `.envpack-base`, and named where the venv names what is packed of it.
 - The prefix's own `bin/activate` and the like are kept; conda-pack replaces them. `bin/conda-unpack` and its helper are
   missing; `.envpack/`, envpack's own folder, is added.
 - Missing and stale `.pyc` files are compiled, as are those of relocated sources.
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 
 from envpack.archive.index import show_path
 from envpack.archive.relocations import binary_record, bytes_record, link_record, text_record
-from envpack.pack.base_interpreter import BASE_KEYS
+from envpack.pack.base_interpreter import BASE_FOLDER, BASE_KEYS
 from envpack.pack.elf import relative_run_paths
 from envpack.pack.walk import listed
 
@@ -42,7 +42,13 @@ if TYPE_CHECKING:
 
 # A path ends where no character follows that could continue a file's name.
 _END = rb"(?![A-Za-z0-9_+~@%\x80-\xff-]|\.[A-Za-z0-9_])"
-# It begins after a character that no file's name ends in, or after what stands directly before paths all the same: a
+# The base interpreter's folder may be a home: outside of it, only these paths in it name what is packed of it.
+_STOP = rb"(?![A-Za-z0-9_+~@%/\x80-\xff-]|\.[A-Za-z0-9_])"
+_IN_BASE = (
+    rb"(?=/(?:bin(?:/(?:python|pypy)|/?" + _STOP + rb")"
+    rb"|(?:lib|lib64|ssl|share/(?:zoneinfo|terminfo))(?:/|" + _STOP + rb")))"
+)
+# A path begins after a character that no file's name ends in, or after what stands directly before paths all the same: a
 # compiler's option, an escaped character, `file://`, and the variables that move a whole tree.
 _BEGIN = re.compile(
     rb"(?:\A|[^A-Za-z0-9_.+~%*?\\/)}\]\x80-\xff-]"
@@ -82,8 +88,11 @@ class Scanner:
         self._names = [old for old, _ in names]
         self._numbers = {old: number for number, (old, _) in reversed(list(enumerate(self.placeholders)))}
         # The longest first, as one name may begin with another.
-        longest = sorted(self._names, key=len, reverse=True)
-        self._pattern = re.compile(b"(?:" + b"|".join(map(re.escape, longest)) + b")" + _END)
+        longest = sorted(names, key=lambda name: len(name[0]), reverse=True)
+        everywhere = [re.escape(old) + _END for old, _ in longest]
+        outside_base = [re.escape(old) + (_IN_BASE if suffix else _END) for old, suffix in longest]
+        self._pattern_in_base = re.compile(b"|".join(everywhere))
+        self._pattern = re.compile(b"|".join(outside_base))
         self._places = [(old, suffix.lstrip(b"/")) for old, suffix in names]
 
     def texts(self, member: Member) -> list[bytes]:
@@ -100,9 +109,9 @@ class Scanner:
             if kind == "managed" and member.digest in member.package_digests:
                 return []
             if kind == "text":
-                record = self._text(data, list(self._matches(data, placed=True)))
+                record = self._text(data, list(self._matches(data, member.path, placed=True)))
             elif kind == "binary":
-                record = self._binary(data, member.rooms)
+                record = self._binary(data, member.path, member.rooms)
             record = record or self._unknown(data, member.path)
         return record or []
 
@@ -122,24 +131,25 @@ class Scanner:
             f"the nodes read those from there: {listed([show_path(path) for path in sorted(self.rigid)])}"
         ]
 
-    def _matches(self, data: Data, placed: bool = False) -> Iterator[tuple[int, bytes]]:
+    def _matches(self, data: Data, path: bytes, placed: bool = False) -> Iterator[tuple[int, bytes]]:
         """Yield each place where a path begins with a name, and the name.
 
         Where conda has `placed` it, it may follow anything (`./` in Python's own `_sysconfigdata`); a name of several
         folders stands there by chance no more than at the beginning of a path.
         """
-        for match in self._pattern.finditer(data):
+        pattern = self._pattern_in_base if path.startswith(BASE_FOLDER + b"/") else self._pattern
+        for match in pattern.finditer(data):
             start, name = match.start(), match.group()
             if (placed and name.count(b"/") > 1) or _BEGIN.search(data[max(0, start - _BEGIN_BYTES) : start]):
                 yield start, name
 
-    def _binary(self, data: Data, rooms: Sequence[int]) -> Record | None:
+    def _binary(self, data: Data, path: bytes, rooms: Sequence[int]) -> Record | None:
         """Return the record of a file in which conda has put the prefix in the place of a longer placeholder.
 
         conda adds as many NUL bytes to a string as it becomes shorter: with a placeholder's length, they prove that the
         string may grow. If they do not, somebody else wrote the file.
         """
-        begins = {start for start, _ in self._matches(data)}
+        begins = {start for start, _ in self._matches(data, path)}
         for name in self._names:
             strings = _strings(data, name)
             for length in sorted(set(rooms), reverse=True):
@@ -149,7 +159,7 @@ class Scanner:
 
     def _unknown(self, data: Data, path: bytes) -> Record | None:
         """Return the record of any other file: its text, its first line or its run path may name the source prefix."""
-        matches = list(self._matches(data))
+        matches = list(self._matches(data, path))
         if matches and is_text(data):
             return self._text(data, matches)
         if data[:4] == b"\x7fELF":
@@ -168,7 +178,7 @@ class Scanner:
 
     def _settings(self, data: Data) -> Record | None:
         """Return the record of a `pyvenv.cfg`."""
-        places = {offset: self._numbers[name] for offset, name in self._matches(data)}
+        places = {offset: self._numbers[name] for offset, name in self._matches(data, b"pyvenv.cfg")}
         for match in _SETTING.finditer(data):
             value = match.group(2)
             olds = [

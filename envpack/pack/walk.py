@@ -138,7 +138,9 @@ class _Walker:
         home = read_settings(prefix).get("home") if kind == "venv" else None
         base = os.path.dirname(home) if home else os.fspath(prefix)  # noqa: PTH120
         self._walk = Walk(prefix, kind, asked or interpreters.guess(prefix, base))
-        self._exclude = re.compile("|".join(map(translate, exclude))) if exclude else None
+        self._exclude = (
+            re.compile("|".join(translate(glob.rstrip("/")) for glob in exclude)) if exclude else None
+        )
         self._omitted = OMITTED if kind == "conda" else frozenset()
         self._euid = os.geteuid()
         self._paths = self._walk.paths

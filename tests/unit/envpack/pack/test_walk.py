@@ -206,7 +206,7 @@ def test_globs(prefix: Path) -> None:
     for name in ("lib/pkg/tests/t.py", "lib/pkg/tests/deep/data", "include/a.h", "lib/libx.a", "share/doc/x"):
         (prefix / name).parent.mkdir(parents=True, exist_ok=True)
         (prefix / name).touch()
-    walk = walk_environment(prefix, "venv", ["*/tests", "include", "*.a", "share/*", "nothing"])
+    walk = walk_environment(prefix, "venv", ["*/tests", "include/", "*.a", "share/*", "nothing"])
     assert walk.excluded == [b"include", b"lib/libx.a", b"lib/pkg/tests", b"share/doc"]
     assert [entry.path for entry in walk.entries] == [
         b"bin", b"bin/python", b"lib", b"lib/pkg", b"lib/pkg/m.py", b"pyvenv.cfg", b"share",

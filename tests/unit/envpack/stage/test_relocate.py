@@ -208,9 +208,32 @@ def test_what_conda_has_placed() -> None:
 def test_names_of_the_base_interpreter() -> None:
     """The prefix lies in the base interpreter's folder, as pyenv-virtualenv makes it."""
     scanner = Scanner([(OLD, b""), (b"/home/u", b"/.envpack-base")])
-    data = b"/home/u/bin:/home/u/env/bin:/home/u/env2"
-    expected = NEW + b"/.envpack-base/bin:" + NEW + b"/bin:" + NEW + b"/.envpack-base/env2"
-    assert relocated(data, record_of(scanner, data), scanner) == expected
+    for name in (
+        b"/bin",
+        b"/bin/",
+        b"/bin/python3.11",
+        b"/bin/pypy",
+        b"/lib",
+        b"/lib/",
+        b"/lib64/x.so",
+        b"/ssl/cert.pem",
+    ):
+        data = b"/home/u/env/lib:/home/u" + name + b":/usr/bin"
+        expected = NEW + b"/lib:" + NEW + b"/.envpack-base" + name + b":/usr/bin"
+        assert relocated(data, record_of(scanner, data), scanner) == expected
+    # The base interpreter's folder is somebody's home: the rest of it is not packed.
+    for data in (
+        b"/home/u",
+        b"/home/u/",
+        b"/home/u/project/src",
+        b"/home/u/bin/tool",
+        b"/home/u/library",
+        b"/home/u/env2",
+    ):
+        assert record_of(scanner, data) == []
+        expected = NEW + b"/.envpack-base" + data.removeprefix(b"/home/u")
+        in_base = record_of(scanner, data, path=b".envpack-base/lib/x.py")
+        assert relocated(data, in_base, scanner) == expected
 
 
 def test_settings() -> None:
