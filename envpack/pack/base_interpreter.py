@@ -24,6 +24,8 @@ SYSTEM_PREFIXES = ("/", "/usr", "/usr/local")
 # What Python opens at run time outside of bin and lib: certificates, time zones, terminals.
 _SHARED = ("ssl", "share/zoneinfo", "share/terminfo")
 _IN_BIN = ("python*", "pypy*", "libpypy*")
+# Static libraries, and the bytecode of `python -O`, which a relocated source would make stale.
+_UNUSED = (b".a", b".opt-1.pyc", b".opt-2.pyc")
 _TESTS = frozenset((b"test", b"tests", b"idle_test"))
 # The values in a pyvenv.cfg that name the base interpreter (PEP 405; virtualenv adds the last ones).
 BASE_KEYS = ("home", "executable", "base-executable", "base-prefix", "base-exec-prefix")
@@ -112,7 +114,7 @@ class BaseInterpreter:
                 return path in sites
             if path.startswith(libraries) and (name in _TESTS or name.startswith(b"config-")):
                 return any(path.startswith(site + b"/") for site in sites)
-            return not name.endswith(b".a")
+            return not name.endswith(_UNUSED)
 
         return keep
 

@@ -103,7 +103,7 @@ def a_base(folder: Path, is_system: bool = False) -> Interpreter:
         "bin/python3.13t", "bin/idle3.13", "include/Python.h", "lib/python3.13t/os.py", "lib/python3.13t/test/x.py",
         "lib/python3.13t/json/tests/x.py", "lib/python3.13t/config-3.13t-x86_64/Makefile", "lib/libpython3.13t.a",
         "lib/libpython3.13t.so.1.0", "lib/python3.13t/site-packages/pip.py", "lib/python3/dist-packages/yaml.py",
-        "lib/node/x.js", "share/zoneinfo/UTC", "share/doc/x",
+        "lib/node/x.js", "share/zoneinfo/UTC", "share/doc/x", "lib/python3.13t/__pycache__/os.cpython-313t.opt-2.pyc",
     ):  # fmt: skip
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
