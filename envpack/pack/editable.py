@@ -49,7 +49,8 @@ def _is_below(place: str, folders: set[str]) -> bool:
 
 def _origin(walk: Walk, place: str) -> str:
     """Return why the interpreter searches a folder."""
-    if place in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+    variable = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if os.path.abspath(place) in map(os.path.abspath, filter(None, variable)):  # noqa: PTH100
         return "PYTHONPATH"
     return "your own site-packages" if place == walk.interpreter.user_site else "a .pth file"
 

@@ -59,6 +59,21 @@ def relative_run_paths(
     return edits, fits
 
 
+def folders_outside(data: Data, names: Sequence[bytes]) -> list[bytes]:
+    """Return the folders that a library loads others from by its run paths, but none below one of the names."""
+    library = read_library(data)
+    if library is None:
+        return []
+    return [
+        entry
+        for _, value in library.run_paths
+        for entry in value.split(b":")
+        if entry.startswith(b"/")
+        and not any(entry == name or entry.startswith(name + b"/") for name in names)
+        and any(os.path.lexists(entry + b"/" + needed) for needed in library.needed)
+    ]
+
+
 def _relative(entry: bytes, path: bytes, places: Sequence[tuple[bytes, bytes]]) -> bytes:
     """Return an entry of a run path relative to the library's own folder, if it begins with one of the names."""
     for name, root in sorted(places, key=lambda place: len(place[0]), reverse=True):

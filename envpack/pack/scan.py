@@ -25,13 +25,16 @@ Only `envpack.pack` imports this module.
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envpack.archive.index import show_path
 from envpack.archive.relocations import binary_record, bytes_record, link_record, text_record
+from envpack.common.mounts import file_system, is_shared
 from envpack.pack.base_interpreter import BASE_FOLDER, BASE_KEYS
-from envpack.pack.elf import relative_run_paths
+from envpack.pack.elf import folders_outside, relative_run_paths
 from envpack.pack.walk import listed
 
 if TYPE_CHECKING:
@@ -77,7 +80,8 @@ class Scanner:
     placeholders : list[tuple[bytes, bytes]]
         Both lists; records name a text by its position here.
     rigid : list[bytes]
-        Libraries with a run path that names the source prefix and has no room for a relative one.
+        Libraries that load others from folders that are not packed: their run path names the source prefix and has no
+        room for a relative one, or leads to another folder on a shared file system.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class Scanner:
     ) -> None:
         self.placeholders = list(dict.fromkeys([*names, *settings]))
         self.rigid: list[bytes] = []
+        self._shared: dict[bytes, bool] = {}
         self._names = [old for old, _ in names]
         self._numbers = {old: number for number, (old, _) in reversed(list(enumerate(self.placeholders)))}
         # The longest first, as one name may begin with another.
@@ -103,6 +108,8 @@ class Scanner:
         """Return a file's relocation record; empty if it needs none. A file in one piece must have its digest."""
         kind = member.relocation
         record = None
+        if kind == "unknown" and data[:4] == b"\x7fELF" and self._leads_outside(data):
+            self.rigid.append(member.path)
         if kind == "settings":
             record = self._settings(data)
         elif kind != "none" and any(data.find(name) >= 0 for name in self._names):
@@ -124,12 +131,22 @@ class Scanner:
 
     def warnings(self) -> list[str]:
         """Return a warning that names the libraries in `rigid`; call it when all records are made."""
-        if not self.rigid:
+        paths = sorted(set(self.rigid))
+        if not paths:
             return []
         return [
-            f"{len(self.rigid)} libraries look for others in the source prefix, and have no room for another path, so "
-            f"the nodes read those from there: {listed([show_path(path) for path in sorted(self.rigid)])}"
+            f"{len(paths)} libraries load others from folders that are not packed, as their run paths say, so the nodes "
+            f"read those from there: {listed([show_path(path) for path in paths])}"
         ]
+
+    def _leads_outside(self, data: Data) -> bool:
+        """Tell whether a library loads others from a shared file system, but not from the prefix."""
+        found = False
+        for folder in folders_outside(data, self._names):
+            if folder not in self._shared:
+                self._shared[folder] = is_shared(file_system(Path(os.fsdecode(folder)))[0])
+            found = found or self._shared[folder]
+        return found
 
     def _matches(self, data: Data, path: bytes, placed: bool = False) -> Iterator[tuple[int, bytes]]:
         """Yield each place where a path begins with a name, and the name.

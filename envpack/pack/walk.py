@@ -33,6 +33,7 @@ _CODE = re.compile(rb"\.(?:py|so|so\.[\d.]+)\Z|(?:\A|/)(?:[^/]*\.(?:dist-info|eg
 _DETOUR = re.compile(
     rb"(?:\A|/)(?!\.\.(?:/|\Z))[^/]+/+(?:[^/]+/+)*\.\.(?:/|\Z)|\A/(?:.*/)?\.\.(?:/|\Z)", re.DOTALL
 )
+_NO_FILES = (b"/proc/", b"/sys/", b"/dev/")  # what lies there is no content
 _LINKS_MAX = 40  # as the kernel: path_resolution(7)
 
 
@@ -320,7 +321,7 @@ class _Walker:
                 self._link_to(number, member)
         elif member is not None and self._was_excluded(member):
             return
-        elif stat.S_ISREG(info.st_mode):
+        elif stat.S_ISREG(info.st_mode) and not (real + b"/").startswith(_NO_FILES):
             self._walk.entries[number] = Entry(entry.path, real, info, None)
             self._followed.append(entry.path)
             self._check_readable(real)
@@ -356,7 +357,11 @@ class _Walker:
         first = path.removeprefix(BASE_FOLDER + b"/").partition(b"/")[0]
         own = [root for root, member in self._roots if member in (b"", BASE_FOLDER)]
         in_library = first.startswith(b"lib") or first == b"bin"
-        return in_library and not any(_member([(real, b"")], root) is not None for root in own)
+        return (
+            in_library
+            and not (real + b"/").startswith(_NO_FILES)
+            and not any(_member([(real, b"")], root) is not None for root in own)
+        )
 
     def _resolved(self, path: bytes) -> tuple[bytes, os.stat_result]:
         """Return what a link names in the end, and its `lstat` result. The folders of links are looked up once."""

@@ -76,6 +76,31 @@ def test_no_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for path in (b"lib/b.so", b"lib/a.so"):
         assert scanner.record(Member(path, FILE, relocation="unknown"), b"\x7fELF/opt/py/lib\0\xff") == []
     assert scanner.warnings() == [
-        "2 libraries look for others in the source prefix, and have no room for another path, so the nodes read those "
-        "from there: lib/a.so, lib/b.so"
+        "2 libraries load others from folders that are not packed, as their run paths say, so the nodes read those from "
+        "there: lib/a.so, lib/b.so"
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "is_named"),
+    [
+        (b"/apps/mpi/lib", "lustre", True),
+        (b"$ORIGIN:/none:/apps/mpi/lib", "nfs4", True),
+        (b"/apps/mpi/lib", "ext4", False),
+        (b"/apps/none/lib", "nfs4", False),
+        (PREFIX + b"/lib:$ORIGIN/../lib", "nfs4", False),
+    ],
+)
+def test_libraries_on_a_shared_file_system(
+    value: bytes, kind: str, is_named: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of an MPI that a module has loaded."""
+    library = Library([b"libmpi.so.40"], [(4, value)], 0)
+    monkeypatch.setattr(envpack.pack.elf, "read_library", lambda data: library)
+    there = (b"/apps/mpi/lib/libmpi.so.40", PREFIX + b"/lib/libmpi.so.40")
+    monkeypatch.setattr(envpack.pack.elf.os.path, "lexists", lambda path: path in there)
+    monkeypatch.setattr("envpack.pack.scan.file_system", lambda path: (kind, "/"))
+    scanner = Scanner([(PREFIX, b"")])
+    member = Member(b"lib/x.so", FILE, relocation="unknown")
+    scanner.record(member, b"\x7fELF" + value + b"\0\xff")
+    assert scanner.rigid == ([b"lib/x.so"] if is_named else [])

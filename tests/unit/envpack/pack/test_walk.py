@@ -79,6 +79,8 @@ NOTHING_RUNS = "{}/bin/python does not run on this host, so missing and stale .p
         ("share/x", "{tmp}/outside/sub", "{tmp}/outside/sub"),
         ("share/x", "../../outside/sub", "{tmp}/outside/sub"),
         ("lib/x", "/dev/null", "/dev/null"),
+        ("lib/x", "/proc/version", "/proc/version"),
+        ("lib/x", "/sys", "/sys"),
         ("lib/x", "{tmp}", "{tmp}"),
         ("lib/x", "../..", "{tmp}"),
     ],
