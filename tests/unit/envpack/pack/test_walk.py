@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -284,17 +285,18 @@ def walk_as_nobody(prefix: Path) -> str:
         return file.read()
 
 
-def test_all_that_cannot_be_read_is_named(prefix: Path, tmp_path: Path) -> None:
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(folder.stat().st_mode | 0o055)
-    for n in range(11):
-        (prefix / "lib" / f"f{n:02}").touch(mode=0)
-    (prefix / "share").chmod(0)
-    named = ", ".join(f"{prefix}/lib/f{n:02}" for n in range(10))
-    try:
+def test_all_that_cannot_be_read_is_named() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to others
+        prefix = Path(folder, "env")
+        Path(folder).chmod(0o755)
+        (prefix / "share").mkdir(parents=True)
+        (prefix / "pyvenv.cfg").touch()
+        for n in range(11):
+            (prefix / f"f{n:02}").touch(mode=0)
+        (prefix / "share").chmod(0)
         message = walk_as_nobody(prefix)
-    finally:
         (prefix / "share").chmod(0o755)
+    named = ", ".join(f"{prefix}/f{n:02}" for n in range(10))
     assert message.startswith(f"cannot read 12 files or folders of {prefix} on ")
     assert message.endswith(
         f": {named} and 2 others. Make them readable, remove them, or leave them out: envpack pack --exclude GLOB"
