@@ -131,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_argument(partial(parse_size_bytes, allow_zero=True)),
         help="remove the longest unused until the rest is no larger: 500M, 20G (powers of 1024; a bare number is MiB)",
     )
-    gc.set_defaults(run=_gc)
+    gc.set_defaults(run=_gc, parser=gc)
     return parser
 
 
@@ -171,7 +171,7 @@ def _stage(arguments: argparse.Namespace) -> int:
         with _Bar("staging") as bar:
             result = stage(
                 arguments.archive, arguments.root, jobs=arguments.jobs, expected_pack_id=arguments.expect,
-                progress=bar.progress, transport=arguments.transport,
+                force=arguments.force, progress=bar.progress, transport=arguments.transport,
             )  # fmt: skip
     finally:
         os.umask(umask)
@@ -189,6 +189,8 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _gc(arguments: argparse.Namespace) -> int:
     if arguments.packs:
+        if (arguments.root, arguments.older_than, arguments.max_size) != (None, None, None):
+            arguments.parser.error("--packs takes no other option")
         from envpack.pack.store import gc as gc_packs
 
         for path in gc_packs():

@@ -19,23 +19,24 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import zstandard
 
+from envpack.archive.encoding import cannot_open, read_index_fd
 from envpack.archive.index import DIGEST_BYTES, FRAME_BYTES, PACK_AGAIN, digest
 from envpack.errors import CorruptArchiveError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from envpack.archive.index import Index
     from envpack.archive.relocations import Record
     from envpack.pack.members import Member
     from envpack.pack.scan import Scanner
 
 # The longest step of a file system's clock: that of FAT.
 CLOCK_STEP_S = 2.0
+_NOTHING: dict[str, Any] = {"rules": "", "sources": "", "packed": "", "edited": [], "rigid": []}
 
 
 class OlderArchive:
@@ -45,38 +46,45 @@ class OlderArchive:
     ----------
     path : Path
         The archive.
-    index : Index
-        Its index.
     rules : str
         The value that `rules` has for the archive that is being packed.
 
     Attributes
     ----------
-    path, index : Path, Index
-        The parameters.
+    path : Path
+        The archive.
+    index : Index
+        Its index.
 
     Raises
     ------
-    OSError
-        It cannot be opened.
+    ArchiveError
+        It cannot be read.
     """
 
-    def __init__(self, path: Path, index: Index, rules: str) -> None:
+    def __init__(self, path: Path, rules: str) -> None:
         self.path = path
-        self.index = index
-        copying = index.meta["copying"]
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as exc:
+            raise cannot_open(path, exc) from exc
+        try:
+            self.index = index = read_index_fd(self._fd, path)
+        except BaseException:
+            self.close()
+            raise
+        copying = _NOTHING | index.meta.get("copying", {})
         self._sources = _numbers(bytes.fromhex(copying["sources"])) if copying["rules"] == rules else {}
         self._settled_ns = int((index.meta["made_at"] - CLOCK_STEP_S) * 1e9)
         self._packed = bytes.fromhex(copying["packed"])
         self._edited = set(map(os.fsencode, copying["edited"]))
         self._rigid = set(map(os.fsencode, copying["rigid"]))
-        self._keys = _numbers(index.frame_keys)
+        self._keys = _numbers(index.frame_keys) if self._packed else {}
         self._starts = index.frame_starts()
         self._raw_starts = [0, *accumulate(index.frame_raw_sizes)]
         self._members = {path: member for member, path in enumerate(index.paths)}
         self._records: dict[int, Record] = {member: record for member, *record in index.meta["relocations"]}
         self._decoded = (-1, b"")
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def close(self) -> None:
         """Close the archive."""

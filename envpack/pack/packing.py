@@ -16,10 +16,11 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from envpack.archive.damage import mark, note_damage
+from envpack.archive.damage import is_damaged, mark, note_damage
 from envpack.common.places import HOME_VARIABLE, host_name
 from envpack.common.prefix import kind_of
 from envpack.errors import (
+    ArchiveError,
     BrokenEnvironmentError,
     CorruptArchiveError,
     EnvpackError,
@@ -34,7 +35,7 @@ from envpack.pack.older import OlderArchive
 from envpack.pack.walk import walk_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from envpack.archive.index import Index
     from envpack.common.places import StrPath
@@ -167,8 +168,8 @@ def pack(
         walk = walk_environment(prefix, kind, exclude)
         state = store.environment_state(walk, exclude)
 
-        def reused() -> PackResult | None:
-            for path in [] if force else _archives(folder, output):
+        def reused(archives: Iterable[Path]) -> PackResult | None:
+            for path in [] if force else archives:
                 index = store.reusable(path, state, level)
                 if index is not None:
                     with contextlib.suppress(OSError):
@@ -176,7 +177,8 @@ def pack(
                     return _result(path, index, walk, began, reused=True)
             return None
 
-        if result := reused():
+        before = _archives(folder, output)
+        if result := reused(before):
             return result
         if output is None:
             # One by one, as mkdir gives only the last folder this mode.
@@ -184,8 +186,9 @@ def pack(
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = store.locked(folder / ".lock", lock_timeout_s, say) if output is None else None
         with lock or contextlib.nullcontext():
+            archives = _archives(folder, output)
             # Another process may have packed it meanwhile.
-            if result := reused():
+            if archives != before and (result := reused(archives)):
                 return result
             store.remove_unfinished(folder)
             meta = {
@@ -194,7 +197,7 @@ def pack(
                 "level": level or DEFAULT_LEVEL,
             }
             collected = collect(walk)
-            older = None if force else _older(_archives(folder, output), meta, rules(collected))
+            older = None if force else _older(archives, meta, rules(collected))
 
             def write(older: OlderArchive | None) -> tuple[Path, Index, int]:
                 return write_archive(
@@ -273,17 +276,25 @@ def _output_folder(output: Path, prefix: Path) -> Path:
     return folder
 
 
-def _archives(folder: Path, output: Path | None) -> list[Path]:
-    """Return the archives that may be this environment's, the newest first."""
-    return store.newest_first(folder) if output is None else [output] if output.exists() else []
+def _archives(folder: Path, output: Path | None) -> dict[Path, float]:
+    """Return the archives that may be this environment's, the newest first, and when they were made or used last."""
+    if output is None:
+        return store.newest_first(folder)
+    return {output: output.stat().st_mtime} if output.exists() else {}
 
 
-def _older(archives: list[Path], meta: dict[str, Any], rules: str) -> OlderArchive | None:
+def _older(archives: Iterable[Path], meta: dict[str, Any], rules: str) -> OlderArchive | None:
     """Open the newest archive whose frames may be copied: one of this environment, with this compression."""
     for path in archives:
-        index = store.good_index(path)
-        if index and all(index.meta.get(key) == meta[key] for key in ("prefix", "level")):
-            return OlderArchive(path, index, rules)
+        if is_damaged(path):
+            continue
+        try:
+            older = OlderArchive(path, rules)
+        except ArchiveError:
+            continue
+        if all(older.index.meta.get(key) == meta[key] for key in ("prefix", "level")):
+            return older
+        older.close()
     return None
 
 

@@ -53,19 +53,18 @@ def folder_for(prefix: Path, home: StrPath | None) -> Path:
     return packs_folder(home) / f"{safe_name(prefix.name)}-{hashed}"
 
 
-def newest_first(folder: Path) -> list[Path]:
-    """Return the archives in a folder, those made or reused last first."""
-    times = {path: _modified(path) for path in folder.glob("*.tar.zst")}
-    found = [(at, path) for path, at in times.items() if at is not None]
-    return [path for _, path in sorted(found, reverse=True)]
+def newest_first(folder: Path) -> dict[Path, float]:
+    """Return the archives in a folder, those made or reused last first, and when that was: seconds since 1970."""
+    times = [(_modified(path), path) for path in folder.glob("*.tar.zst")]
+    return {path: at for at, path in sorted(times, reverse=True) if at >= 0}
 
 
-def _modified(path: Path) -> float | None:
-    """Return a file's modification time; None if another process has removed it."""
+def _modified(path: Path) -> float:
+    """Return a file's modification time; -1 if another process has removed it."""
     try:
         return path.stat().st_mtime
     except OSError:
-        return None
+        return -1
 
 
 def safe_name(name: str) -> str:
@@ -96,24 +95,17 @@ def reusable(path: Path, state: dict[str, object], level: int | None) -> Index |
     level : int or None
         The compression level that it must have (None: any).
     """
-    index = good_index(path)
-    if index is None:
+    if is_damaged(path):
+        return None
+    try:
+        index = read_index(path)
+    except ArchiveError:
         return None
     same_file_system = index.meta.get("file_system") == state["file_system"]
     for key in ("prefix", "kind", "exclude", "fingerprint" if same_file_system else "fingerprint_s"):
         if index.meta.get(key) != state[key]:
             return None
     return index if level in (None, index.meta.get("level")) else None
-
-
-def good_index(path: Path) -> Index | None:
-    """Return an archive's index; None if it cannot be read, or damage was found in the archive."""
-    if is_damaged(path):
-        return None
-    try:
-        return read_index(path)
-    except ArchiveError:
-        return None
 
 
 @contextlib.contextmanager
@@ -185,9 +177,8 @@ def remove_unfinished(folder: Path) -> list[Path]:
 
 def remove_old(folder: Path, newest: Path) -> None:
     """Remove archives that are neither the newest nor among those that the module's docstring keeps."""
-    for path in newest_first(folder)[KEPT_ARCHIVES:]:
-        used_at = _modified(path)
-        if path != newest and used_at is not None and time.time() - used_at > KEPT_S:
+    for path, used_at in list(newest_first(folder).items())[KEPT_ARCHIVES:]:
+        if path != newest and time.time() - used_at > KEPT_S:
             _remove(path)
 
 

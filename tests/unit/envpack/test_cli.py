@@ -138,6 +138,7 @@ def test_a_home_that_cannot_be_made_is_named_with_the_remedy(
         ["stage", "x", "--jobs", "0"],
         ["gc", "--older-than", "soon"],
         ["gc", "--max-size", "-1"],
+        ["gc", "--packs", "--older-than", "1d"],
     ],
 )
 def test_bad_usage_is_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,6 +157,31 @@ def test_warnings_go_to_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str
         out, err = capsys.readouterr()
         assert out == f"{tmp_path}/a.tar.zst\n"
         assert err == "envpack: warning: not packed, as neither file, folder nor link: pipe\n"
+
+
+def test_what_is_left_out_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MPIBOOT_HOME", str(tmp_path / "home"))
+    prefix = make_venv(tmp_path / "env")
+    for n in range(12):
+        (prefix / "share" / f"note-{n:02}").write_bytes(bytes(100_000))
+    command = ["pack", "--prefix", str(prefix), "--exclude", "share/note-*"]
+    for _ in range(2):
+        assert main([*command, "--level", "1"]) == 0
+        out, err = capsys.readouterr()
+        assert Path(out.rstrip("\n")).is_file()
+        names = ", ".join(f"share/note-{n:02}" for n in range(10))
+        assert err.splitlines()[-1] == f"envpack: left out: 12 paths, 1.2 MB: {names}, …"
+    assert main([*command, "--json", "--force"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert (done["reused"], done["excluded_bytes"]) == (False, 1_200_000)
+    assert done["excluded"] == [f"share/note-{n:02}" for n in range(12)]
+    # The archive without --exclude is another one, and the newest.
+    assert main(["pack", "--prefix", str(prefix), "--level", "1"]) == 0
+    capsys.readouterr()
+    assert main(["gc", "--packs"]) == 0
+    assert capsys.readouterr().out == f"{done['path']}\n"
 
 
 def test_another_archive_than_expected(archive: Path, tmp_path: Path) -> None:

@@ -152,5 +152,5 @@ def test_archives_that_vanish_meanwhile(home: Path, monkeypatch: pytest.MonkeyPa
         return found
 
     monkeypatch.setattr(Path, "glob", late)
-    assert store.newest_first(paths[0].parent) == [paths[1]]
-    assert store.newest_first(home / "none") == []
+    assert store.newest_first(paths[0].parent) == {paths[1]: 999.0}
+    assert store.newest_first(home / "none") == {}
