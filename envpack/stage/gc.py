@@ -10,11 +10,11 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from envpack.common.locks import open_folder, open_lock_file, try_lock
 from envpack.common.places import STAGE_ROOT_VARIABLE, default_stage_root, host_name, user_folder
-from envpack.errors import NoSpaceError
+from envpack.errors import NoSpaceError, StageRootError
 from envpack.stage import marker, root, temporaries
 
 if TYPE_CHECKING:
@@ -232,3 +232,45 @@ def no_space(folder: Path, why: str) -> NoSpaceError:
         f"no space below {folder} on {host_name()}: {why}{held}",
         f"{remedy} a folder with more room: --root or {STAGE_ROOT_VARIABLE}",
     )
+
+
+class Usage(NamedTuple):
+    """What a staged prefix takes.
+
+    Attributes
+    ----------
+    prefix : Path
+        The staged prefix.
+    size_bytes : int
+        Its bytes on the disk; files that several stages share count for the newest one.
+    in_use : bool
+        Whether a process holds it, so that nothing may remove it.
+    """
+
+    prefix: Path
+    size_bytes: int
+    in_use: bool
+
+
+def usage(root_folder: StrPath) -> list[Usage]:
+    """Return this user's staged prefixes below a staging root, the last used ones first."""
+    folder = user_folder(root_folder)
+    try:
+        root.check_user_folder(folder)
+        prefixes = [prefix for _, prefix in reversed(stages(folder))]
+    except (OSError, StageRootError):
+        return []
+    return [Usage(prefix, size, _is_held(prefix)) for prefix, size in _disk_bytes(prefixes).items()]
+
+
+def _is_held(prefix: Path) -> bool:
+    try:
+        fd = open_folder(prefix)
+    except OSError:
+        return False
+    try:
+        return not try_lock(fd, prefix)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)

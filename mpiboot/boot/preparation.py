@@ -21,7 +21,7 @@ from mpiboot.common.trust import remove_files
 from mpiboot.config import Config
 from mpiboot.protocol.channel_messages import NodeReport
 from mpiboot.protocol.job_directory import write_atomic
-from mpiboot.protocol.prefix_checks import active_prefix, check_environment
+from mpiboot.protocol.prefix_checks import active_prefix
 
 logger = logging.getLogger(__name__)
 
@@ -46,26 +46,6 @@ def source_prefix(config: Config) -> Path:
     """
     prefix = Path(config.env) if config.env else active_prefix()
     return Path(os.path.abspath(prefix))  # noqa: PTH100 - a link in it is the user's name for it
-
-
-def check_source(context: Context, requested: Mapping[str, str]) -> None:
-    """Check whether the environment has what the ranks need, and log what of it is not staged.
-
-    Parameters
-    ----------
-    context : Context
-        Options, allocation and directories of this boot.
-    requested : mapping of str to str
-        The variables of `--env-var`.
-
-    Raises
-    ------
-    EnvironmentUnfitError
-        It is no environment, or lacks a package.
-    """
-    environ = {**os.environ, **requested}
-    for warning in check_environment(context.source, environ, staged=not context.config.no_stage):
-        logger.warning("%s", warning)
 
 
 def record(context: Context) -> None:

@@ -20,7 +20,6 @@ from mpiboot.boot.context import Context
 from mpiboot.boot.control import Control
 from mpiboot.boot.launch import prepare_ranks, start_ranks
 from mpiboot.boot.preparation import (
-    check_source,
     choose_network,
     log_to,
     make_secrets,
@@ -36,6 +35,7 @@ from mpiboot.config import Config, home, parse_boot_arguments
 from mpiboot.protocol.events import EventLog
 from mpiboot.protocol.job_directory import JobDirectory
 from mpiboot.protocol.node import job_folder
+from mpiboot.protocol.prefix_checks import check_environment
 from mpiboot.protocol.rank_environment import login_variables, requested_variables
 
 logger = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ def run_cluster(
         The job's exit status, and why the cluster ended.
     """
     record(context)
-    check_source(context, requested)
+    check_environment(context.source, {**os.environ, **requested})
     archive = find_archive(context)
     orders = agent_orders(context, archive)
     make_secrets(context)

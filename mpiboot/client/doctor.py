@@ -15,6 +15,7 @@ from pathlib import Path
 
 from envpack.common.mounts import file_system, is_memory
 from envpack.common.places import HOME_VARIABLE
+from envpack.stage.gc import usage
 from mpiboot.batch import registry
 from mpiboot.client.job import Job
 from mpiboot.client.submit import submit_config
@@ -77,10 +78,10 @@ def login_checks(config: Config) -> Iterator[Check]:
     assert config.env
     prefix = Path(config.env)
     try:
-        warnings = prefix_checks.check_environment(
+        warning = prefix_checks.check_environment(
             prefix, os.environ, job_adds_packages=bool(config.setup or config.job_script)
         )
-        yield Check("environment", "; ".join([str(prefix), *warnings]))
+        yield Check("environment", "; ".join(filter(None, (str(prefix), warning))))
     except MpibootError as error:
         yield Check("environment", error.problem, error.remedy)
         return
@@ -158,12 +159,22 @@ def staging_root(root: Path) -> Check:
             "export MPIBOOT_STAGE_ROOT=FOLDER, on the node's own disk",
         )
     free, kind = shutil.disk_usage(root).free, file_system(root)[0]
+    copies = usage(root)
+    size = sum(copy.size_bytes for copy in copies)
+    used = sum(copy.size_bytes for copy in copies if copy.in_use)
     found = f"{root}, {kind}{' (memory)' if is_memory(kind) else ''}, {show_size(free)} free"
+    if copies:
+        found += (
+            f"; {len(copies)} staged copies take {show_size(size)}, of which {show_size(used)} are in use"
+        )
     remedy = ""
     if os.statvfs(root).f_flag & os.ST_NOEXEC:
         found, remedy = f"{found}, noexec", "programs cannot run there: export MPIBOOT_STAGE_ROOT=FOLDER"
-    elif free < NEEDED_BYTES:
-        remedy = "too little for most environments: envpack gc, or export MPIBOOT_STAGE_ROOT=FOLDER"
+    elif free + size - used < NEEDED_BYTES:  # a job removes copies that nobody uses if it needs their room
+        end_jobs = "end the jobs that use the copies (mpiboot list, mpiboot stop), or " if used else ""
+        remedy = (
+            f"too little for most environments: {end_jobs}export MPIBOOT_STAGE_ROOT=FOLDER with more room"
+        )
     return Check("staging root", found, remedy)
 
 

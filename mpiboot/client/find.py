@@ -1,4 +1,4 @@
-"""Finds a job by id or name, lists the live jobs, and removes secrets that ended jobs have left."""
+"""Finds a job by id or name, lists the live jobs, and removes what ended jobs have left: secrets, leases of archives."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import os
+import time
 from collections.abc import Sequence
 
 from mpiboot import config as configuration
@@ -101,7 +102,7 @@ def live_jobs(patience_s: float = FIRST_SILENCE_S) -> list[tuple[Job, JobState]]
     BatchError
         A batch system does not answer, and the others have no job.
     """
-    with_secrets = directories_with_secrets()  # before the query: a job may start meanwhile
+    to_clear = directories_to_clear()  # before the query: a job may start meanwhile
     jobs: list[tuple[Job, JobState]] = []
     errors: list[BatchError] = []
     for batch in available().values():
@@ -110,7 +111,7 @@ def live_jobs(patience_s: float = FIRST_SILENCE_S) -> list[tuple[Job, JobState]]
             live = [(Job(state.job_id, batch), state) for state in states]
             jobs += live
             live_paths = {job.directory.path for job, _ in live}
-            clear_ended([each for each in with_secrets if each.path not in live_paths], batch)
+            clear_ended([each for each in to_clear if each.path not in live_paths], batch)
         except BatchError as error:
             errors.append(error)
     if errors and not jobs:
@@ -120,27 +121,44 @@ def live_jobs(patience_s: float = FIRST_SILENCE_S) -> list[tuple[Job, JobState]]
     return jobs
 
 
-def directories_with_secrets() -> list[JobDirectory]:
-    """Return the job directories that hold secrets, of live jobs and of ended ones."""
-    directories = map(JobDirectory, (configuration.home(os.environ) / "jobs").glob("*-*"))
-    return [directory for directory in directories if not directory.is_clear()]
+def directories_to_clear() -> list[JobDirectory]:
+    """Return the directories of jobs, live or ended, that hold secrets, or that have a lease of an archive.
+
+    A pending job has a lease, but its directory does not exist yet.
+    """
+    from envpack.pack.store import leases
+
+    home = configuration.home(os.environ)
+    directories = map(JobDirectory, (home / "jobs").glob("*-*"))
+    keys = {directory.key for directory in directories if not directory.is_clear()} | leases(home).keys()
+    return [JobDirectory(home / "jobs" / key) for key in sorted(keys)]
 
 
 def clear_ended(directories: Sequence[JobDirectory], batch: BatchSystem) -> None:
-    """Remove the secrets of jobs that have ended without removing them, such as after the loss of the first node.
+    """Remove the leases of ended jobs, and secrets that a job could not remove, such as after the loss of its first node.
 
     Errors are ignored, since these secrets no longer give access to anything.
     """
+    from envpack.pack.store import leases
+
     with contextlib.suppress(MpibootError, OSError):
         by_id = {job_id: each for each in directories if (job_id := batch.job_id_of_key(each.key))}
         states = batch.states(list(by_id)) if by_id else {}
+        leases_of = leases(configuration.home(os.environ))
         for job_id, directory in by_id.items():
             state = states[job_id]
             # A job that the batch system no longer knows may still run.
             forgotten = state.phase == "unknown" and not state.reason
-            if not state.live and (not forgotten or directory.quiet_s() > FORGOTTEN_S):
-                check_trusted(directory.path, "directory")
-                directory.clear()
+            leased = leases_of.get(directory.key, [])
+            started = directory.path.exists()
+            submitted = max((path.stat().st_mtime for path in leased), default=0.0)
+            quiet_s = directory.quiet_s() if started else time.time() - submitted
+            if not state.live and (not forgotten or quiet_s > FORGOTTEN_S):
+                if started:
+                    check_trusted(directory.path, "directory")
+                    directory.clear()
+                for path in leased:
+                    path.unlink(missing_ok=True)
 
 
 def describe(live: Sequence[tuple[Job, JobState]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from importlib.resources import as_file, files
@@ -15,11 +16,11 @@ from envpack.common.places import HOME_VARIABLE
 from mpiboot import config as configuration
 from mpiboot.batch.registry import NAMES, choose, describes_a_job, facts
 from mpiboot.batch.submission import BatchSystem
-from mpiboot.client.find import clear_ended, directories_with_secrets
+from mpiboot.client.find import clear_ended, directories_to_clear
 from mpiboot.client.job import Job
 from mpiboot.client.options import JobOptions, documented
 from mpiboot.client.settings import load_config
-from mpiboot.common.units import show_duration
+from mpiboot.common.units import show_duration, show_size
 from mpiboot.config import Config
 from mpiboot.errors import UsageError
 from mpiboot.protocol import prefix_checks
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from importlib.abc import Traversable
 
     from typing_extensions import Unpack
+
+# How many of the paths that are left out of an archive are shown.
+NAMES_SHOWN = 5
 
 
 @documented
@@ -79,7 +83,7 @@ def submit_config(
         The request was refused before anything was submitted.
     """
     batch = choose(config.batch_system)
-    clear_ended(directories_with_secrets(), batch)
+    clear_ended(directories_to_clear(), batch)
     environ = submit_environment(os.environ, job_variables(config))
     check_source(config, environ, say)
     assert config.env
@@ -90,11 +94,17 @@ def submit_config(
             from envpack.pack.packing import unchanged_archive
 
             # Packing takes up to a minute: first check whether the batch system would refuse the request.
-            if unchanged_archive(config.env) is None:
+            if unchanged_archive(config.env, exclude=config.pack_exclude) is None:
                 batch.check(submit_command(config, batch, script, output_folder), environ)
-            config = replace(config, archive=str(pack_source(Path(config.env), say)))
-        job_id = batch.submit(submit_command(config, batch, script, output_folder), environ)
-    return Job(job_id, batch)
+            config = replace(config, archive=str(pack_source(config, say)))
+        job = Job(batch.submit(submit_command(config, batch, script, output_folder), environ), batch)
+    if config.archive:
+        from envpack.pack.store import lease
+
+        # `envpack gc --packs` keeps it until `find.clear_ended` learns that the job has ended.
+        with contextlib.suppress(OSError):
+            lease(Path(config.archive), job.directory.key)
+    return job
 
 
 def show_submission(config: Config, *, say: Callable[[str], None] = lambda line: None) -> str:
@@ -105,11 +115,12 @@ def show_submission(config: Config, *, say: Callable[[str], None] = lambda line:
     check_source(config, submit_environment(os.environ, job_variables(config)), say)
     assert config.env
     if not config.no_stage:
-        archive = unchanged_archive(config.env)
+        archive = unchanged_archive(config.env, exclude=config.pack_exclude)
         if archive is None:
+            options = [f"--exclude={glob}" for glob in config.pack_exclude]
             say(
                 f"{config.env} is not packed yet: the job would pack it first. "
-                f"To pack it beforehand: envpack pack --prefix {shlex.quote(config.env)}"
+                f"To pack it beforehand: {shlex.join(['envpack', 'pack', '--prefix', config.env, *options])}"
             )
         config = replace(config, archive=str(archive) if archive else None)
     # Values go before the command: every user can read a command's arguments, and only its owner can read its variables.
@@ -126,7 +137,7 @@ def show_submission(config: Config, *, say: Callable[[str], None] = lambda line:
 
 
 def check_source(config: Config, environ: Mapping[str, str], say: Callable[[str], None]) -> None:
-    """Refuse an environment that no job can run from; say what of it is not staged.
+    """Refuse an environment that no job can run from, or say a warning.
 
     Raises
     ------
@@ -134,14 +145,17 @@ def check_source(config: Config, environ: Mapping[str, str], say: Callable[[str]
         As raised by `check_environment`.
     """
     assert config.env
-    warnings = prefix_checks.check_environment(
-        Path(config.env),
-        environ,
-        staged=not config.no_stage,
-        job_adds_packages=bool(config.setup or config.job_script),
+    adds_packages = bool(config.setup or config.job_script)
+    if warning := prefix_checks.check_environment(Path(config.env), environ, job_adds_packages=adds_packages):
+        say_warning(warning, say)
+
+
+def say_warning(warning: str, say: Callable[[str], None]) -> None:
+    """Say a warning, in lines that a terminal can show."""
+    lines = textwrap.fill(
+        f"warning: {warning}", 100, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
     )
-    for warning in warnings:
-        say(f"warning: {warning}")
+    say(lines)
 
 
 def job_variables(config: Config) -> dict[str, str]:
@@ -220,13 +234,17 @@ def shipped_script(batch_system: str) -> Traversable:
     return files("mpiboot.jobscripts") / facts(batch_system).job_script
 
 
-def pack_source(prefix: Path, say: Callable[[str], None]) -> Path:
-    """Return the archive of an environment, after packing it if it changed."""
+def pack_source(config: Config, say: Callable[[str], None]) -> Path:
+    """Return the archive of the job's environment, after packing it if it changed."""
     from envpack.pack.packing import pack
 
-    result = pack(prefix)
-    for warning in result.warnings:
-        say(f"warning: {warning}")
+    assert config.env
+    result = pack(config.env, exclude=config.pack_exclude, say=say)
+    for warning in dict.fromkeys(result.warnings):
+        say_warning(warning, say)
+    if left_out := result.excluded:
+        names = ", ".join(left_out[:NAMES_SHOWN]) + (", …" if len(left_out) > NAMES_SHOWN else "")
+        say(f"left out by --pack-exclude: {len(left_out)} paths, {show_size(result.excluded_bytes)}: {names}")
     how = "unchanged since it was packed" if result.reused else f"packed in {show_duration(result.seconds)}"
-    say(f"environment {prefix}: {how}")
-    return Path(result.path)
+    say(f"environment {config.env}: {how}")
+    return result.path

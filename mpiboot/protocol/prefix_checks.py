@@ -1,21 +1,20 @@
 """Finds the environment that the user means, and checks whether a job can run from it, before it is packed.
 
-Client and boot import this module; it imports `envpack.common`, `common.mpi`, `protocol.rank_environment` and the errors.
+Client and boot import this module; it imports `envpack.common`, `common.mpi`, `protocol.variables` and the errors.
 """
 
-import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from envpack.common.prefix import active_environment, kind_of, source_of
 from mpiboot.common.mpi import PYPI_PACKAGES, launcher_mpi, library_mpi
 from mpiboot.errors import EnvironmentUnfitError
-from mpiboot.protocol.rank_environment import relocated
+from mpiboot.protocol.variables import PYTHON_PATH
 
 # What a job needs in the environment: the modules, and the packages that have them.
 PACKAGES = {"mpiboot": "mpiboot", "dask_mpi": "dask-mpi", "mpi4py": "mpi4py", "distributed": "distributed"}
@@ -51,11 +50,11 @@ def active_prefix(
 
 
 def check_environment(
-    prefix: Path, environ: Mapping[str, str], *, staged: bool = True, job_adds_packages: bool = False
-) -> list[str]:
+    prefix: Path, environ: Mapping[str, str], *, job_adds_packages: bool = False
+) -> str | None:
     """Refuse an environment that no job can run from.
 
-    Whatever the environment's own Python finds counts, wherever it is.
+    Whatever the environment's own Python finds counts, wherever it is; packing warns of what it does not pack.
 
     Parameters
     ----------
@@ -63,17 +62,14 @@ def check_environment(
         The prefix that the user named, or the active one.
     environ : mapping
         The environment of the job.
-    staged : bool
-        Whether the environment is to be staged.
     job_adds_packages : bool
         Whether the job may find more packages than this process: the site's `setup` lines, or its job script, may add to
-        PYTHONPATH.
+        PYTHONPATH. A package that is lacking is then a warning.
 
     Returns
     -------
-    list of str
-        Warnings: which packages are missing here; and which lie outside of the prefix and of its base interpreter, and so
-        are not staged.
+    str or None
+        The warning, if there is one.
 
     Raises
     ------
@@ -90,70 +86,55 @@ def check_environment(
             f"--env {prefix}: neither a conda environment (no conda-meta) nor a venv (no pyvenv.cfg) with a bin/python",
             "Pass the prefix of an environment",
         )
-    environ = relocated(environ, prefix, prefix)
-    inside, folders = _find(prefix, PACKAGES, environ)
-    if "mpiboot" in folders and not _in(folders["mpiboot"], inside):
-        del folders["mpiboot"]  # the job script starts mpiboot with -I, which ignores PYTHONPATH
-        folders |= _find(prefix, ["mpiboot"], environ, "-I")[1]
-    lacking = [name for module, name in PACKAGES.items() if module not in folders]
-    warnings = []
-    if lacking:
-        problem = f"the environment {prefix} lacks {', '.join(lacking)}"
-        remedy = f"Type: {install_command(prefix, lacking)}"
-        if "mpiboot" in lacking or not job_adds_packages:
-            raise EnvironmentUnfitError(problem, remedy)
-        warnings.append(f"{problem}, unless `setup` or the job script adds it in the job. {remedy}")
-    outside: dict[str, list[str]] = {}
-    for module, folder in folders.items():
-        if staged and not _in(folder, inside):
-            outside.setdefault(folder, []).append(PACKAGES[module])
-    return warnings + [
-        f"{', '.join(names)} in {folder} is outside of the environment: it is not staged, and every node reads it there"
-        for folder, names in outside.items()
-    ]
+    lacking = lacking_packages(prefix, environ.get(PYTHON_PATH, ""))
+    if not lacking:
+        return None
+    problem = f"the environment {prefix} lacks {', '.join(lacking)}"
+    remedy = f"Type: {install_command(prefix, lacking)}"
+    if "mpiboot" in lacking or not job_adds_packages:
+        raise EnvironmentUnfitError(problem, remedy)
+    return f"{problem}, unless `setup` or the job script adds it in the job. {remedy}"
 
 
-# Paths that are empty stand for the working directory, which a rank does not search. A folder without a module in it, as
-# an uninstalled package may leave behind, has no origin.
+# The job script starts mpiboot with -I, without PYTHONPATH; the ranks have it. A folder without a module in it, which an
+# uninstalled package may have left, has no origin.
 _FIND = """
-import json, os, sys
+import sys
 from importlib.util import find_spec
-sys.path[:] = filter(None, sys.path)
-specs = {name: find_spec(name) for name in sys.argv[1:]}
-folders = {name: os.path.dirname(os.path.dirname(spec.origin)) for name, spec in specs.items() if spec and spec.origin}
-print(json.dumps([[sys.prefix, sys.base_prefix], folders]))
+names = sys.argv[2].split()
+found = [name for name in names if name == "mpiboot" and (spec := find_spec(name)) and spec.origin]
+sys.path[:0] = sys.argv[1].split(":") if sys.argv[1] else []
+found += [name for name in names if name != "mpiboot" and (spec := find_spec(name)) and spec.origin]
+print("mpiboot found", *found)
 """
 
 
-def _find(
-    prefix: Path, modules: Collection[str], environ: Mapping[str, str], *flags: str
-) -> tuple[list[str], dict[str, str]]:
-    """Ask an environment's Python where it finds packages.
+def lacking_packages(prefix: Path, python_path: str) -> list[str]:
+    """Return the packages that an environment's Python does not find in a job.
 
-    Returns
-    -------
-    list of str
-        The prefix, and that of its base interpreter.
-    dict of str to str
-        The folder that has the package, by the module's name; modules that are not found are absent.
+    Parameters
+    ----------
+    prefix : Path
+        The environment.
+    python_path : str
+        PYTHONPATH.
+
+    Raises
+    ------
+    EnvironmentUnfitError
+        The Python fails.
     """
-    command = [str(prefix / "bin/python"), *flags, "-c", _FIND, *modules]
-    output = _output_of(command, environ)
+    command = [str(prefix / "bin/python"), "-I", "-c", _FIND, python_path, " ".join(PACKAGES)]
+    output = _output_of(command)
     # A sitecustomize may print, too.
-    answer = next((line for line in output.splitlines() if line.startswith('[["')), None)
-    if answer is None:
-        raise EnvironmentUnfitError(
-            f"the environment's Python fails: {output.strip()[-500:]}",
-            f"Try it by hand: {shlex.quote(command[0])} -c 'import json'",
-        )
-    inside, folders = json.loads(answer)
-    return inside, folders
-
-
-def _in(folder: str, prefixes: Sequence[str]) -> bool:
-    """Return whether a folder lies below one of several prefixes, by whatever links."""
-    path = os.path.realpath(folder)
-    return any(Path(path).is_relative_to(os.path.realpath(prefix)) for prefix in prefixes)
+    for line in output.splitlines():
+        if line.startswith("mpiboot found"):
+            found = line.split()[2:]
+            return [package for module, package in PACKAGES.items() if module not in found]
+    raise EnvironmentUnfitError(
+        f"the environment's Python fails: {output.strip()[-500:]}",
+        f"Try it by hand: {shlex.quote(command[0])} -c 'import json'",
+    )
 
 
 def install_command(prefix: Path, packages: Sequence[str]) -> str:

@@ -44,7 +44,8 @@ DASK_DASHBOARD_KEY = "DASK_DISTRIBUTED__SCHEDULER__DASHBOARD__TLS__KEY"
 CONDA_PREFIX = "CONDA_PREFIX"
 VIRTUAL_ENV = "VIRTUAL_ENV"
 PYTHON_NO_USER_SITE = "PYTHONNOUSERSITE"
-# Variables that change where Python finds its own files (python(1)). PYTHONPATH is the user's, and is in PATH_LISTS.
+PYTHON_PATH = "PYTHONPATH"
+# Variables that change where Python finds its own files (python(1)).
 PYTHON_VARIABLES = (
     "PYTHONHOME",
     "PYTHONSTARTUP",
@@ -55,15 +56,13 @@ PYTHON_VARIABLES = (
 )
 # Lists of folders, separated by colons, that may lie in a prefix.
 PATH_LISTS = (
-    *(
-        "PYTHONPATH",
-        "LD_LIBRARY_PATH",
-        "LIBRARY_PATH",
-        "CPATH",
-        "PKG_CONFIG_PATH",
-        "MANPATH",
-        "XDG_DATA_DIRS",
-    ),
+    PYTHON_PATH,
+    "LD_LIBRARY_PATH",
+    "LIBRARY_PATH",
+    "CPATH",
+    "PKG_CONFIG_PATH",
+    "MANPATH",
+    "XDG_DATA_DIRS",
 )
 
 # Set for the agents, whose interpreter is on the shared file system. It keeps the dynamic linker of glibc before 2.37

@@ -2,6 +2,7 @@ import json
 import sys
 from pathlib import Path
 
+from envpack.stage.gc import Usage
 from mpiboot import config as configuration
 from mpiboot.client import doctor
 from mpiboot.client.doctor import Check
@@ -61,8 +62,22 @@ def test_a_staging_root_that_is_not_there():
 def test_too_little_space(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda root: type("Usage", (), {"free": 1024**3}))
     check = doctor.staging_root(tmp_path)
-    assert check.found.endswith("1 GiB free") or check.found.endswith("1.02e+03 MiB free")
-    assert check.remedy.startswith("too little for most environments: envpack gc")
+    assert check.found.endswith(", 1 GiB free")
+    assert check.remedy == "too little for most environments: export MPIBOOT_STAGE_ROOT=FOLDER with more room"
+
+
+def test_staged_copies_are_counted_and_unused_ones_are_no_lack_of_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda root: type("Usage", (), {"free": 1024**3}))
+    copies = [Usage(tmp_path, 1024**3, in_use=True), Usage(tmp_path, 2 * 1024**3, in_use=False)]
+    monkeypatch.setattr(doctor, "usage", lambda root: copies)
+    check = doctor.staging_root(tmp_path)
+    assert check.found.endswith(", 1 GiB free; 2 staged copies take 3 GiB, of which 1 GiB are in use")
+    assert check.remedy == ""
+    del copies[1]
+    assert doctor.staging_root(tmp_path).remedy == (
+        "too little for most environments: end the jobs that use the copies (mpiboot list, mpiboot stop), or export "
+        "MPIBOOT_STAGE_ROOT=FOLDER with more room"
+    )
 
 
 def test_no_address_in_the_compute_network():

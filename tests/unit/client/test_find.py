@@ -3,6 +3,7 @@ import re
 
 import pytest
 
+from envpack.pack.store import lease, leases
 from mpiboot.batch.job_state import JobState
 from mpiboot.batch.local.submission import Local
 from mpiboot.batch.slurm.submission import SEPARATOR
@@ -61,7 +62,9 @@ def test_slurmctld_that_restarts_is_asked_again(commands, tmp_path, monkeypatch,
     )
 
 
-def test_secrets_of_ended_jobs_go_and_those_of_live_ones_stay(monkeypatch, tmp_path):
+def test_what_ended_jobs_left_goes_and_what_live_ones_need_stays(monkeypatch, tmp_path):
+    """Secrets in job directories; and leases of an archive, also of jobs that have no directory yet."""
+
     class Known:
         name = "stand-in"
 
@@ -75,8 +78,9 @@ def test_secrets_of_ended_jobs_go_and_those_of_live_ones_stay(monkeypatch, tmp_p
             return [JobState("1", "", "running", "R")]
 
         def states(self, job_ids):
-            assert sorted(job_ids) == ["2", "3", "4", "5"]
-            phases = {"2": "pending", "3": "ended"}  # the second is requeued, the last two forgotten
+            assert sorted(job_ids) == ["2", "3", "4", "5", "7", "8", "9"]
+            # 2 is requeued, 7 has not started, 8 was cancelled before it did; the others are forgotten.
+            phases = {"2": "pending", "3": "ended", "7": "pending", "8": "ended"}
             return {job_id: JobState(job_id, "", phases.get(job_id, "unknown"), "X") for job_id in job_ids}
 
     monkeypatch.setenv("MPIBOOT_HOME", str(tmp_path))
@@ -90,6 +94,12 @@ def test_secrets_of_ended_jobs_go_and_those_of_live_ones_stay(monkeypatch, tmp_p
         directory.events.touch(mode=0o600)
         if key == "stand-in-4":
             os.utime(directory.events, (1, 1))
+    archive = tmp_path / "packs/env-1/1.tar.zst"
+    archive.parent.mkdir(parents=True)
+    archive.touch()
+    for number in (1, 2, 3, 4, 7, 8, 9):
+        lease(archive, f"stand-in-{number}")
+    os.utime(f"{archive}.lease-stand-in-9", (1, 1))
     find.live_jobs()
     left = {
         path.name
@@ -98,3 +108,5 @@ def test_secrets_of_ended_jobs_go_and_those_of_live_ones_stay(monkeypatch, tmp_p
     }
     assert left == {"stand-in-1", "stand-in-2", "stand-in-5", "elsewhere-6"}
     assert len(list(tmp_path.glob("jobs/*/events.jsonl"))) == 6
+    assert set(leases(tmp_path)) == {"stand-in-1", "stand-in-2", "stand-in-7"}
+    assert archive.exists()

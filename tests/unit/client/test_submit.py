@@ -1,7 +1,13 @@
+import contextlib
 import shlex
+from types import SimpleNamespace
 
 import pytest
+from envpack_trees import make_venv
 
+from envpack.archive.damage import note_damage
+from envpack.pack.packing import pack
+from envpack.pack.store import leases
 from mpiboot import config as configuration
 from mpiboot.batch import registry
 from mpiboot.client import submit
@@ -9,7 +15,7 @@ from mpiboot.errors import BatchError, UsageError
 
 
 def test_a_dry_run_hands_values_on_in_front_of_the_command(monkeypatch, tmp_path):
-    monkeypatch.setattr(submit.prefix_checks, "check_environment", lambda *_, **__: [])
+    monkeypatch.setattr(submit.prefix_checks, "check_environment", lambda *_, **__: None)
     monkeypatch.setattr(submit, "choose", registry.batch_system)
     monkeypatch.setenv("MPIBOOT_HOME", str(tmp_path / "a b"))
     monkeypatch.setenv("SLURM_JOB_ID", "1")
@@ -34,8 +40,8 @@ def test_a_refusal_comes_with_the_partitions_limits_and_before_packing(commands,
         scontrol="echo 'PartitionName=p Default=YES MaxNodes=2 MaxTime=1:00:00 MinNodes=0 State=UP TotalNodes=9'",
     )
     for name in ("check_environment", "check_mpi"):
-        monkeypatch.setattr(submit.prefix_checks, name, lambda *_, **__: [])
-    monkeypatch.setattr("envpack.pack.packing.unchanged_archive", lambda prefix: None)
+        monkeypatch.setattr(submit.prefix_checks, name, lambda *_, **__: None)
+    monkeypatch.setattr("envpack.pack.packing.unchanged_archive", lambda *_, **__: None)
     monkeypatch.setattr(submit, "pack_source", lambda *_: pytest.fail("it was packed"))
     with pytest.raises(BatchError) as error:
         submit.submit_config(configuration.merge({"env": str(tmp_path), "batch_system": "slurm"}))
@@ -56,3 +62,102 @@ def test_a_home_that_cannot_be_made_is_named_with_the_remedy(monkeypatch, tmp_pa
         f"the folder {tmp_path}/file/logs could not be made: Not a directory. "
         "Set MPIBOOT_HOME to a folder on the shared file system that you can write"
     )
+
+
+class Queue:
+    """A batch system that takes every job."""
+
+    name = "queue"
+    passed_options = ()
+
+    def __init__(self):
+        self.submitted = []
+
+    def submit(self, command, environ):
+        self.submitted.append(command)
+        return str(len(self.submitted))
+
+    def submit_command(self, config, script, arguments, **_):
+        return arguments
+
+    def check(self, command, environ):
+        pass
+
+    def job_key(self, job_id):
+        return f"queue-c-{job_id}"
+
+    def job_id_of_key(self, key):
+        return None
+
+
+@pytest.fixture
+def queue(monkeypatch, tmp_path):
+    queue = Queue()
+    monkeypatch.setattr(submit, "choose", lambda name: queue)
+    monkeypatch.setattr(submit, "job_script", lambda *_: contextlib.nullcontext(tmp_path / "job.sh"))
+    for name in ("check_environment", "check_mpi"):
+        monkeypatch.setattr(submit.prefix_checks, name, lambda *_, **__: None)
+    monkeypatch.setenv("MPIBOOT_HOME", str(tmp_path / "home"))
+    return queue
+
+
+def test_what_is_left_out_is_said_and_the_job_knows_it(queue, tmp_path):
+    prefix = make_venv(tmp_path / "env")
+    config = configuration.merge({"env": str(prefix), "pack_exclude": ["share", "*/demo/data/*"]})
+    said = []
+    submit.submit_config(config, say=said.append)
+    [left_out] = [line for line in said if line.startswith("left out")]
+    assert left_out.startswith("left out by --pack-exclude: ")
+    assert "noise.bin" in left_out or "…" in left_out
+    [arguments] = queue.submitted
+    assert [each for each in arguments if "exclude" in each] == [
+        "--pack-exclude=share",
+        "--pack-exclude=*/demo/data/*",
+    ]
+    again = []
+    submit.submit_config(config, say=again.append)
+    assert left_out in again and again[-1] == f"environment {prefix}: unchanged since it was packed"
+
+
+def test_packages_outside_of_the_environment_are_named(queue, tmp_path, monkeypatch):
+    """As those of a module that sets PYTHONPATH: the job finds them where they are."""
+    prefix = make_venv(tmp_path / "env")
+    (tmp_path / "module/mpi4py").mkdir(parents=True)
+    (tmp_path / "module/mpi4py/__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "module"))
+    said = []
+    submit.submit_config(configuration.merge({"env": str(prefix)}), say=said.append)
+    [warning] = [line for line in said if line.startswith("warning: ")]
+    assert f"{tmp_path}/module" in warning and "not packed" in warning
+
+
+def test_an_archive_that_was_found_damaged_is_packed_again(queue, tmp_path):
+    """A node has marked it; the next submit mends it by itself."""
+    prefix = make_venv(tmp_path / "env")
+    config = configuration.merge({"env": str(prefix)})
+    submit.submit_config(config)
+    archive = pack(prefix).path
+    good = archive.read_bytes()
+    archive.write_bytes(good[:1000] + b"?" + good[1001:])
+    note_damage(archive)
+    said = []
+    submit.submit_config(config, say=said.append)
+    assert said[-1].startswith(f"environment {prefix}: packed in ")
+    assert pack(prefix).reused and pack(prefix).path.read_bytes()[1000] == good[1000]
+
+
+def test_a_submitted_job_keeps_its_archive(queue, tmp_path):
+    prefix = make_venv(tmp_path / "env")
+    submit.submit_config(configuration.merge({"env": str(prefix)}))
+    [held] = leases(tmp_path / "home").values()
+    assert [path.name for path in held] == [f"{pack(prefix).path.name}.lease-queue-c-1"]
+
+
+def test_each_warning_is_said_once(monkeypatch):
+    result = SimpleNamespace(
+        warnings=("a", "b", "a"), excluded=(), excluded_bytes=0, reused=False, seconds=1.0, path="/p"
+    )
+    monkeypatch.setattr("envpack.pack.packing.pack", lambda *_, **__: result)
+    said = []
+    submit.pack_source(configuration.merge({"env": "/e"}), said.append)
+    assert said == ["warning: a", "warning: b", "environment /e: packed in 1.0 s"]

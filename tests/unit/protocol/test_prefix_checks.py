@@ -41,15 +41,9 @@ def lacks(prefix, *names, **environ):
     assert error.value.remedy == f"Type: {prefix_checks.install_command(prefix, names)}"
 
 
-def outside(names, folder):
-    return (
-        f"{names} in {folder} is outside of the environment: it is not staged, and every node reads it there"
-    )
-
-
 def test_fit_environment(prefix, site):
     package(site, *ALL)
-    assert check(prefix) == []
+    assert check(prefix) is None
 
 
 def test_unfit_environments(prefix, site, tmp_path):
@@ -72,28 +66,18 @@ def test_a_package_that_only_this_process_would_find_does_not_count(prefix, site
     lacks(prefix, "mpi4py", HOME=str(tmp_path))
 
 
-def test_what_the_environments_python_finds_elsewhere_counts_and_is_named(prefix, site, tmp_path):
+def test_what_the_environments_python_finds_elsewhere_counts(prefix, site, tmp_path):
     package(site, "dask_mpi")
     module = package(tmp_path / "module", "mpi4py", "distributed")
     package(tmp_path / "checkout", "mpiboot")
     (site / "editable.pth").write_text(f"{tmp_path}/checkout\n")
-    assert check(prefix, PYTHONPATH=str(module)) == [
-        outside("mpi4py, distributed", module),
-        outside("mpiboot", tmp_path / "checkout"),
-    ]
-    environ = {"PATH": os.defpath, "PYTHONPATH": str(module)}
-    assert prefix_checks.check_environment(prefix, environ, staged=False) == []
+    assert check(prefix, PYTHONPATH=f"/none:{module}") is None
 
 
-def test_the_base_interpreters_packages_are_inside(prefix, monkeypatch):
+def test_the_base_interpreters_packages_count(prefix, monkeypatch):
+    """As those of a venv with --system-site-packages."""
     monkeypatch.setattr(prefix_checks, "PACKAGES", {"asyncio": "asyncio"})
-    assert check(prefix) == []
-
-
-def test_links_in_a_path_do_not_count_as_outside(prefix, site, tmp_path):
-    package(site, *ALL)
-    (tmp_path / "link").symlink_to(prefix)
-    assert check(tmp_path / "link") == []
+    assert check(prefix) is None
 
 
 def test_the_job_does_not_find_mpiboot_in_pythonpath(prefix, site, tmp_path):
@@ -104,10 +88,11 @@ def test_the_job_does_not_find_mpiboot_in_pythonpath(prefix, site, tmp_path):
 
 def test_what_the_sites_setup_may_add_is_only_warned_of(prefix, site):
     package(site, "mpiboot", "dask_mpi", "distributed")
-    assert prefix_checks.check_environment(prefix, {}, job_adds_packages=True) == [
+    warning = prefix_checks.check_environment(prefix, {}, job_adds_packages=True)
+    assert warning == (
         f"the environment {prefix} lacks mpi4py, unless `setup` or the job script adds it in the job. "
         f"Type: {prefix_checks.install_command(prefix, ['mpi4py'])}"
-    ]
+    )
 
 
 def test_a_python_that_fails_is_named_with_its_words(prefix):

@@ -15,7 +15,7 @@ import envpack.stage.marker
 import envpack.stage.temporaries
 from envpack.common.locks import hold_folder, take_lock
 from envpack.errors import StageFailedError, StageRootError
-from envpack.stage.gc import gc
+from envpack.stage.gc import gc, usage
 from envpack.stage.staging import stage
 
 
@@ -103,3 +103,20 @@ def test_removing_does_not_follow_links(staged: list[Path], tmp_path: Path) -> N
     (staged[0] / "closed").chmod(0o500)
     assert gc(tmp_path) == staged
     assert (tmp_path / "kept" / "file").exists()
+
+
+def test_usage_removes_nothing(staged: list[Path], tmp_path: Path) -> None:
+    in_use = hold_folder(staged[1])
+    found = usage(tmp_path)
+    assert [(each.prefix, each.in_use) for each in found] == [
+        (prefix, prefix == staged[1]) for prefix in staged[::-1]
+    ]
+    # A file that two stages share counts once.
+    assert 0 < sum(each.size_bytes for each in found) <= disk_bytes(*staged)
+    os.close(in_use)
+    assert [each.in_use for each in usage(tmp_path)] == [False] * 3
+    assert stages(tmp_path) == sorted(prefix.name for prefix in staged)
+
+
+def test_usage_of_a_root_without_stages(tmp_path: Path) -> None:
+    assert usage(tmp_path) == usage("/nonexistent") == []
