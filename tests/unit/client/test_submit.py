@@ -1,4 +1,5 @@
 import contextlib
+import os
 import shlex
 from types import SimpleNamespace
 
@@ -6,8 +7,10 @@ import pytest
 from envpack_trees import make_venv
 
 from envpack.archive.damage import note_damage
+from envpack.common.locks import take_lock
+from envpack.errors import PackFailedError
 from envpack.pack.packing import pack
-from envpack.pack.store import leases
+from envpack.pack.store import folder_for, leases
 from mpiboot import config as configuration
 from mpiboot.batch import registry
 from mpiboot.client import submit
@@ -151,6 +154,25 @@ def test_a_submitted_job_keeps_its_archive(queue, tmp_path):
     submit.submit_config(configuration.merge({"env": str(prefix)}))
     [held] = leases(tmp_path / "home").values()
     assert [path.name for path in held] == [f"{pack(prefix).path.name}.lease-queue-c-1"]
+
+
+def test_who_holds_up_the_packing_is_said(queue, tmp_path, monkeypatch):
+    prefix = make_venv(tmp_path / "env")
+    folder = folder_for(prefix, None)
+    folder.mkdir(parents=True)
+    monkeypatch.setattr("envpack.common.locks.SAY_AFTER_S", 0.0)
+    held = [take_lock(folder / ".lock", 1.0, error=PackFailedError)]
+    said = []
+
+    def say(line):
+        said.append(line)
+        if line.startswith("waiting"):
+            os.close(held.pop())
+
+    submit.submit_config(configuration.merge({"env": str(prefix)}), say=say)
+    [waiting] = [line for line in said if line.startswith("waiting")]
+    assert f"process {os.getpid()} of " in waiting and f" on {os.uname().nodename}, since " in waiting
+    assert said[-1].startswith(f"environment {prefix}: packed in ")
 
 
 def test_each_warning_is_said_once(monkeypatch):
