@@ -196,7 +196,6 @@ def compute_network(config: Config) -> Check:
 
 def job_checks(config: Config, out: Callable[[str], None]) -> Iterator[Check]:
     """Yield the checks of each node of a job, which boots a cluster there."""
-    python = str(Path(config.env or sys.prefix) / "bin/python")
     only_here = registry.choose(config.batch_system).facts.command is None
     n_nodes = 1 if only_here else max(2, config.nodes)
     job_config = replace(
@@ -206,7 +205,7 @@ def job_checks(config: Config, out: Callable[[str], None]) -> Iterator[Check]:
         cpus_per_worker=1,
         no_stage=True,
         job_name="mpiboot-doctor",
-        command=(python, "-m", "mpiboot.client.doctor", config.stage_root),
+        command=("python", "-m", "mpiboot.client.doctor", config.stage_root),
     )
     try:
         job = submit_config(job_config, output_folder=home(os.environ, config.home) / "logs")
