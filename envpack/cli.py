@@ -102,7 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     stage.add_argument("--expect", metavar="PACK_ID", help="refuse an archive with another pack id")
     stage.add_argument(
-        "--force", action="store_true", help="stage anew, even if the node has the staged prefix"
+        "--force",
+        action="store_true",
+        help="read every file of a stage that the node has, and put back what differs",
     )
     stage.add_argument("--transport", metavar="NAME", default="direct", help=argparse.SUPPRESS)
     stage.add_argument("--json", action="store_true", help="print the whole result, as JSON")

@@ -173,7 +173,11 @@ def force_pack(index: Index) -> str:
     """Return the remedy for an archive with damaged frames and a good index."""
     from shlex import quote
 
-    return f"Pack the environment again: rm -f {quote(str(index.path))}; envpack pack --prefix {quote(index.prefix)}"
+    path = index.path
+    # Not below a home, so the user has named it; nor a batch system's copy.
+    is_named = path is not None and path.name.endswith(".tar.zst") and path.parent.parent.name != "packs"
+    output = f" --output {quote(str(path))}" if is_named else ""
+    return f"Pack the environment again: envpack pack --force --prefix {quote(index.prefix)}{output}"
 
 
 def show_path(path: bytes) -> str:

@@ -115,10 +115,13 @@ def touch(prefix: Path) -> None:
         os.utime(marker_path(prefix))
 
 
-def note_damaged(prefix: Path, paths: Iterable[bytes]) -> None:
-    """Remember members that were found damaged, if that can be written: the next stager puts them back."""
-    with contextlib.suppress(OSError):
+def note_damaged(prefix: Path, paths: Iterable[bytes]) -> bool:
+    """Remember members that were found damaged: the next stager puts them back. Tell whether that could be written."""
+    try:
         _put(_damaged_path(prefix), b"".join(path + b"\0" for path in paths))
+    except OSError:
+        return False
+    return True
 
 
 def damaged_paths(prefix: Path) -> set[bytes]:

@@ -137,21 +137,21 @@ def _verify_staged(prefix: Path) -> Index:
             != 0o700 | (index.modes[i])
         ):
             damaged[i] = "has another mode"
-    if damaged:
-        marker.note_damaged(prefix, (index.paths[i] for i in damaged))
+    is_noted = not damaged or marker.note_damaged(prefix, (index.paths[i] for i in damaged))
     faults = [f"{show_path(index.paths[i])} {how}" for i, how in sorted(damaged.items())]
     faults += [f"{show_path(path)} is not the environment's" for path in survey.extra]
     if faults:
         named = "; ".join(faults[:_MOST_NAMES]) + ("; …" if len(faults) > _MOST_NAMES else "")
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         raise StageFailedError(
-            f"{prefix} on {host_name()} has {count}: {named}", _stage_again(staged_at, about)
+            f"{prefix} on {host_name()} has {count}: {named}",
+            _stage_again(staged_at, about, force=not is_noted),
         )
     return index
 
 
-def _stage_again(prefix: Path, about: dict[str, Any]) -> str:
-    """Return the remedy for a damaged stage: the next stager puts back what is damaged."""
+def _stage_again(prefix: Path, about: dict[str, Any], *, force: bool = False) -> str:
+    """Return the remedy for a damaged stage: the next stager puts back what is noted, or with `--force` what differs."""
     from shlex import quote
 
     archive = str(about.get("archive") or "")
@@ -159,4 +159,5 @@ def _stage_again(prefix: Path, about: dict[str, Any]) -> str:
         archive = f'"$(envpack pack --prefix {quote(str(about.get("source") or "DIR"))})"'
     else:
         archive = quote(archive)
-    return f"Stage the archive again: envpack stage {archive} --root {quote(str(prefix.parent.parent))}"
+    root_folder = quote(str(prefix.parent.parent))
+    return f"Stage the archive again: envpack stage {'--force ' * force}{archive} --root {root_folder}"

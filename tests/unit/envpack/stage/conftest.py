@@ -3,7 +3,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from envpack_trees import SITE, make_venv
 import envpack.pack.archive_writer
 import envpack.pack.frame_writer
 import envpack.pack.walk
+from envpack.archive.encoding import read_index
 from envpack.pack.base_interpreter import BaseInterpreter
 from envpack.pack.interpreter import Interpreter
 from envpack.pack.packing import pack
@@ -49,11 +50,33 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     made = []
     for n in range(3):
         (prefix / "share" / "filler").write_bytes(os.urandom(100_000 * (3 - n)))
-        with only_the_venv(), pytest.MonkeyPatch.context() as patch:
-            for module in (envpack.pack.frame_writer, envpack.pack.archive_writer):
-                patch.setattr(module, "FRAME_BYTES", 1 << 15)
-            made.append(pack(prefix, folder / f"{n}.tar.zst", level=1).path)
+        made.append(pack_small(prefix, folder / f"{n}.tar.zst"))
     return made
+
+
+def pack_small(prefix: Path, archive: Path) -> Path:
+    with only_the_venv(), pytest.MonkeyPatch.context() as patch:
+        for module in (envpack.pack.frame_writer, envpack.pack.archive_writer):
+            patch.setattr(module, "FRAME_BYTES", 1 << 15)
+        return pack(prefix, archive, level=1).path
+
+
+@pytest.fixture
+def pack_touched(archives: list[Path], tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that packs the environment with the times of some files set to 2001."""
+    source = Path(read_index(archives[2]).prefix)
+
+    def pack_with_times(*paths: Path) -> Path:
+        times = {source / path: (source / path).stat() for path in paths}
+        for path in times:
+            os.utime(path, (1_000_000_000, 1_000_000_000))
+        try:
+            return pack_small(source, tmp_path / "touched.tar.zst")
+        finally:
+            for path, info in times.items():
+                os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+
+    return pack_with_times
 
 
 @pytest.fixture

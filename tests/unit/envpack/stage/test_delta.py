@@ -6,19 +6,17 @@ import errno
 import os
 import random
 from bisect import bisect_right
+from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 
 import pytest
 from envpack_trees import SITE, staged_tree, stages
 
-import envpack.pack.archive_writer
-import envpack.pack.frame_writer
 import envpack.stage.marker
 from envpack.archive.encoding import read_index
 from envpack.common.locks import hold_folder, take_lock
 from envpack.errors import EnvpackError, StageFailedError
-from envpack.pack.packing import pack
 from envpack.stage import arrival, delta, temporaries
 from envpack.stage.gc import gc
 from envpack.stage.staging import stage, stage_arriving
@@ -198,19 +196,15 @@ def test_an_edit_of_a_shared_file_is_mended_in_both(
 
 
 def test_touched_files_are_rebuilt_from_the_older_stage(
-    tmp_path: Path, archives: list[Path], older: Path
+    tmp_path: Path, archives: list[Path], older: Path, pack_touched: Callable[..., Path]
 ) -> None:
-    """The same content with another time: no link, but nothing to read either."""
-    source = Path(read_index(archives[2]).prefix)
-    os.utime(source / LARGE, (1_000_000_000, 1_000_000_000))
-    (source / "bin" / "demo").chmod(0o700)
+    """The same content with another time or mode: no link, but nothing to read either."""
+    script = Path(read_index(archives[2]).prefix, "bin", "demo")
+    script.chmod(0o700)
     try:
-        with pytest.MonkeyPatch.context() as patch:
-            for module in (envpack.pack.frame_writer, envpack.pack.archive_writer):
-                patch.setattr(module, "FRAME_BYTES", 1 << 15)
-            archive = pack(source, tmp_path / "touched.tar.zst", level=1).path
+        archive = pack_touched(LARGE)
     finally:
-        (source / "bin" / "demo").chmod(0o755)
+        script.chmod(0o755)
     result = stage(archive, tmp_path)
     assert (result.prefix / LARGE).stat().st_mtime == 1_000_000_000
     assert (result.prefix / "bin" / "demo").stat().st_mode & 0o777 == 0o700

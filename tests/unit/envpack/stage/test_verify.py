@@ -12,7 +12,7 @@ import pytest
 from envpack_trees import SITE, staged_tree
 
 import envpack.stage.marker
-from envpack.archive.damage import is_damaged
+from envpack.archive.damage import is_damaged, mark
 from envpack.archive.encoding import read_index
 from envpack.errors import CorruptArchiveError, EnvpackError, StageFailedError
 from envpack.stage.staging import stage
@@ -173,7 +173,25 @@ def test_a_damaged_archive_is_marked(archives: list[Path], tmp_path: Path) -> No
     data[1000] ^= 1
     archive.write_bytes(data)
     for check in (verify, lambda path: stage(path, tmp_path)):
-        with pytest.raises(CorruptArchiveError):
+        with pytest.raises(CorruptArchiveError) as raised:
             check(archive)
         assert is_damaged(archive)
-        archive.with_name("env.tar.zst.damaged").unlink()
+        mark(archive).unlink()
+        source = read_index(archives[2]).prefix
+        assert raised.value.remedy == (
+            f"Pack the environment again: envpack pack --force --prefix {source} --output {archive}"
+        )
+    type_remedy(raised.value)
+    verify(archive)
+
+
+def test_damage_that_cannot_be_noted(archives: list[Path], staged: list[Path], tmp_path: Path) -> None:
+    edit(staged[0] / "bin/demo", b"demo.VALUE", b"demo.value")
+    (staged[0] / ".envpack" / "damaged.new").mkdir()
+    with pytest.raises(StageFailedError) as raised:
+        verify(staged[0])
+    assert raised.value.remedy == (
+        f"Stage the archive again: envpack stage --force {archives[0]} --root {tmp_path}"
+    )
+    type_remedy(raised.value)
+    verify(staged[0])
