@@ -20,6 +20,7 @@ import zstandard
 from envpack.archive.index import DIGEST_BYTES, FRAME_BYTES, digest, frame_check, show_path
 from envpack.errors import BrokenEnvironmentError
 from envpack.pack.members import (
+    BLOCK,
     FILE,
     SYMLINK,
     Member,
@@ -41,7 +42,7 @@ _END_BYTES = 1024
 # A frame ends, once it is half full, before a member whose path says so: on average after as many bytes more.
 _CUT_BYTES = FRAME_BYTES // 8
 # One thread copies so many unchanged frames in a row.
-_COPIED_AT_ONCE = 32
+_COPIED_AT_ONCE = 8
 
 
 @dataclass(slots=True)
@@ -98,8 +99,9 @@ def cut(members: Iterable[Member]) -> Iterator[list[Piece]]:
     at = 0
     for member in members:
         size = member.size if member.kind == FILE else 0
-        blocks = header_bytes(member) + size + len(padding(size))
-        member.offset = at + header_bytes(member)
+        header = header_bytes(member)
+        blocks = header + size + -size % BLOCK
+        member.offset = at + header
         at += blocks
         chosen = filled > FRAME_BYTES // 2 and zlib.crc32(member.path) % _CUT_BYTES < blocks
         if pieces and (chosen or filled + blocks > FRAME_BYTES):

@@ -268,6 +268,11 @@ def _output_folder(output: Path, prefix: Path) -> Path:
             f"cannot write {output}: the folder {folder} does not exist",
             f"Make it: mkdir -p {quote(str(folder))}",
         )
+    if output.is_dir():
+        raise BrokenEnvironmentError(
+            f"cannot write {output}: it is a folder",
+            f"Name a file: --output {quote(f'{output}/env.tar.zst')}",
+        )
     if folder.resolve().is_relative_to(prefix.resolve()):
         raise BrokenEnvironmentError(
             f"cannot write {output}: it lies in the environment that is to be packed",

@@ -23,6 +23,7 @@ from envpack.errors import BrokenEnvironmentError, EnvpackError, NotAnEnvironmen
 from envpack.pack.collect import Collected
 from envpack.pack.members import DIRECTORY, FILE, SYMLINK, Member, header_bytes, tar_header
 from envpack.pack.packing import pack, unchanged_archive
+from envpack.pack.pyc import _mark_bytecode
 from envpack.pack.store import safe_name
 from envpack.pack.walk import Walk
 from envpack.stage.staging import stage
@@ -352,6 +353,28 @@ def test_an_environment_without_bytecode_folders(prefix: Path, tmp_path: Path) -
     assert not list((staged / SITE / "demo" / "data").glob("__pycache__/bad*"))
 
 
+@pytest.mark.parametrize(
+    ("name", "flags", "expected"),
+    [
+        ("a.cpython-311.pyc", 0, True),
+        ("a.cpython-311.opt-2.pyc", 0, True),
+        ("a.b.pypy39.pyc", 0, True),
+        ("a.cpython-311.pyc", 1, False),  # its source's hash counts, not the time (PEP 552)
+        ("a.cpython-311.pyc", 3, False),
+        ("gone.cpython-311.pyc", 0, False),
+        ("a.cpython-311.txt", 0, False),
+        ("a.pyc", 0, False),
+    ],
+)
+def test_which_files_follow_from_their_source(name: str, flags: int, expected: bool, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_bytes(b"magi" + flags.to_bytes(4, "little") + bytes(100))
+    paths = [b"lib/a.py", b"lib/a.b.py", b"lib/__pycache__/" + name.encode()]
+    members = [Member(path, FILE, source=os.fsencode(file)) for path in paths]
+    _mark_bytecode(members, jobs=2)
+    assert [member.bytecode for member in members] == [False, False, expected]
+
+
 def test_bytecode_for_another_interpreter(
     prefix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -391,6 +414,14 @@ def test_no_folder_for_the_output(prefix: Path, tmp_path: Path) -> None:
         BrokenEnvironmentError, match=r"the folder .*/none does not exist\. Make it: mkdir -p /"
     ):
         pack(prefix, tmp_path / "none" / "a.tar.zst")
+
+
+def test_the_output_is_a_folder(prefix: Path, tmp_path: Path) -> None:
+    with pytest.raises(BrokenEnvironmentError) as raised:
+        pack(prefix, tmp_path)
+    assert str(raised.value) == (
+        f"cannot write {tmp_path}: it is a folder. Name a file: --output {tmp_path}/env.tar.zst"
+    )
 
 
 def test_no_archive_in_the_environment_itself(prefix: Path) -> None:
