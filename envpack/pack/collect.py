@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from envpack.common.elf import read_library
 from envpack.pack import conda
 from envpack.pack.base_interpreter import BASE_FOLDER, BASE_KEYS, read_settings
-from envpack.pack.editable import outside_warnings
 from envpack.pack.members import FILE, SYMLINK, Member, from_stat
 from envpack.pack.names import names_of
 from envpack.pack.scan import Scanner
@@ -36,7 +35,7 @@ class Collected:
     python : dict or None
         `version`, `cache_tag` and `magic` of the interpreter; None if it does not run.
     warnings : list[str]
-        Messages for the user; also the walk's.
+        Messages for the user; not the walk's.
     """
 
     members: list[Member]
@@ -77,7 +76,7 @@ def collect(walk: Walk) -> Collected:
         Scanner(*_placeholders(walk)),
         list(libraries),
         interpreter.python,
-        [*walk.warnings, *missing, *_library_warning(walk), *outside_warnings(walk)],
+        [*missing, *_library_warning(walk)],
     )
 
 

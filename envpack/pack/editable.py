@@ -1,6 +1,6 @@
 """Find what the interpreter imports from outside of the environment: it is not packed.
 
-Only `envpack.pack.collect` imports this module.
+Only `envpack.pack.packing` imports this module: the answer depends on the user's variables, not on the archive.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from envpack.errors import (
 from envpack.pack import store
 from envpack.pack.archive_writer import rules, write_archive
 from envpack.pack.collect import collect
+from envpack.pack.editable import outside_warnings
 from envpack.pack.older import OlderArchive
 from envpack.pack.walk import walk_environment
 
@@ -381,7 +382,7 @@ def _result(
         seconds=round(time.perf_counter() - began, 6),
         reused=reused,
         kind=index.kind,
-        warnings=tuple(index.meta.get("warnings", ())),
+        warnings=(*walk.warnings, *outside_warnings(walk), *index.meta.get("warnings", ())),
         excluded=tuple(map(os.fsdecode, walk.excluded)),
         excluded_bytes=walk.excluded_bytes,
         frames_copied=frames_copied,

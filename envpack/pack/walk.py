@@ -219,7 +219,7 @@ class _Walker:
                     continue
                 link = None
                 if stat.S_ISREG(mode):
-                    if euid and mode & 0o444 != 0o444:
+                    if euid and mode & 0o444 != 0o444 and not (mode & 0o400 and info.st_uid == euid):
                         self._check_readable(found.path)
                 elif stat.S_ISDIR(mode):
                     stack.append((found.path, path))

@@ -17,6 +17,7 @@ from envpack.common.elf import Library
 from envpack.errors import BrokenEnvironmentError
 from envpack.pack import walk as walking
 from envpack.pack.collect import Collected, collect
+from envpack.pack.editable import outside_warnings
 from envpack.pack.interpreter import Interpreter, ask
 from envpack.pack.members import Member
 from envpack.pack.walk import walk_environment
@@ -24,6 +25,12 @@ from envpack.pack.walk import walk_environment
 
 def collected(prefix: Path, kind: str = "venv", exclude: tuple[str, ...] = ()) -> Collected:
     return collect(walk_environment(prefix, kind, exclude))
+
+
+def warnings(prefix: Path) -> list[str]:
+    """Return what the walk says, and what lies outside."""
+    walk = walk_environment(prefix, "venv")
+    return [*walk.warnings, *outside_warnings(walk)]
 
 
 def members(found: Collected) -> dict[str, Member]:
@@ -422,7 +429,7 @@ def test_editable_installs(venv: Path, tmp_path: Path) -> None:
         "def install(): sys.meta_path.append(Finder)\n"
     )
     (venv / SITE / "old.egg-link").write_text(f"{tmp_path}/egg\n.")
-    (warning,) = collected(venv).warnings
+    (warning,) = warnings(venv)
     assert warning == (
         "editable installs are not packed; the nodes read their code from where it is, which is slow, and fails if a "
         f"node does not see that folder: by path ({tmp_path}/by path), finder ({tmp_path}/finder), old ({tmp_path}/egg), "
@@ -434,7 +441,7 @@ def test_editable_installs(venv: Path, tmp_path: Path) -> None:
         path.unlink()
     for path in (venv / SITE).glob("*.dist-info"):
         path.rmdir()
-    assert collected(venv).warnings == []
+    assert warnings(venv) == []
 
 
 def test_folders_that_python_searches(venv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -447,11 +454,11 @@ def test_folders_that_python_searches(venv: Path, tmp_path: Path, monkeypatch: p
     (venv / "pyvenv.cfg").write_text(settings.replace("= false", "= true"))
     (venv / SITE / "x.pth").write_text(f"{tmp_path}/by-pth\n")
     try:
-        warnings = collected(venv).warnings
+        said = warnings(venv)
     finally:
         (venv / "pyvenv.cfg").write_text(settings)
         (venv / SITE / "x.pth").unlink()
-    assert warnings == [
+    assert said == [
         f"Python finds modules outside of {venv}, which are not packed; the nodes read them from where they are, or "
         f"lack them: {tmp_path}/module (PYTHONPATH), {tmp_path}/by-pth (a .pth file), {user} (your own site-packages). "
         "To pack them, install them into the environment"
@@ -496,11 +503,11 @@ def test_an_interpreter_that_does_not_run(break_it: Callable[[Path], object], ve
     break_it(python)
     try:
         assert ask(venv) is None
-        found = collected(venv)
+        found, said = collected(venv), warnings(venv)
     finally:
         python.unlink(missing_ok=True)
         python.symlink_to(target)
     assert found.python is None
     message = f"{python} does not run on this host, so missing and stale .pyc files are not compiled"
-    assert message in found.warnings
+    assert message in said
     assert f".envpack-base/lib/{XY}/os.py" in members(found)

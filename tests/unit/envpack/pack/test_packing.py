@@ -463,6 +463,18 @@ def test_editable_installs_stay_where_they_are(prefix: Path, tmp_path: Path) -> 
     assert pack(prefix).warnings == (warning,)
 
 
+def test_a_reused_archive_says_what_python_finds_now(
+    prefix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pack(prefix, level=1).warnings == ()
+    (tmp_path / "module").mkdir()
+    monkeypatch.setenv("PYTHONPATH", os.fspath(tmp_path / "module"))
+    again = pack(prefix)
+    assert (
+        again.reused and len(again.warnings) == 1 and f"{tmp_path}/module (PYTHONPATH)" in again.warnings[0]
+    )
+
+
 def test_the_same_environment_seen_through_another_file_system(
     prefix: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
