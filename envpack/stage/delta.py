@@ -44,7 +44,7 @@ class OlderStage:
     Attributes
     ----------
     linked : list[int]
-        Numbers, in the archive, of files that can be hard-linked: path, content, mode and time are the same.
+        Numbers, in the archive, of files that can be hard-linked: path, staged content, mode and time are the same.
     rebuilt : list[tuple[int, int]]
         Numbers, in the archive and in the older stage, of files of the same path and content as packed, that are
         relocated otherwise, or have another mode or time.
@@ -83,8 +83,7 @@ class OlderStage:
             if (
                 new_index.mtimes_ns[i] == index.mtimes_ns[old]
                 and new_index.modes[i] == index.modes[old]
-                and i not in new_edits
-                and old not in edits
+                and new_edits.get(i) == edits.get(old)
             ):
                 self.linked.append(i)
             elif index.sizes[old] <= _REBUILT_MAX_BYTES:
