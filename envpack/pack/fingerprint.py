@@ -18,8 +18,8 @@ def fingerprints(entries: Iterable[Entry]) -> dict[str, str]:
     """Return digests that change with every change of what would be packed.
 
     `fingerprint` covers path, mode, size, modification time, inode number and status change time, so an edit that
-    restores size and modification time changes it too. The status change time of a file with several names is ignored,
-    as it changes with every new hard link that conda makes. `fingerprint_s` lacks inode numbers, status change times and
+    restores size and modification time changes it too. So does a new hard link that conda or uv makes to a file: the
+    environment is then read again, and its pack id stays. `fingerprint_s` lacks inode numbers, status change times and
     fractions of a second: it serves to compare an environment that is seen through another file system, such as sshfs.
 
     `__pycache__` folders and the `.pyc` files in them do not count: imports fill them, and packing compiles what is
@@ -47,9 +47,8 @@ def fingerprints(entries: Iterable[Entry]) -> dict[str, str]:
             lines.append(b"%s %o" % (path, info.st_mode))
             coarse.append(lines[-1])
             continue
-        ctime_ns = info.st_ctime_ns if info.st_nlink == 1 else 0
         seen = b"%s %o %d %s" % (path, info.st_mode, info.st_size, entry.link or b"")
-        lines.append(b"%s %d %d %d" % (seen, info.st_mtime_ns, info.st_ino, ctime_ns))
+        lines.append(b"%s %d %d %d" % (seen, info.st_mtime_ns, info.st_ino, info.st_ctime_ns))
         coarse.append(b"%s %d" % (seen, info.st_mtime_ns // 1_000_000_000))
     return {"fingerprint": _hash_lines(lines), "fingerprint_s": _hash_lines(coarse)}
 

@@ -59,8 +59,7 @@ class Member:
     inode : tuple[int, int]
         Device and inode number of the source; zeros if there is none.
     changed : tuple[int, int]
-        The inode number of its source, and the source's status change time in nanoseconds, or 0 if it has several names:
-        that changes with every new hard link that conda makes.
+        The inode number of its source, and the source's status change time in nanoseconds.
     digest : bytes
         Set when it is packed: the digest of its content.
     offset : int
@@ -112,7 +111,7 @@ def from_stat(path: bytes, source: bytes, info: os.stat_result) -> Member:
     mode = stat.S_IMODE(info.st_mode) & 0o777
     if stat.S_ISDIR(info.st_mode):
         return Member(path, DIRECTORY, mode)
-    changed = (info.st_ino, info.st_ctime_ns if info.st_nlink == 1 else 0)
+    changed = (info.st_ino, info.st_ctime_ns)
     # Its other names may be two links that are followed, so the number of names does not matter.
     inode = (info.st_dev, info.st_ino)
     return Member(path, FILE, mode, info.st_mtime_ns, info.st_size, source, inode=inode, changed=changed)

@@ -181,7 +181,8 @@ def _mark_bytecode(members: list[Member], jobs: int) -> dict[bytes, bytes]:
     Returns
     -------
     dict[bytes, bytes]
-        The path of each `.pyc` file in a `__pycache__` folder, and the first 16 bytes of it.
+        The path of each `.pyc` file in a `__pycache__` folder, and the first 16 bytes of it; no bytes if its source was
+        edited after it was compiled, within the second that it names.
     """
     files = {member.path: member for member in members if member.kind == FILE}
     caches = [member for member in files.values() if member.path.endswith(b".pyc") and _CACHE in member.path]
@@ -190,8 +191,11 @@ def _mark_bytecode(members: list[Member], jobs: int) -> dict[bytes, bytes]:
         for some in pool.map(_read_headers, (caches[n::jobs] for n in range(jobs))):
             headers.update(some)
     for member in caches:
-        if headers[member.path][4:8] == _TIMESTAMP and _source_of(member.path) in files:
+        source = files.get(_source_of(member.path))
+        if headers[member.path][4:8] == _TIMESTAMP and source is not None:
             member.bytecode = True
+            if 0 < source.mtime_ns - member.mtime_ns < source.mtime_ns % 1_000_000_000:
+                headers[member.path] = b""
     return headers
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import json
 import os
 import signal
@@ -100,6 +101,17 @@ def test_any_other_change_is(change: Callable[[Path], object], prefix: Path) -> 
     # A job that waits may have been given the first.
     assert first.path.exists() and second.path != first.path
     assert pack(prefix).path == second.path
+
+
+def test_an_edit_in_place_of_a_file_with_two_names(prefix: Path, tmp_path: Path) -> None:
+    """conda and uv link files into their caches; such an edit may restore size and modification time."""
+    path = prefix / SITE / "demo" / "__init__.py"
+    os.link(path, tmp_path / "cached")
+    first = pack(prefix)
+    put_back(path)
+    second = pack(prefix)
+    assert (second.reused, second.pack_id == first.pack_id) == (False, False)
+    assert (stage(second.path, tmp_path).prefix / SITE / "demo" / "__init__.py").read_text() == "VALUE = 43\n"
 
 
 def test_old_archives_go_when_nobody_can_want_them(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,6 +353,17 @@ def test_bytecode_is_valid_where_it_is_staged(
     state(prefix / SITE / "demo" / "__pycache__")
     staged = stage(pack(prefix).path, tmp_path).prefix
     assert imports_write_nothing(staged)
+
+
+def test_an_edit_within_the_second_of_its_bytecode(prefix: Path, tmp_path: Path) -> None:
+    path = prefix / SITE / "demo" / "__init__.py"
+    os.utime(path, ns=(0, 1_700_000_000_200_000_000))
+    compileall.compile_file(path, quiet=1, force=True)
+    os.utime(next(path.parent.glob("__pycache__/__init__.*")), ns=(0, 1_700_000_000_300_000_000))
+    path.write_text("VALUE = 43\n")
+    os.utime(path, ns=(0, 1_700_000_000_900_000_000))
+    python = stage(pack(prefix).path, tmp_path).prefix / "bin" / "python"
+    assert subprocess.check_output([python, "-c", "import demo; print(demo.VALUE)"]) == b"43\n"
 
 
 def test_an_environment_without_bytecode_folders(prefix: Path, tmp_path: Path) -> None:
