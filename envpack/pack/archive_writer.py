@@ -120,8 +120,9 @@ def write_archive(
             file.write(encode_index(index))
             file.flush()
             os.fsync(file.fileno())
-        path = output or folder / f"{index.name}-{index.pack_id[:16]}.tar.zst"
-        Path(temporary).replace(path)
+            # While it is locked: another pack could remove it.
+            path = output or folder / f"{index.name}-{index.pack_id[:16]}.tar.zst"
+            Path(temporary).replace(path)
     finally:
         with contextlib.suppress(OSError):
             Path(temporary).unlink(missing_ok=True)

@@ -64,15 +64,15 @@ def read_records(prefix: Path) -> dict[bytes, Managed]:
             items = [(os.fsencode(item["_path"]), item) for item in _paths(record)]
             listed = [os.fsencode(name) for name in record.get("files") or []]
             package = f"{record['name']} {record['version']}"
+            found = {
+                name: _managed(package, item) for name, item in items if item.get("path_type") != "directory"
+            }
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
             stem = path.stem.rsplit("-", 2)[0]
             raise BrokenEnvironmentError(
                 f"cannot pack {prefix}: conda's record {path} cannot be read: {exc!r}",
                 f"Install the package anew: conda install --prefix {quote(os.fspath(prefix))} --force-reinstall {stem}",
             ) from exc
-        found = {
-            name: _managed(package, item) for name, item in items if item.get("path_type") != "directory"
-        }
         for name in listed:
             found.setdefault(name, Managed(package, "unknown", (), ()))
         for name, managed in found.items():

@@ -113,7 +113,8 @@ def cut(members: Iterable[Member]) -> Iterator[list[Piece]]:
             continue
         for start in range(0, size, FRAME_BYTES):
             yield [Piece(member, start, min(FRAME_BYTES, size - start))]
-    yield pieces
+    if pieces:
+        yield pieces
 
 
 class FrameWriter:
@@ -270,6 +271,8 @@ class FrameWriter:
         texts = self._scanner.texts(member)
         if not texts:
             return False
+        if piece.start == 0 and member.relocation == "unknown" and data[:4] == b"\x7fELF":
+            return True  # its run paths may lead elsewhere
         if member.data is None and piece.start:
             before = min(max(map(len, texts)), piece.start)
             with _opened(member) as fd:
@@ -286,11 +289,11 @@ class FrameWriter:
                 member.record = self._scanner.record(member, member.data)
             elif member.suspect or member.package_digests:
                 with _opened(member) as fd, mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as whole:
-                    if member.suspect:
-                        member.record = self._scanner.record(member, whole)
                     if member.package_digests:
                         whole_digest = hashlib.sha256(whole).digest()[:DIGEST_BYTES]
                         member.edited = whole_digest not in member.package_digests
+                    if member.suspect:
+                        member.record = self._scanner.record(member, whole)
 
 
 @contextlib.contextmanager

@@ -134,8 +134,10 @@ def guess(prefix: Path, base: str) -> Interpreter:
     base : str
         The base interpreter's prefix; of a conda environment, the prefix itself.
     """
-    stdlib = next(iter(sorted(Path(base).glob("lib/py*3*/"))), Path(base, "lib", "python3"))
-    purelib = prefix / "lib" / stdlib.name / "site-packages"
+    purelib = next(
+        iter(sorted(prefix.glob("lib/py*3*/site-packages"))), prefix / "lib" / "python3" / "site-packages"
+    )
+    stdlib = Path(base, "lib", purelib.parent.name)
     python = Path(base, "bin", "python3")
     return Interpreter(
         base_prefix=base,

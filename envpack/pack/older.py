@@ -114,7 +114,10 @@ class OlderArchive:
         CorruptArchiveError
             They are damaged.
         """
-        packed = os.pread(self._fd, self.index.frame_sizes[frame], self._starts[frame])
+        try:
+            packed = os.pread(self._fd, self.index.frame_sizes[frame], self._starts[frame])
+        except OSError as exc:
+            raise CorruptArchiveError(f"{self.path}: cannot read frame {frame}: {exc}", PACK_AGAIN) from exc
         if digest(packed) != self._packed[frame * DIGEST_BYTES : (frame + 1) * DIGEST_BYTES]:
             raise CorruptArchiveError(f"{self.path}: frame {frame} is damaged", PACK_AGAIN)
         return packed

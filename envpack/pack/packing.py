@@ -164,7 +164,7 @@ def pack(
         raise ValueError(f"jobs must be at least 1, not {jobs}")
     kind = _kind(prefix)
     folder = store.folder_for(prefix, home) if output is None else _output_folder(Path(output), prefix)
-    output = None if output is None else Path(output)
+    output = None if output is None else folder / Path(output).name
     with _named_errors(prefix, folder):
         walk = walk_environment(prefix, kind, exclude)
         state = store.environment_state(walk, exclude)
@@ -224,7 +224,7 @@ def pack(
             mark(path).unlink(missing_ok=True)
             if output is None:
                 store.remove_old(folder, path)
-    return _result(path, index, walk, began, frames_copied=copied)
+        return _result(path, index, walk, began, frames_copied=copied)
 
 
 def unchanged_archive(
@@ -263,7 +263,7 @@ def unchanged_archive(
 
 
 def _output_folder(output: Path, prefix: Path) -> Path:
-    folder = output.parent
+    folder = Path(os.path.abspath(output)).parent  # noqa: PTH100
     if not folder.is_dir():
         raise BrokenEnvironmentError(
             f"cannot write {output}: the folder {folder} does not exist",
@@ -359,10 +359,16 @@ def _write_error(path: Path, exc: OSError) -> EnvpackError:
 
 
 def _kind(prefix: Path) -> str:
-    if not prefix.is_dir():
-        raise NotAnEnvironmentError(f"no environment {prefix}: there is no such folder", NAME_IT)
-    if kind := kind_of(prefix):
-        return kind
+    try:
+        if not prefix.is_dir():
+            raise NotAnEnvironmentError(f"no environment {prefix}: there is no such folder", NAME_IT)
+        if kind := kind_of(prefix):
+            return kind
+    except OSError as exc:
+        raise BrokenEnvironmentError(
+            f"cannot read {prefix} on {host_name()}: {exc.strerror}",
+            f"Make it readable: ls -ld {quote(os.fspath(prefix))}",
+        ) from exc
     raise NotAnEnvironmentError(
         f"{prefix} is not an environment: it has neither conda-meta/ (a conda environment) nor pyvenv.cfg (a venv)",
         NAME_IT,

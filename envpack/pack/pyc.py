@@ -98,9 +98,13 @@ class Compiler:
         compiled = [source for pyc, source in self._to_make.items() if older[pyc] is None]
         self._start(compiled)
         outputs = {source.path: self._children[n % len(self._children)] for n, source in enumerate(compiled)}
-        present = {member.path for member in self._members}
+        present = {member.path: member for member in self._members}
         folders = {pyc.rpartition(b"/")[0] for pyc in self._to_make}
-        new = [Member(path, DIRECTORY) for path in folders if path not in present]
+        # With the modes that Python gives them.
+        new = [
+            Member(path, DIRECTORY, present[path.rpartition(b"/")[0]].mode)
+            for path in folders - present.keys()
+        ]
         kept = [member for member in self._members if member.path not in self._to_make]
         made = [Member(pyc, FILE, bytecode=True) for pyc in self._to_make]
         for member in sorted([*kept, *made, *new], key=order):

@@ -105,7 +105,7 @@ class Scanner:
         return [] if member.relocation == "none" else self._names
 
     def record(self, member: Member, data: Data) -> Record:
-        """Return a file's relocation record; empty if it needs none. A file in one piece must have its digest."""
+        """Return a file's relocation record; empty if it needs none. The member's `edited` must be set."""
         kind = member.relocation
         record = None
         if kind == "unknown" and data[:4] == b"\x7fELF" and self._leads_outside(data):
@@ -113,7 +113,7 @@ class Scanner:
         if kind == "settings":
             record = self._settings(data)
         elif kind != "none" and any(data.find(name) >= 0 for name in self._names):
-            if kind == "managed" and member.digest in member.package_digests:
+            if kind == "managed" and member.package_digests and not member.edited:
                 return []
             if kind == "text":
                 record = self._text(data, list(self._matches(data, member.path, placed=True)))

@@ -213,7 +213,8 @@ def gc(home: StrPath | None = None) -> list[Path]:
         removed += [path for path in archives if path != newest and _remove(path)]
         removed += remove_unfinished(folder)
         for path in folder.glob("*.tar.zst.damaged"):
-            if not path.with_suffix("").exists():
-                path.unlink(missing_ok=True)
-                removed.append(path)
+            with contextlib.suppress(OSError):
+                if not path.with_suffix("").exists():
+                    path.unlink(missing_ok=True)
+                    removed.append(path)
     return removed

@@ -18,7 +18,7 @@ from envpack.errors import BrokenEnvironmentError
 from envpack.pack import walk as walking
 from envpack.pack.collect import Collected, collect
 from envpack.pack.editable import outside_warnings
-from envpack.pack.interpreter import Interpreter, ask
+from envpack.pack.interpreter import Interpreter, ask, guess
 from envpack.pack.members import Member
 from envpack.pack.walk import walk_environment
 
@@ -102,6 +102,20 @@ def test_the_prefix_is_given_by_a_link(prefix: Path, tmp_path: Path) -> None:
 
 
 # ---- the base interpreter
+
+
+def test_the_places_of_an_interpreter_that_does_not_run(prefix: Path, tmp_path: Path) -> None:
+    """Debian's /usr/lib has `python3` beside `python3.11`."""
+    base = tmp_path / "base"
+    for name in ("python3", "python3.11", "python3.12"):
+        (base / "lib" / name).mkdir(parents=True)
+    assert guess(prefix, os.fspath(base)).stdlib == f"{base}/lib/python3"
+    (prefix / "lib" / "python3.11" / "site-packages").mkdir(parents=True, exist_ok=True)
+    found = guess(prefix, os.fspath(base))
+    assert (found.stdlib, found.purelib) == (
+        f"{base}/lib/python3.11",
+        f"{prefix}/lib/python3.11/site-packages",
+    )
 
 
 def a_base(folder: Path, is_system: bool = False) -> Interpreter:

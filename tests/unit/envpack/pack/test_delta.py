@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import compileall
 import importlib.util
 import marshal
 import os
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -145,6 +147,19 @@ def test_a_touched_file_keeps_the_pack_id(prefix: Path, read: list[bytes]) -> No
     assert set(read) == neighbours(new, path) | neighbours(new, pyc)
     assert second.frames_copied == len(new.frame_sizes) - 3
     verify(second.path)
+
+
+def test_bytecode_that_an_import_makes_keeps_the_pack_id(prefix: Path, tmp_path: Path) -> None:
+    package = prefix / SITE / "demo"
+    shutil.rmtree(package / "__pycache__")
+    package.chmod(0o775)
+    first = pack(prefix, tmp_path / "1.tar.zst")
+    umask = os.umask(0o002)
+    try:
+        compileall.compile_dir(package, quiet=1)
+    finally:
+        os.umask(umask)
+    assert pack(prefix, tmp_path / "2.tar.zst").pack_id == first.pack_id
 
 
 def changed(prefix: Path) -> None:

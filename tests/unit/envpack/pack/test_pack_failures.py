@@ -76,20 +76,36 @@ def test_a_read_only_home(prefix: Path, tmp_path: Path) -> None:
     assert sorted(home.rglob("*")) == before
 
 
-def test_a_limit_of_file_sizes(prefix: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("output", ["a.tar.zst", "../out/a.tar.zst"])
+def test_a_limit_of_file_sizes(
+    output: str, prefix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
+    monkeypatch.chdir(folder)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
     try:
         with pytest.raises(PackFailedError) as raised:
-            pack(prefix, folder / "a.tar.zst")
+            pack(prefix, output)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert str(raised.value) == (
         f"cannot write {folder} on {HOST}: File too large. Allow larger files: ulimit -f unlimited"
     )
     assert list(folder.iterdir()) == []
+
+
+def test_a_prefix_that_cannot_be_read(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kind_of(prefix: Path) -> str:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(prefix / "conda-meta"))
+
+    monkeypatch.setattr(envpack.pack.packing, "kind_of", kind_of)
+    with pytest.raises(BrokenEnvironmentError) as raised:
+        pack(prefix)
+    assert str(raised.value) == (
+        f"cannot read {prefix} on {HOST}: Permission denied. Make it readable: ls -ld {prefix}"
+    )
 
 
 def test_a_file_that_vanishes_meanwhile(

@@ -93,6 +93,16 @@ def test_an_old_archive_with_a_lease_stays(prefix: Path, home: Path) -> None:
     assert [path.exists() for path in made] == [True, False, True, True, True]
 
 
+def test_gc_of_a_home_that_cannot_be_written(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    note_damage(archives(home, "a", 1)[0].with_name("gone.tar.zst"))
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), os.fspath(path))
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    assert store.gc(home) == []
+
+
 def test_a_damaged_archive_is_replaced(prefix: Path) -> None:
     first = pack(prefix)
     note_damage(first.path)
