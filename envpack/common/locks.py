@@ -188,7 +188,10 @@ def hold_folder(path: StrPath) -> int:
     OSError
         There is no such folder.
     """
-    fd = open_folder(path)
-    fcntl.flock(fd, fcntl.LOCK_SH)
-    os.set_inheritable(fd, True)
-    return fd
+    while True:
+        fd = open_folder(path)
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        if try_lock(fd, path, shared=True):
+            os.set_inheritable(fd, True)
+            return fd
+        os.close(fd)  # meanwhile it was removed or replaced

@@ -119,7 +119,7 @@ def _scan(top: bytes, index: Index) -> tuple[dict[bytes, _Seen], set[bytes]]:
         lead = folder + b"/" if folder else b""
         try:
             scan = os.scandir(top + b"/" + folder if folder else top)
-        except PermissionError:
+        except (PermissionError, FileNotFoundError):
             folders.discard(folder)
             continue
         with scan as entries:
@@ -130,12 +130,16 @@ def _scan(top: bytes, index: Index) -> tuple[dict[bytes, _Seen], set[bytes]]:
                         folders.add(path)
                         if entry.name == _CACHE and path not in known_set:
                             unknown.append(path)
-                elif entry.is_symlink():
-                    seen[path] = os.readlink(top + b"/" + path)  # noqa: PTH115
-                elif not entry.name.startswith(b".nfs"):
-                    # An NFS client keeps what was removed while it was open under such a name.
-                    info = entry.stat(follow_symlinks=False)
-                    seen[path] = (info.st_mode, info.st_size, info.st_mtime_ns)
+                    continue
+                try:
+                    if entry.is_symlink():
+                        seen[path] = os.readlink(top + b"/" + path)  # noqa: PTH115
+                    elif not entry.name.startswith(b".nfs"):
+                        # An NFS client keeps what was removed while it was open under such a name.
+                        info = entry.stat(follow_symlinks=False)
+                        seen[path] = (info.st_mode, info.st_size, info.st_mtime_ns)
+                except FileNotFoundError:
+                    continue  # a process that uses the stage writes `.pyc` files under temporary names
 
 
 def _expected(index: Index, relocation: Relocation, time_step_ns: int) -> dict[bytes, _Seen]:

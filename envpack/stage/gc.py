@@ -6,6 +6,7 @@ such stages if a copy does not fit.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -77,7 +78,7 @@ def gc(
             by_default = older_than_s is None and max_size_bytes is None
             if by_size or by_default:
                 by_size = by_default = now - used_at > FRESH_S
-            if (by_age or by_size or by_default) and _remove(prefix):
+            if (by_age or by_size or by_default) and _remove(prefix, used_at):
                 removed.append(prefix)
                 total -= sizes[prefix]
     return removed
@@ -89,16 +90,17 @@ def stages(folder: Path) -> list[tuple[float, Path]]:
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if _STAGE_NAME.fullmatch(entry.name)]
     for name in names:
-        prefix = folder / name
-        try:
-            used_at = marker.marker_path(prefix).stat().st_mtime
-        except OSError:
-            try:
-                used_at = prefix.lstat().st_mtime
-            except OSError:
-                continue
-        found.append((used_at, prefix))
+        with contextlib.suppress(OSError):
+            found.append((_used_at(folder / name), folder / name))
     return sorted(found)
+
+
+def _used_at(prefix: Path) -> float:
+    """Return when a stager has last made or reused a staged prefix."""
+    try:
+        return marker.marker_path(prefix).stat().st_mtime
+    except OSError:
+        return prefix.lstat().st_mtime
 
 
 def _disk_bytes(prefixes: Iterable[Path]) -> dict[Path, int]:
@@ -127,8 +129,14 @@ def _disk_bytes(prefixes: Iterable[Path]) -> dict[Path, int]:
     return sizes
 
 
-def _remove(prefix: Path) -> bool:
-    """Remove a staged prefix unless a stager or a user holds it; tell whether its name is free."""
+def _remove(prefix: Path, used_at: float) -> bool:
+    """Remove a staged prefix unless a stager or a user holds it, or a stager has reused it since `used_at`.
+
+    Returns
+    -------
+    bool
+        Whether its name is free.
+    """
     lock = temporaries.stager_lock(prefix)
     fds = []
     try:
@@ -142,7 +150,8 @@ def _remove(prefix: Path) -> bool:
             prefix.unlink(missing_ok=True)
             lock.unlink(missing_ok=True)
             return True
-        if not try_lock(fds[1], prefix):
+        # Removing others takes time: a job that has reused this one meanwhile may not have locked it yet.
+        if not try_lock(fds[1], prefix) or _used_at(prefix) != used_at:
             return False
         aside = temporaries.put_aside(prefix)
         lock.unlink(missing_ok=True)
@@ -155,7 +164,7 @@ def _remove(prefix: Path) -> bool:
             os.close(fd)
 
 
-def make_room(folder: Path, index: Index, members: Collection[int]) -> tuple[str, ...]:
+def make_room(folder: Path, index: Index, members: Collection[int], evicted: list[str]) -> None:
     """Check, before the first of them is written, that files fit; if they do not, remove unused stages first.
 
     Parameters
@@ -166,11 +175,8 @@ def make_room(folder: Path, index: Index, members: Collection[int]) -> tuple[str
         The archive's index.
     members : collection of int
         The members that are to be written.
-
-    Returns
-    -------
-    tuple[str, ...]
-        Names of the stages that were removed: own ones that no process uses, longest unused first.
+    evicted : list of str
+        Gets the names of the stages that are removed: own ones that no process uses, longest unused first.
 
     Raises
     ------
@@ -196,12 +202,11 @@ def make_room(folder: Path, index: Index, members: Collection[int]) -> tuple[str
         return None
 
     if shortage() is None:
-        return ()
-    evicted = []
+        return
     for prefix in _unused(folder):
         evicted.append(prefix.name)
         if shortage() is None:
-            return tuple(evicted)
+            return
     raise no_space(folder, shortage() or "")
 
 
@@ -213,7 +218,7 @@ def evict_all(folder: Path) -> tuple[str, ...]:
 def _unused(folder: Path) -> Iterable[Path]:
     """Remove one unused stage after another, longest unused first, and yield it."""
     for used_at, prefix in stages(folder):
-        if time.time() - used_at > FRESH_S and _remove(prefix):
+        if time.time() - used_at > FRESH_S and _remove(prefix, used_at):
             yield prefix
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from envpack.archive.index import Index
 from envpack.common.locks import take_lock
 from envpack.common.places import host_name, staged_prefix
-from envpack.errors import StageFailedError, WrongArchiveError
+from envpack.errors import NoSpaceError, StageFailedError, WrongArchiveError
 from envpack.stage import compare, delta, existing, gc, marker, repair, root, temporaries
 from envpack.stage.arrival import HEAD
 from envpack.stage.extract import Extractor
@@ -172,7 +172,7 @@ class Stager:
         self._force = force
         self._bytes_read = 0
         self._linked = 0
-        self._evicted: tuple[str, ...] = ()
+        self._evicted: list[str] = []
         self._existing: existing.Existing | None = None
         self._older: delta.OlderStage | None = None
         self._extractor: Extractor | None = None
@@ -211,12 +211,15 @@ class Stager:
 
     def _make_room(self) -> None:
         """See that the copy fits, before anything is written."""
-        members: Collection[int] = range(len(self.index))
-        if self._existing:
-            members = self._existing.lacking
+        members: Collection[int] = self._existing.lacking if self._existing else range(len(self.index))
         if self._older:
-            members = set(members) - set(self._older.linked)
-        self._evicted += gc.make_room(self._folder, self.index, members)
+            try:
+                to_write = set(members) - set(self._older.linked)
+                gc.make_room(self._folder, self.index, to_write, self._evicted)
+                return
+            except NoSpaceError:
+                self._leave_older()  # so that it may go, too
+        gc.make_room(self._folder, self.index, members, self._evicted)
 
     def _make_temporary(self) -> None:
         self._temporary, fd = temporaries.make_temporary(self._folder, self.prefix.name)
@@ -242,6 +245,9 @@ class Stager:
             # Others have filled the disk meanwhile, or there is a quota, which statvfs(3) does not tell.
             self._discard()
             evicted = gc.evict_all(self._folder)
+            if not evicted and self._older:
+                self._leave_older()
+                evicted = gc.evict_all(self._folder)
             self._evicted += evicted
             if not evicted:
                 raise gc.no_space(self._folder, f"{exc.strerror} while writing") from exc
@@ -312,7 +318,7 @@ class Stager:
             host=host_name(),
             linked=self._linked,
             repaired=len(self._existing.lacking) if self._existing else 0,
-            evicted=self._evicted,
+            evicted=tuple(self._evicted),
         )
         self.abort()
         return result
@@ -339,12 +345,17 @@ class Stager:
             temporaries.remove_tree(self._temporary)
             self._temporary = None
 
-    def abort(self) -> None:
-        """Remove the unfinished copy, release the locks. After `finish` this does nothing else."""
-        self._discard()
+    def _leave_older(self) -> None:
+        """Take no files from the older stage, and release its locks."""
         if self._older is not None:
             self._older.close()
             self._older = None
+            self._linked = 0
+
+    def abort(self) -> None:
+        """Remove the unfinished copy, release the locks. After `finish` this does nothing else."""
+        self._discard()
+        self._leave_older()
         while self._fds:
             os.close(self._fds.pop())
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -68,6 +69,22 @@ def test_child_processes_go_on_holding_a_folder(tmp_path: Path) -> None:
 def test_a_folder_that_is_gone_cannot_be_held(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         hold_folder(tmp_path / "gone")
+
+
+def test_a_folder_that_is_replaced_during_the_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+
+    def replace_first(fd: int, operation: int) -> None:
+        monkeypatch.undo()
+        folder.rename(tmp_path / "aside")
+        folder.mkdir()
+        fcntl.flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", replace_first)
+    fd = hold_folder(folder)
+    assert os.path.samestat(os.fstat(fd), folder.stat())
+    os.close(fd)
 
 
 HOLD = """

@@ -141,6 +141,29 @@ print(json.dumps([old.name, refused, left, list(result.evicted), names(), result
     assert (left, evicted, after) == ([old], [old], [new])
 
 
+@pytest.mark.parametrize("known_before", [True, False])
+def test_an_older_stage_that_shares_little_goes_too(
+    archives: list[Path], tmp_path: Path, known_before: bool
+) -> None:
+    """What it has is linked, if there is room for the rest; else it is an unused stage like any other."""
+    found = inside(
+        archives, tmp_path / "root", tmpfs(2000),
+        f"""
+if not {known_before}:
+    gc.make_room = lambda *_: None
+old = stage(archives[0], root).prefix
+for path in [old / "share" / "filler", *old.rglob("*.txt")]:
+    path.write_bytes(path.read_bytes() + b"edited")
+age(old, 1)
+result = stage(archives[1], root)
+verify(result.prefix)
+print(json.dumps([old.name, list(result.evicted), result.linked, names(), result.prefix.name]))
+""",
+    )  # fmt: skip
+    old, evicted, linked, left, new = found
+    assert (evicted, linked, left) == ([old], 0, [new])
+
+
 def test_a_read_only_root(archives: list[Path], tmp_path: Path) -> None:
     found = inside(
         archives, tmp_path / "root", tmpfs(4000),

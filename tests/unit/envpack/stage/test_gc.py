@@ -65,6 +65,26 @@ def test_never_a_fresh_one(archives: list[Path], tmp_path: Path) -> None:
     assert gc(tmp_path) == []
 
 
+@pytest.mark.parametrize("options", [{}, {"older_than_s": 60}, {"max_size_bytes": 0}])
+def test_never_one_that_was_reused_meanwhile(
+    options: dict[str, int],
+    archives: list[Path],
+    staged: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A job reuses a stage while others, which were not used for longer, are being removed."""
+    remove_tree = envpack.stage.temporaries.remove_tree
+
+    def reuse_meanwhile(path: Path) -> bool:
+        assert stage(archives[2], tmp_path).reused
+        return remove_tree(path)
+
+    monkeypatch.setattr(envpack.stage.temporaries, "remove_tree", reuse_meanwhile)
+    assert gc(tmp_path, **options) == staged[:2]
+    assert stages(tmp_path) == [staged[2].name]
+
+
 def test_leftovers_and_what_is_not_ours(staged: list[Path], tmp_path: Path) -> None:
     folder = staged[0].parent
     dead, fd = envpack.stage.temporaries.make_temporary(folder, "x")

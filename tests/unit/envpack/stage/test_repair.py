@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from envpack_trees import SITE, staged_tree, stages
@@ -17,6 +19,7 @@ import envpack.stage.marker
 from envpack.archive.encoding import read_index
 from envpack.common.locks import hold_folder
 from envpack.errors import CorruptArchiveError, StageFailedError
+from envpack.stage.relocate import Relocation
 from envpack.stage.staging import stage
 from envpack.stage.verify import verify
 
@@ -99,6 +102,27 @@ def test_what_python_numba_and_fontconfig_write_is_no_damage(
     (demo / "__pycache__" / "other.cpython-311.pyc").touch()
     assert not stage(archives[0], tmp_path).reused
     assert not (demo / "__pycache__" / "other.cpython-311.pyc").exists()
+
+
+def test_files_that_a_running_process_renames_meanwhile(
+    archives: list[Path], staged: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python writes a `.pyc` file under a temporary name, which is gone between scandir(2) and lstat(2)."""
+    scandir = os.scandir
+
+    def vanishing(path: bytes) -> Any:
+        entries = list(scandir(path))
+        for entry in entries:
+            if entry.name == b"demo.cpython-399.pyc.140":
+                os.unlink(entry.path)  # noqa: PTH108
+        return contextlib.nullcontext(entries)
+
+    (staged[0] / SITE / "demo" / "__pycache__" / "demo.cpython-399.pyc.140").touch()
+    monkeypatch.setattr(envpack.stage.compare.os, "scandir", vanishing)  # type: ignore[attr-defined]
+    survey = envpack.stage.compare.survey(
+        staged[0], index := read_index(archives[0]), Relocation(index, staged[0])
+    )
+    assert (survey.is_clean, survey.caches) == (True, [])
 
 
 def test_only_frames_that_are_needed_are_read(
