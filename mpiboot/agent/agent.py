@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from envpack.common.locks import hold_folder
 from envpack.common.mounts import file_system, is_memory
 from envpack.common.places import host_name, user_folder
 from mpiboot.agent import finding, stage_child
@@ -81,6 +82,8 @@ PREPARE_TIMEOUT_S = 600.0
 CLEAN_TIMEOUT_S = 20.0
 # How long a call on the shared file system may take. The file system may hang when the network is cut.
 FILES_TIMEOUT_S = 5.0
+# For another job's stager, which holds a stage alone while it mends it.
+HOLD_TIMEOUT_S = 60.0
 FLUSH_S = 2.0
 GUARD_GRACE_S = 60.0
 ADDRESS_MAX_BYTES = 1 << 16
@@ -405,6 +408,8 @@ class Agent:
             ) from error
         if "error" in result:
             raise OSError(copy.explain(result["error"]) if copy else result["error"])
+        # Until this agent ends, another job that is short of room keeps the stage, even if the ranks start much later.
+        await in_thread(HOLD_TIMEOUT_S, hold_folder, result["stage"]["prefix"])
         if copy:
             result["stage"]["evicted"] += copy.evicted
         if copy and copy.passed_by:

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from waiting import wait_until
 
+from envpack.pack.packing import pack
+from envpack.stage import gc
 from mpiboot.boot.certificates import make_job_secrets
 from mpiboot.boot.channel import Channel
 from mpiboot.common.processes import host_identity, process_start
@@ -190,6 +192,20 @@ def test_an_error_is_an_answer_and_the_agent_lives_on(node):
     assert isinstance(failure, Failure) and "/no/such/archive" in failure.error
     n2.channel.close_agents("stopped")
     assert n2.ends() == (0, "stopped")
+
+
+def test_another_job_keeps_a_stage_whose_ranks_have_not_started(node, tmp_path, monkeypatch):
+    monkeypatch.setattr(gc, "FRESH_S", 0.0)
+    (tmp_path / "env" / "conda-meta").mkdir(parents=True)
+    packed = pack(tmp_path / "env", tmp_path / "env.tar.zst")
+    n2 = node(pack_id=packed.pack_id)
+    n2.answer()
+    n2.channel.post(StageOrder(number=1, archive=str(packed.path), transport="direct"))
+    prefix = Path(n2.answer(1).stage["prefix"])
+    assert gc.gc(n2.root) == [] and prefix.is_dir()
+    n2.channel.close_agents("stopped")
+    assert n2.ends() == (0, "stopped")
+    assert gc.gc(n2.root) == [prefix]
 
 
 def test_a_long_error_keeps_its_beginning_and_its_remedy(node):
