@@ -65,7 +65,7 @@ def survey(prefix: Path, index: Index, relocation: Relocation) -> Survey:
         The index's edits for this prefix.
     """
     seen, folders = _scan(os.fsencode(prefix), index)
-    expected = _expected(index, relocation, int(marker.read_marker(prefix).get("time_step_ns", 1)))
+    expected = expected_members(prefix, index, relocation)
     compiled = compiled_paths(index)
     damaged: dict[int, str] = {}
     # One comparison of two tables is faster than tens of thousands of single ones.
@@ -96,12 +96,12 @@ def survey(prefix: Path, index: Index, relocation: Relocation) -> Survey:
 
 
 # Of a file its mode with its type, size and modification time; of a symlink its target.
-_Seen = tuple[int, int, int] | bytes
+Seen = tuple[int, int, int] | bytes
 
 
-def _scan(top: bytes, index: Index) -> tuple[dict[bytes, _Seen], set[bytes]]:
+def _scan(top: bytes, index: Index) -> tuple[dict[bytes, Seen], set[bytes]]:
     """Return all files and links in the index's folders, and all folders there; never through a symlink."""
-    seen: dict[bytes, _Seen] = {}
+    seen: dict[bytes, Seen] = {}
     folders: set[bytes] = set()
     unknown = [b""]
     known = iter(index.paths[: index.folders.stop])
@@ -142,13 +142,21 @@ def _scan(top: bytes, index: Index) -> tuple[dict[bytes, _Seen], set[bytes]]:
                     continue  # a process that uses the stage writes `.pyc` files under temporary names
 
 
-def _expected(index: Index, relocation: Relocation, time_step_ns: int) -> dict[bytes, _Seen]:
+def expected_members(prefix: Path, index: Index, relocation: Relocation) -> dict[bytes, Seen]:
+    """Return what lstat(2) must tell of each file and link of a stage, by path; not of those that a node makes itself.
+
+    Parameters
+    ----------
+    prefix, index, relocation : Path, Index, Relocation
+        As for `survey`.
+    """
+    time_step_ns = int(marker.read_marker(prefix).get("time_step_ns", 1))
     files = slice(index.files.start, index.files.stop)
     times: Sequence[int] = index.mtimes_ns
     if time_step_ns > 1:
         times = [at // time_step_ns * time_step_ns for at in times]
     modes = [stat.S_IFREG | mode for mode in index.modes[files]]
-    expected: dict[bytes, _Seen] = dict(
+    expected: dict[bytes, Seen] = dict(
         zip(
             index.paths[files],
             zip(modes, index.sizes[files], times[files], strict=True),
@@ -188,7 +196,7 @@ def source_of(path: bytes, sources: Container[bytes]) -> bytes | None:
     return None
 
 
-def _difference(seen: _Seen | None, expected: _Seen, is_folder: bool) -> str:
+def _difference(seen: Seen | None, expected: Seen, is_folder: bool) -> str:
     if seen is None:
         return "is a folder" if is_folder else "is missing"
     if isinstance(expected, bytes):

@@ -5,7 +5,10 @@ Only the stager imports this module.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import stat
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,7 +47,8 @@ class OlderStage:
     Attributes
     ----------
     linked : list[int]
-        Numbers, in the archive, of files that can be hard-linked: path, staged content, mode and time are the same.
+        Numbers, in the archive, of files that can be hard-linked: by the indexes, path, staged content, mode and time
+        are the same. `put` omits those that lstat(2) shows to have changed.
     rebuilt : list[tuple[int, int]]
         Numbers, in the archive and in the older stage, of files of the same path and content as packed, that are
         relocated otherwise, or have another mode or time.
@@ -64,9 +68,9 @@ class OlderStage:
         self._relocation = relocate.Relocation(index, prefix)
         self.linked: list[int] = []
         self.rebuilt: list[tuple[int, int]] = []
-        damaged = compare.survey(prefix, index, self._relocation).damaged
+        damaged = marker.damaged_paths(prefix)
         made_on_nodes = compare.compiled_paths(index) | compare.compiled_paths(new_index)
-        numbers = {index.paths[i]: i for i in index.files if i not in damaged}
+        numbers = {index.paths[i]: i for i in index.files if index.paths[i] not in damaged}
         edits, new_edits = self._relocation.edits, new_relocation.edits
         same_parts = index.meta["part_bytes"] == new_index.meta["part_bytes"]
         for i in new_index.files:
@@ -90,7 +94,9 @@ class OlderStage:
                 self.rebuilt.append((i, old))
 
     def put(self, extractor: Extractor) -> tuple[set[int], int]:
-        """Make the files that this stage has, in the extractor's folder.
+        """Make the files that this stage still has, in the extractor's folder.
+
+        Hot loop: one lstat(2) and one link(2) for each file.
 
         Returns
         -------
@@ -98,13 +104,21 @@ class OlderStage:
             The numbers of the files that were made, and how many of them are hard links.
         """
         made = set()
-        source_fd, target_fd, paths, link = self._fds[-1], extractor.root_fd, extractor.index.paths, os.link
+        expected = compare.expected_members(self.prefix, self._index, self._relocation)
+        folders = self._folders()
+        source_fd, target_fd, paths = self._fds[-1], extractor.root_fd, extractor.index.paths
+        stat_, link = os.stat, os.link
         for i in self.linked:
             path = paths[i]
+            if path.rpartition(b"/")[0] not in folders:
+                continue
             try:
+                info = stat_(path, dir_fd=source_fd, follow_symlinks=False)
+                if (info.st_mode, info.st_size, info.st_mtime_ns) != expected[path]:
+                    continue
                 link(path, path, src_dir_fd=source_fd, dst_dir_fd=target_fd, follow_symlinks=False)
             except OSError as exc:
-                if exc.errno not in NO_HARD_LINK:
+                if exc.errno not in (errno.ENOENT, *NO_HARD_LINK):
                     raise
             else:
                 made.add(i)
@@ -116,6 +130,17 @@ class OlderStage:
                 extractor.write_file(i, relocate.apply(content, edits), time.time_ns())
                 made.add(i)
         return made, count
+
+    def _folders(self) -> set[bytes]:
+        """Return the folders that are still there; none that is reached through a symlink."""
+        found = {b""}
+        for i in self._index.folders:
+            path = self._index.paths[i]
+            with contextlib.suppress(OSError):
+                info = os.stat(path, dir_fd=self._fds[-1], follow_symlinks=False)
+                if stat.S_ISDIR(info.st_mode) and path.rpartition(b"/")[0] in found:
+                    found.add(path)
+        return found
 
     def _packed(self, i: int, old: int, new_index: Index) -> bytes | None:
         """Return a file's content as it was packed; None if it is not as its index says."""

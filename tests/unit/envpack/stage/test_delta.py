@@ -147,6 +147,23 @@ def test_a_file_that_was_edited_is_not_taken(path: Path, archives: list[Path], t
     verify(result.prefix)
 
 
+def test_a_file_that_was_lost_comes_from_the_archive(archives: list[Path], tmp_path: Path) -> None:
+    expected = cold_tree(archives[1], tmp_path)
+    older = stage(archives[0], tmp_path).prefix
+    (older / LARGE).unlink()
+    assert staged_tree(stage(archives[1], tmp_path).prefix) == expected
+
+
+def test_no_file_is_taken_through_a_symlink(archives: list[Path], tmp_path: Path) -> None:
+    expected = cold_tree(archives[1], tmp_path)
+    folder = (stage(archives[0], tmp_path).prefix / LARGE).parent
+    elsewhere = folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(elsewhere)
+    prefix = stage(archives[1], tmp_path).prefix
+    assert staged_tree(prefix) == expected
+    assert not (prefix / LARGE).samefile(elsewhere / LARGE.name)
+
+
 @pytest.mark.parametrize("path", RELOCATED)
 def test_the_content_of_a_relocated_file_is_checked(path: Path, archives: list[Path], tmp_path: Path) -> None:
     """An edit that keeps size and time: only the digest tells."""
