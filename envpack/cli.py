@@ -6,6 +6,7 @@ It uses argparse, not click, as nodes import it from a slow file system; only `e
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 done, 1 a named failure. argparse exits with 2 for bad usage.
     """
     arguments = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a path may be no UTF-8
     # On SIGTERM, as on Ctrl-C, remove unfinished files before the end.
     signal.signal(signal.SIGTERM, _terminate)
     try:

@@ -271,8 +271,6 @@ class FrameWriter:
         texts = self._scanner.texts(member)
         if not texts:
             return False
-        if piece.start == 0 and member.relocation == "unknown" and data[:4] == b"\x7fELF":
-            return True  # its run paths may lead elsewhere
         if member.data is None and piece.start:
             before = min(max(map(len, texts)), piece.start)
             with _opened(member) as fd:
@@ -287,13 +285,15 @@ class FrameWriter:
             member.digest = digest(b"".join(part for _, part in sorted(member.parts.items())))
             if member.data is not None:
                 member.record = self._scanner.record(member, member.data)
-            elif member.suspect or member.package_digests:
+            else:
                 with _opened(member) as fd, mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as whole:
                     if member.package_digests:
                         whole_digest = hashlib.sha256(whole).digest()[:DIGEST_BYTES]
                         member.edited = whole_digest not in member.package_digests
                     if member.suspect:
                         member.record = self._scanner.record(member, whole)
+                    else:
+                        self._scanner.check_run_paths(member, whole)
 
 
 @contextlib.contextmanager

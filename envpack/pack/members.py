@@ -69,7 +69,7 @@ class Member:
     parts : dict[int, bytes]
         Set when it is packed, if it spans frames: the offset of each part -> the part's digest.
     suspect : bool
-        Set when it is packed, if it spans frames: a part holds a text that may have to be relocated, or it is a library.
+        Set when it is packed, if it spans frames: a part holds a text that may have to be relocated.
     edited : bool
         Set when it is packed: its content has none of `package_digests`.
     """

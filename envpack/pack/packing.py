@@ -264,12 +264,12 @@ def unchanged_archive(
 
 def _output_folder(output: Path, prefix: Path) -> Path:
     folder = Path(os.path.abspath(output)).parent  # noqa: PTH100
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112
         raise BrokenEnvironmentError(
             f"cannot write {output}: the folder {folder} does not exist",
             f"Make it: mkdir -p {quote(str(folder))}",
         )
-    if output.is_dir():
+    if os.path.isdir(output):  # noqa: PTH112
         raise BrokenEnvironmentError(
             f"cannot write {output}: it is a folder",
             f"Name a file: --output {quote(f'{output}/env.tar.zst')}",

@@ -108,8 +108,7 @@ class Scanner:
         """Return a file's relocation record; empty if it needs none. The member's `edited` must be set."""
         kind = member.relocation
         record = None
-        if kind == "unknown" and data[:4] == b"\x7fELF" and self._leads_outside(data):
-            self.rigid.append(member.path)
+        self.check_run_paths(member, data)
         if kind == "settings":
             record = self._settings(data)
         elif kind != "none" and any(data.find(name) >= 0 for name in self._names):
@@ -121,6 +120,11 @@ class Scanner:
                 record = self._binary(data, member.path, member.rooms)
             record = record or self._unknown(data, member.path)
         return record or []
+
+    def check_run_paths(self, member: Member, data: Data) -> None:
+        """Add a library that loads others from elsewhere to `rigid`; `record` does this, too."""
+        if member.relocation == "unknown" and data[:4] == b"\x7fELF" and self._leads_outside(data):
+            self.rigid.append(member.path)
 
     def link(self, target: bytes) -> Record | None:
         """Return the record of a symlink that names the source prefix."""

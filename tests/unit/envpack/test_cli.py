@@ -60,6 +60,15 @@ def test_pack_stage_verify_gc(prefix: Path, tmp_path: Path) -> None:
     assert (collected.returncode, collected.stdout, collected.stderr) == (0, f"{staged_prefix}\n", "")
 
 
+def test_a_path_that_is_no_utf_8(prefix: Path, tmp_path: Path) -> None:
+    output = os.fsencode(tmp_path) + b"/\xff.tar.zst"
+    command = [sys.executable, "-m", "envpack", "pack", "--prefix", prefix, "--output", output]
+    done = subprocess.run(
+        command, capture_output=True, cwd=CHECKOUT, env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, output + b"\n", b"")
+
+
 def test_json(prefix: Path, archive: Path, tmp_path: Path) -> None:
     packed = json.loads(envpack("pack", "--prefix", prefix, "--output", archive, "--json").stdout)
     index = read_index(archive)

@@ -96,6 +96,13 @@ def test_a_limit_of_file_sizes(
     assert list(folder.iterdir()) == []
 
 
+def test_a_name_that_is_too_long(prefix: Path, tmp_path: Path) -> None:
+    output = tmp_path / ("a" * 256)
+    with pytest.raises(PackFailedError) as raised:
+        pack(prefix, output)
+    assert str(raised.value).startswith(f"cannot write {output} on {HOST}: File name too long. ")
+
+
 def test_a_prefix_that_cannot_be_read(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def kind_of(prefix: Path) -> str:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(prefix / "conda-meta"))
