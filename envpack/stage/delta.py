@@ -18,7 +18,6 @@ from envpack.archive.index import DIGEST_BYTES
 from envpack.common.locks import open_folder, open_lock_file, try_lock
 from envpack.errors import EnvpackError
 from envpack.stage import compare, gc, marker, relocate, temporaries
-from envpack.stage.extract import NO_HARD_LINK
 
 if TYPE_CHECKING:
     from envpack.archive.index import Index
@@ -118,7 +117,8 @@ class OlderStage:
                     continue
                 link(path, path, src_dir_fd=source_fd, dst_dir_fd=target_fd, follow_symlinks=False)
             except OSError as exc:
-                if exc.errno not in (errno.ENOENT, *NO_HARD_LINK):
+                # Whatever else is wrong with the older stage, the archive has the file.
+                if exc.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise
             else:
                 made.add(i)

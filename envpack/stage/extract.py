@@ -1,8 +1,8 @@
 """Write an archive's members into a folder: several processes, or threads, decode frames and write the files in them.
 
 Folders come first, then regular files, created exclusively, then hard links and symlinks, so that no archive can make
-this write through a link. Whoever needs only some of the files reads only the frames that hold them. The stager and
-`delta` import this module.
+this write through a link. Whoever needs only some of the files reads only the frames that hold them. The stager
+imports this module.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from envpack.stage.frames import FrameFile
 
 # A file system has no hard links, or a file has too many.
-NO_HARD_LINK = (errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+_NO_HARD_LINK = (errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _REOPEN = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 # A frame of nothing but NULs packs to less than this.
@@ -295,7 +295,7 @@ class Extractor:
                         src_dir_fd=sources_fd, dst_dir_fd=self.root_fd, follow_symlinks=False,
                     )  # fmt: skip
                 except OSError as exc:
-                    if exc.errno not in NO_HARD_LINK:
+                    if exc.errno not in _NO_HARD_LINK:
                         raise
                     self._copy(sources_fd, index.links[i], index.paths[i])
             elif i in index.symlinks:

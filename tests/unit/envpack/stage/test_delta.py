@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import pytest
 from envpack_trees import SITE, staged_tree, stages
@@ -193,6 +194,24 @@ def test_no_hard_links(
     assert staged_tree(result.prefix) == expected
     verify(result.prefix)
     assert stage(archives[1], tmp_path).reused
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_what_cannot_be_linked_comes_from_the_archive(
+    number: int, archives: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task has taken a folder's mode in the older stage, or the disk cannot read it."""
+    expected = cold_tree(archives[1], tmp_path)
+    stage(archives[0], tmp_path)
+    link = os.link
+
+    def refuse_one(source: bytes, target: bytes, **options: Any) -> None:
+        if source == target == os.fsencode(LARGE):
+            raise OSError(number, os.strerror(number))
+        link(source, target, **options)
+
+    monkeypatch.setattr(os, "link", refuse_one)
+    assert staged_tree(stage(archives[1], tmp_path).prefix) == expected
 
 
 def test_an_edit_of_a_shared_file_is_mended_in_both(
