@@ -78,7 +78,7 @@ def write_archive(
     """
     began_at = time.time()
     scanner = collected.scanner
-    fd, temporary = tempfile.mkstemp(prefix=".envpack-", suffix=".tmp", dir=folder)
+    fd, temporary = _temporary_file(folder)
     try:
         with (
             os.fdopen(fd, "wb") as file,
@@ -86,8 +86,6 @@ def write_archive(
                 prefix, collected.members, collected.python, collected.libraries, jobs, folder, older
             ) as compiler,
         ):
-            with contextlib.suppress(OSError):
-                try_lock(fd, temporary)  # until this process ends: then another pack may remove it
             total = sum(member.size for member in collected.members)
             frames = FrameWriter(file, meta["level"], jobs, scanner, older, _counted(progress, total))
             members: list[Member] = []
@@ -127,6 +125,18 @@ def write_archive(
         with contextlib.suppress(OSError):
             Path(temporary).unlink(missing_ok=True)
     return path, index, sum(frame.copied for frame in frames.frames)
+
+
+def _temporary_file(folder: Path) -> tuple[int, str]:
+    """Make a file and lock it: once this process ends, another pack may remove it."""
+    while True:
+        fd, path = tempfile.mkstemp(prefix=".envpack-", suffix=".tmp", dir=folder)
+        try:
+            if try_lock(fd, path):
+                return fd, path
+        except OSError:
+            return fd, path  # no locks here: nobody removes it
+        os.close(fd)  # another pack was faster, and has removed it
 
 
 def rules(collected: Collected) -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from envpack_trees import make_venv
 
+import envpack.pack.archive_writer
 from envpack.archive.damage import is_damaged, mark, note_damage
 from envpack.common.locks import take_lock
 from envpack.common.trust import user_name
@@ -91,6 +94,21 @@ def test_an_old_archive_with_a_lease_stays(prefix: Path, home: Path) -> None:
             store.lease(made[0], "slurm-c-1")
         os.utime(made[-1], (n, n))
     assert [path.exists() for path in made] == [True, False, True, True, True]
+
+
+def test_a_new_file_is_taken_for_an_unfinished_one(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another pack into the same folder looks between a file's making and its lock."""
+    removed: list[Path] = []
+    mkstemp = tempfile.mkstemp
+
+    def slow(*arguments: object, **options: Any) -> tuple[int, str]:
+        made = mkstemp(*arguments, **options)
+        if not removed:
+            removed.extend(store.remove_unfinished(options["dir"]))
+        return made
+
+    monkeypatch.setattr(envpack.pack.archive_writer.tempfile, "mkstemp", slow)
+    assert pack(prefix).path.exists() and len(removed) == 1
 
 
 def test_gc_of_a_home_that_cannot_be_written(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
