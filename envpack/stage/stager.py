@@ -244,10 +244,8 @@ class Stager:
                 raise
             # Others have filled the disk meanwhile, or there is a quota, which statvfs(3) does not tell.
             self._discard()
+            self._leave_older()
             evicted = gc.evict_all(self._folder)
-            if not evicted and self._older:
-                self._leave_older()
-                evicted = gc.evict_all(self._folder)
             self._evicted += evicted
             if not evicted:
                 raise gc.no_space(self._folder, f"{exc.strerror} while writing") from exc
@@ -278,6 +276,8 @@ class Stager:
             files = None
             if self._older:
                 made, self._linked = self._older.put(extractor)
+                # Nothing more comes from it: whoever wants to use it need not wait until this copy is complete.
+                self._leave_older()
                 made_here = compare.compiled_paths(index)
                 files = {i for i in index.files if i not in made and index.paths[i] not in made_here}
             self._bytes_read += extractor.write(frames, files)
@@ -344,13 +344,13 @@ class Stager:
         if self._temporary is not None:
             temporaries.remove_tree(self._temporary)
             self._temporary = None
+            self._linked = 0
 
     def _leave_older(self) -> None:
         """Take no files from the older stage, and release its locks."""
         if self._older is not None:
             self._older.close()
             self._older = None
-            self._linked = 0
 
     def abort(self) -> None:
         """Remove the unfinished copy, release the locks. After `finish` this does nothing else."""

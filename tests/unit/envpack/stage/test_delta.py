@@ -75,6 +75,20 @@ def test_the_older_stage_is_locked_meanwhile(archives: list[Path], older: Path, 
     assert gc(tmp_path) == [older]
 
 
+def test_the_older_stage_can_be_used_while_the_rest_is_read(
+    archives: list[Path], older: Path, tmp_path: Path
+) -> None:
+    """The rest may take minutes to come from a slow file system."""
+    reused = []
+
+    def use(done: int, total: int) -> None:
+        os.close(take_lock(temporaries.stager_lock(older), 0, error=StageFailedError))
+        reused.append(stage(archives[0], tmp_path).reused)
+
+    assert stage(archives[1], tmp_path, progress=use).linked > 0
+    assert reused and all(reused)
+
+
 def test_an_archive_that_is_still_arriving(archives: list[Path], older: Path, tmp_path: Path) -> None:
     """Frames that are not needed are not waited for."""
     index = read_index(archives[1])
