@@ -117,6 +117,8 @@ def ask(prefix: Path) -> Interpreter | None:
         )  # fmt: skip
         # `sitecustomize` and the like may print, too.
         answer = next(json.loads(line) for line in done.stdout.splitlines() if line.startswith(b'{"version"'))
+    except BlockingIOError:
+        raise  # this host has no process left for it: that says nothing of the interpreter
     except (OSError, ValueError, StopIteration, subprocess.SubprocessError):
         return None
     for key in ("version", "path", "site_folders"):

@@ -317,6 +317,12 @@ def _named_errors(prefix: Path, folder: Path) -> Iterator[None]:
     """
     try:
         yield
+    except RuntimeError as exc:
+        if "can't start new thread" not in str(exc):
+            raise
+        raise _no_process(exc) from exc
+    except BlockingIOError as exc:
+        raise _no_process(exc) from exc
     except OSError as exc:
         path = Path(os.fsdecode(exc.filename)) if exc.filename else folder
         if exc.errno in (errno.EMFILE, errno.ENFILE):
@@ -327,6 +333,13 @@ def _named_errors(prefix: Path, folder: Path) -> Iterator[None]:
         if not path.is_relative_to(prefix) and (path.is_relative_to(folder) or path in folder.parents):
             raise _write_error(path, exc) from exc
         raise _read_error(path, prefix, exc) from exc
+
+
+def _no_process(exc: Exception) -> EnvpackError:
+    return PackFailedError(
+        f"cannot start another thread or process on {host_name()}: {exc}",
+        "Use fewer, or end some of your processes there: envpack pack --jobs 1",
+    )
 
 
 def _read_error(path: Path, prefix: Path, exc: OSError) -> EnvpackError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -102,6 +103,15 @@ def test_the_prefix_is_given_by_a_link(prefix: Path, tmp_path: Path) -> None:
 
 
 # ---- the base interpreter
+
+
+def test_no_process_to_ask_with(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(BlockingIOError):
+        ask(prefix)
 
 
 def test_the_places_of_an_interpreter_that_does_not_run(prefix: Path, tmp_path: Path) -> None:

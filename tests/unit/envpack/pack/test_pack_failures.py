@@ -173,3 +173,16 @@ def test_errors(
     shown = os.fsdecode(path) if path else FOLDER
     assert raised.value.problem == f"cannot {what} {shown} on {HOST}: {os.strerror(number)}"
     assert raised.value.remedy == remedy
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("can't start new thread"), OSError(errno.EAGAIN, "Resource temporarily unavailable")],
+)
+def test_a_limit_of_processes(error: Exception) -> None:
+    with pytest.raises(PackFailedError) as raised, _named_errors(PREFIX, FOLDER):
+        raise error
+    assert str(raised.value) == (
+        f"cannot start another thread or process on {HOST}: {error}. "
+        "Use fewer, or end some of your processes there: envpack pack --jobs 1"
+    )
