@@ -23,6 +23,7 @@ from hardchannel import set_run_path, some_library
 from privatemounts import Mount, private
 
 SITE = f"lib/{XY}/site-packages"
+SITE_T = f"lib/{XY}t/site-packages"
 BASE_PYTHON = Path(sys._base_executable).resolve()  # type: ignore[attr-defined]
 BASE = Path(sys.base_prefix)
 SYSTEM_PYTHON = Path("/usr/bin/python3")
@@ -95,14 +96,15 @@ def uv_cache() -> Path:
     return cache_folder() / "uv"
 
 
-def uv(*arguments: object, link_mode: str = "hardlink") -> list[object]:
+def uv(*arguments: object, link_mode: str = "copy") -> list[object]:
     return [
         "env", f"UV_CACHE_DIR={uv_cache()}", f"UV_LINK_MODE={link_mode}", "UV_NO_CONFIG=1", "UV_PYTHON_DOWNLOADS=never",
         tool("uv"), "--quiet", *arguments,
     ]  # fmt: skip
 
 
-def uv_install(prefix: Path, *requirements: object, link_mode: str = "hardlink") -> None:
+def uv_install(prefix: Path, *requirements: object, link_mode: str = "copy") -> None:
+    """Install into a venv; what is not a copy must not be edited, as it belongs to uv's cache."""
     run(*uv("pip", "install", "--python", prefix / "bin/python", *requirements, link_mode=link_mode))
 
 
@@ -157,8 +159,20 @@ def add_odd_files(prefix: Path) -> tuple[str, ...]:
     (odd / "read-only").chmod(0o444)
     (odd / "private").write_text("private\n")
     (odd / "private").chmod(0o600)
-    (odd / "with blank \u2603 'quote'").write_text("odd\n")
+    for text in (b"with blank \xe2\x98\x83 'quote'", b"new\nline", b"not-utf8-\xff", b"-dash"):
+        Path(os.fsdecode(os.fsencode(odd) + b"/" + text)).write_bytes(text)
     os.link(odd / "private", odd / "second-name")
+    os.link(odd / "names.txt", odd / "second-names.txt")
+    os.mkfifo(odd / "fifo")
+    # Larger than a frame, with names where the frames are cut.
+    (odd / "large.txt").write_text(f"{name}/x " * (20_000_000 // len(f"{name}/x ")))
+    for text, mtime_ns in {
+        "at-the-epoch.py": 0,
+        "before-it.py": -5_000_000_000,
+        "later.py": 5_000_000_000 * 10**9 + 7,
+    }.items():
+        (site / text).write_text("VALUE = 1\n")
+        os.utime(site / text, ns=(mtime_ns, mtime_ns))
     (odd / "absolute").symlink_to(odd / "names.txt")
     (odd / "relative").symlink_to("../odd/read-only")
     (odd / "dangling").symlink_to("nowhere")
@@ -182,7 +196,7 @@ def add_odd_files(prefix: Path) -> tuple[str, ...]:
     code.mkdir()
     (code / "__main__.py").write_text("print('zip application')\n")
     zipapp.create_archive(code, prefix / "bin" / "zip-application", f"{name}/bin/python")
-    return ("share/odd/outside-folder",)
+    return ("share/odd/outside-folder", "share/odd/fifo")
 
 
 ODD_USES = (
@@ -292,7 +306,7 @@ def venv(folder: Path) -> Environment:
     """By `python -m venv`, with odd files of the user's."""
     prefix = folder / "env"
     run(BASE_PYTHON, "-m", "venv", "--without-pip", prefix)
-    uv_install(prefix, "pygments", "psutil", link_mode="copy")
+    uv_install(prefix, "pygments", "psutil")
     return Environment(
         prefix, BASE, code=ODD_USES, warned=add_odd_files(prefix), programs=("pygmentize", "zip-application"),
         more_sources=(folder / "outside",),
@@ -401,10 +415,40 @@ def editable(folder: Path) -> Environment:
     return Environment(prefix, BASE, code=code, warned=("outside_flat", "outside_src", *warned))
 
 
+def uv_minor_version(folder: Path) -> Environment:
+    """As uv makes it with a Python of its own: the base is reached through a link that names its minor version."""
+    link = folder / "cpython-3.11-linux"
+    link.symlink_to(BASE)
+    prefix = uv_venv(folder / "env", link / "bin" / XY)
+    uv_install(prefix, "pygments", "psutil")
+    (prefix / "pyvenv.cfg").write_text(
+        (prefix / "pyvenv.cfg").read_text().replace(f"home = {BASE}/", f"home = {link}/")
+    )
+    (prefix / "bin/python").unlink()
+    (prefix / "bin/python").symlink_to(link / "bin" / XY)
+    return Environment(prefix, BASE, programs=("pygmentize",), more_sources=(link,))
+
+
+def blank(folder: Path) -> Environment:
+    """A prefix with a blank and a quote in its name, which a first line cannot hold."""
+    prefix = uv_venv(folder / "it's my environment")
+    uv_install(prefix, "pygments", "psutil")
+    return Environment(prefix, BASE, programs=("pygmentize",))
+
+
+def by_a_link(folder: Path) -> Environment:
+    """Named by a link to its folder, as through a home that is a link."""
+    (folder / "disk").mkdir()
+    (folder / "home").symlink_to("disk")
+    uv_venv(folder / "disk/env")
+    uv_install(folder / "home/env", "pygments", "psutil")
+    return Environment(folder / "home/env", BASE, aliases=(folder / "disk/env",), programs=("pygmentize",))
+
+
 def site_packages_elsewhere(folder: Path) -> Environment:
     """`site-packages` is a link to a folder outside of the prefix."""
     prefix = uv_venv(folder / "env")
-    uv_install(prefix, "pygments", "psutil", link_mode="copy")
+    uv_install(prefix, "pygments", "psutil")
     (prefix / SITE).rename(folder / "elsewhere")
     (prefix / SITE).symlink_to(folder / "elsewhere")
     return Environment(prefix, BASE, programs=("pygmentize",), more_sources=(folder / "elsewhere",))
@@ -413,7 +457,7 @@ def site_packages_elsewhere(folder: Path) -> Environment:
 def view(folder: Path) -> Environment:
     """A view as Spack makes it: real folders, and links into a store; programs are copied."""
     store = uv_venv(folder / "store/env")
-    uv_install(store, "pygments", "psutil", link_mode="copy")
+    uv_install(store, "pygments", "psutil")
     prefix = folder / "env"
     for root, _, names in os.walk(store):
         place = prefix / Path(root).relative_to(store)
@@ -453,6 +497,39 @@ def alias(folder: Path) -> Environment:
     return Environment(prefix, BASE, mounts=(mount,), aliases=(other,), programs=("pygmentize",))
 
 
+FREE_THREADED = f"""
+import sys, sysconfig
+
+# As a free-threaded build: its library folders are called {XY}t.
+for scheme in sysconfig._INSTALL_SCHEMES.values():
+    for key in ("stdlib", "platstdlib", "purelib", "platlib"):
+        scheme[key] = (scheme[key] + "/").replace("short}}/", "short}}t/").rstrip("/")
+sys.path[:] = [path.replace("/{XY}", "/{XY}t") for path in sys.path]
+"""
+
+
+def free_threaded_names(folder: Path) -> Environment:
+    """Library folders called `python3.11t`, of a venv and of its base.
+
+    No free-threaded interpreter is at hand, so this is not one: it names its folders so, and finds them through links.
+    """
+    base = _conda_base(folder)
+    library = base / "lib" / XY
+    library.rename(base / f"lib/{XY}t")
+    library.symlink_to(f"{XY}t")
+    (library / "sitecustomize.py").write_text(FREE_THREADED)
+    prefix = folder / "env"
+    run(base / "bin/python", "-m", "venv", "--without-pip", prefix)
+    (prefix / "lib" / XY).symlink_to(f"{XY}t")
+    uv_install(prefix, "pygments", "psutil")
+    assert (prefix / SITE_T / "pygments").is_dir()
+    for place in (base, prefix):
+        for compiled in list(place.glob(f"lib/{XY}t/**/__pycache__")):
+            shutil.rmtree(compiled)
+    names = f"assert all('/lib/{XY}t/' in m.__file__ and m.__cached__ for m in (json, pygments))"
+    return Environment(prefix, base, code=f"{USES}; {names}", programs=("pygmentize",))
+
+
 # ---- with what users compute with
 
 
@@ -462,7 +539,7 @@ def heavy_conda(folder: Path) -> Environment:
 
 def heavy_venv(folder: Path) -> Environment:
     prefix = uv_venv(folder / "env")
-    uv_install(prefix, *HEAVY)
+    uv_install(prefix, *HEAVY, link_mode="hardlink")
     return Environment(prefix, BASE, code="import numpy, pandas, distributed", programs=("dask",))
 
 
@@ -483,5 +560,7 @@ def heavy_system_site(folder: Path) -> Environment:
 ENVIRONMENTS: Sequence[Callable[[Path], Environment]] = (
     conda, conda_odd, conda_edited, conda_cleaned, conda_short, pixi, venv, venv_copies, virtualenv, uv_clone, uv_copy,
     uv_hardlink, uv_symlink, venv_of_conda, system_site_of_conda, system_site_of_system, editable,
-    site_packages_elsewhere, view, alias, heavy_conda, heavy_venv, heavy_uv_symlink, heavy_system_site,
+    site_packages_elsewhere, view, alias, uv_minor_version, blank, by_a_link,
+    free_threaded_names,
+    heavy_conda, heavy_venv, heavy_uv_symlink, heavy_system_site,
 )  # fmt: skip

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import marshal
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,7 @@ BASE = b".envpack-base"
 ACTIVATION = {b"bin/activate", b"bin/deactivate", b"bin/activate.fish"}
 # What is left out of a base interpreter: nothing imports it.
 NOT_NEEDED = re.compile(rb"(^|/)(site-packages|dist-packages|tests?|idle_test|config-[^/]*|__pycache__)(/|$)")
+LIBRARY = re.compile(rb"(\.envpack-base/)?lib[^/]*/python3[^/]*/")
 NOT_BEFORE = rb"A-Za-z0-9_.~+@%/\x80-\xff-"
 # A path begins after a character that cannot stand in one, after `-I` and `-L`, and in a URL.
 BEGINS = rb"(?:(?<![" + NOT_BEFORE + rb"])|(?<=-[IL])|(?<=://))"
@@ -61,7 +64,10 @@ class Trees:
         self._warned = os.fsencode("\n".join(self.warnings))
         self._new = os.fsencode(self.staged)
         prefixes = [self.prefix, self.prefix.resolve(), *self.aliases]
-        self._names = [os.fsencode(path) for path in prefixes]
+        # A shell's word in single quotes holds a quote as '"'"'.
+        self._names = [
+            os.fsencode(path).replace(b"'", quote) for path in prefixes for quote in (b"'", b"'\"'\"'")
+        ]
         self._replaced = dict.fromkeys(self._names, self._new)
         if self.base and self.base not in (Path("/usr"), Path("/usr/local")):
             self._replaced[os.fsencode(self.base)] = self._new + b"/" + BASE
@@ -78,6 +84,7 @@ class Trees:
         self._extra(there - expected.keys())
         if self.base:
             self._compare_base(os.fsencode(self.base))
+        self._all_is_compiled()
         self._links_lead_nowhere_else()
         return self._wrong
 
@@ -124,7 +131,7 @@ class Trees:
         wanted = self._wanted_content(path, old)
         if new == wanted or (old[:4] == b"\x7fELF" and self._same_but_run_path(path, old, new)):
             return
-        if self._recorded.get(path) == "text" and new == old.replace(self._names[0], self._new):
+        if path in self._recorded and new == self._all_replaced(old):
             return  # as conda-unpack leaves it: it knows that what is no path by itself was the placeholder
         at = next((i for i, (a, b) in enumerate(zip(new, wanted, strict=False)) if a != b), None)
         at = min(len(new), len(wanted)) if at is None else at
@@ -135,6 +142,8 @@ class Trees:
         def new_name(match: re.Match[bytes]) -> bytes:
             return self._replaced[match.group()]
 
+        if path == b"pyvenv.cfg" and self.base:
+            old = re.sub(rb"(?<= = )/[^\n ]*", self._in_base, old)
         if self._recorded.get(path) == "binary":
             return self._padded(old)
         if is_text(old):
@@ -143,6 +152,20 @@ class Trees:
             line, feed, rest = old.partition(b"\n")
             return self._pattern.sub(new_name, line) + feed + rest
         return old
+
+    def _all_replaced(self, data: bytes) -> bytes:
+        for name, new in self._replaced.items():
+            data = data.replace(name, new)
+        return data
+
+    def _in_base(self, match: re.Match[bytes]) -> bytes:
+        """Return where a path of the base interpreter is in the staged copy; other paths as they are."""
+        folder, name = os.path.split(match.group())
+        real = os.path.join(os.path.realpath(folder), name)
+        base = os.path.realpath(os.fsencode(self.base or ""))
+        if not is_below(real, base):
+            return match.group()
+        return os.path.normpath(os.path.join(self._new, BASE, os.path.relpath(real, base)))
 
     def _padded(self, old: bytes) -> bytes:
         """Return a binary as conda-unpack leaves it: each string has another prefix, and NULs to its old length."""
@@ -186,16 +209,34 @@ class Trees:
         """A compiled file is valid for the staged source, whatever it was before."""
         source = self._source_of(target)
         assert source is not None
-        head = read(target)[:16]
+        data = read(target)
+        head = data[:16]
         flags = int.from_bytes(head[4:8], "little")
         if flags == 0:
             info = os.stat(source)
-            stamp = int(info.st_mtime).to_bytes(8, "little")[:4] + info.st_size.to_bytes(4, "little")
+            stamp = (int(info.st_mtime) & 0xFFFFFFFF).to_bytes(4, "little") + info.st_size.to_bytes(
+                4, "little"
+            )
             valid = head[8:] == stamp
         else:
             valid = head[8:] == importlib.util.source_hash(read(source))
         if not valid:
             self._say(path, "is stale")
+        code = marshal.loads(data[16:])
+        if os.path.basename(code.co_filename) != os.path.basename(os.fsdecode(source)):
+            self._say(path, f"has the code of {code.co_filename}")
+
+    def _all_is_compiled(self) -> None:
+        """All sources in library folders have a `.pyc`, but those that cannot be compiled."""
+        for path, target in staged_paths(self._new):
+            if not path.endswith(b".py") or not LIBRARY.match(path):
+                continue
+            folder, name = os.path.split(target)
+            pyc = os.path.join(
+                folder, b"__pycache__", name[:-2] + sys.implementation.cache_tag.encode() + b".pyc"
+            )
+            if not os.path.exists(pyc) and compiles(target):
+                self._say(path, "is not compiled")
 
     # ---- links
 
@@ -275,6 +316,8 @@ class Trees:
     def _library_of(self, base: bytes) -> set[bytes]:
         found = set()
         for library in Path(os.fsdecode(base)).glob("lib*/python3.*/os.py"):
+            if library.parent.is_symlink():
+                continue
             top = os.fsencode(library.parent)
             for path, _ in walk(top, top):
                 packages = re.match(rb"(site|dist)-packages/", path) and self.with_base_packages
@@ -285,11 +328,14 @@ class Trees:
     def _recorded_files(self) -> dict[bytes, str]:
         """Return which files conda says to hold its placeholder: path -> what they are, "text" or "binary"."""
         found = {}
-        for record in Path(os.fsdecode(self._top), "conda-meta").glob("*.json"):
-            for path in (json.loads(record.read_bytes()).get("paths_data") or {}).get("paths") or []:
-                place = os.path.join(self._top, os.fsencode(path["_path"]))
-                if path.get("prefix_placeholder") and os.path.isfile(place):
-                    found[os.fsencode(path["_path"])] = "binary" if b"\0" in read(place) else "text"
+        tops = {b"": self._top} | ({BASE + b"/": os.fsencode(self.base)} if self.base else {})
+        for lead, top in tops.items():
+            for record in Path(os.fsdecode(top), "conda-meta").glob("*.json"):
+                for item in (json.loads(record.read_bytes()).get("paths_data") or {}).get("paths") or []:
+                    path = os.fsencode(item["_path"])
+                    if item.get("prefix_placeholder") and os.path.isfile(os.path.join(top, path)):
+                        binary = b"\0" in read(os.path.join(top, path))
+                        found[lead + path] = "binary" if binary else "text"
         return found
 
 
@@ -341,6 +387,14 @@ def is_text(data: bytes) -> bool:
     try:
         data.decode()
     except UnicodeDecodeError:
+        return False
+    return True
+
+
+def compiles(path: bytes) -> bool:
+    try:
+        compile(read(path), path, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError):
         return False
     return True
 
