@@ -1,8 +1,12 @@
 """What runs on the nodes is what the environment is now: edits, damage, packages elsewhere, files that are left out."""
 
 import json
+import shutil
+from pathlib import Path
 
+import pip
 import pytest
+from environments import wheel
 
 pytestmark = pytest.mark.cluster
 
@@ -63,6 +67,34 @@ def test_tasks_see_an_edit(alice, edited):
         assert [found for found, _ in seen] == [value] * 3
         assert all(path.startswith(f"{prefix}/lib/") for _, path in seen)
         assert environment == [f"--env={alice.cluster.env}"]
+
+
+@pytest.fixture
+def installed(alice):
+    """A module that alice's pip has installed into the environment; pip removes it in the end."""
+    (alice.home / "wheels").mkdir()
+    made = wheel(alice.home / "wheels", "installed_demo", "1.0", "VALUE = 1")
+    shutil.make_archive(str(alice.home / "wheels/pip"), "zip", Path(pip.__file__).parents[1], "pip")
+    alice_pip = ("env", "PYTHONPATH=/home/alice/wheels/pip.zip", "python", "-m", "pip", "-q")
+    alice.types(*alice_pip, "install", "--no-index", f"/home/alice/wheels/{made.name}")
+    [module] = alice.home.glob("env/lib/python3.*/site-packages/installed_demo/__init__.py")
+    yield module
+    alice.types(*alice_pip, "uninstall", "-y", "installed_demo")
+    shutil.rmtree(alice.home / "wheels")
+
+
+def test_an_edit_in_place_of_what_pip_installed(alice, installed):
+    """Tasks see it; the next job finds it staged."""
+    alice.types("envpack", "pack")
+    with installed.open("r+") as file:
+        file.write("VALUE = 2")
+    for reused in (False, True):
+        (seen, _, _), _ = runs(alice, "installed_demo")
+        assert [value for value, _ in seen] == [2] * 3
+        newest = max(alice.jobs().iterdir(), key=lambda path: path.stat().st_mtime)
+        events = map(json.loads, (newest / "events.jsonl").read_text().splitlines())
+        staged = {event["host"]: event["reused"] for event in events if event["event"] == "staged"}
+        assert staged == {"node1": reused, "node2": reused}
 
 
 def test_packages_elsewhere_are_found_and_named(alice):
