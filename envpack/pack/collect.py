@@ -147,11 +147,13 @@ def _placeholders(walk: Walk) -> tuple[list[tuple[bytes, bytes]], list[tuple[byt
     """Return the parameters of `Scanner`."""
     names = [(name, b"") for name in names_of(walk)]
     base = walk.base
+    suffix = b"/" + BASE_FOLDER
+    if base is not None and not base.is_system:
+        names += [(name, suffix) for name in base.names(walk.prefix)]
+    # As scripts hold a quote in a shell's single quotes.
+    names += [(name.replace(b"'", b"'\"'\"'"), suffix) for name, suffix in names if b"'" in name]
     if base is None:
         return names, []
-    suffix = b"/" + BASE_FOLDER
-    if not base.is_system:
-        names += [(name, suffix) for name in base.names(walk.prefix)]
     settings = []
     for key, value in sorted(read_settings(walk.prefix).items()):
         if key not in BASE_KEYS or not os.path.isabs(value):  # noqa: PTH117
