@@ -30,8 +30,9 @@ from mpiboot.protocol.node import DESCRIPTORS_MAX, RankRequest, report_scheduler
 
 def main() -> None:
     """Serve the agent. Returns in the server when that ends, and in each rank when the rank ends."""
-    # Tasks must not import modules from this file's folder.
-    del sys.path[0]
+    # Tasks must not import modules from this file's folder, which is not there with `--env-var PYTHONSAFEPATH=1`.
+    if not getattr(sys.flags, "safe_path", False):
+        del sys.path[0]
     # Restore what a new Python has: a child inherits that the agent ignores these signals.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGUSR1, signal.SIG_DFL)

@@ -145,6 +145,15 @@ def test_ranks_share_what_they_import_and_nothing_else(node):
     assert node.ranks.server.wait(20) == 0
 
 
+@pytest.mark.parametrize("safe_path", ["", "1"])
+def test_a_rank_has_all_folders_of_pythonpath(node, safe_path):
+    folders = os.pathsep.join(["/first", *filter(None, [os.environ.get("PYTHONPATH")])])
+    stand_in = node.stand_in(TELL, RANK="0", PYTHONPATH=folders, PYTHONSAFEPATH=safe_path)
+    assert node.told(0)["path"][0] == "/first"
+    (node.folder / "end").write_text("")
+    assert stand_in.wait(20) == 0
+
+
 def test_a_rank_outlives_its_stand_in_and_its_server(node):
     stand_ins = [node.stand_in(TELL, RANK="0"), node.stand_in(TELL, RANK="1")]
     rank = node.told(0)
