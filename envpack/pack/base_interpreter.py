@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from envpack.common import prefix as prefixes
 from envpack.common.elf import read_library
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from envpack.pack.interpreter import Interpreter
 
 # The folder of the packed base interpreter in the archive and in a staged prefix.
-BASE_FOLDER = b".envpack-base"
+BASE_FOLDER = os.fsencode(prefixes.BASE_FOLDER)
 # Of these, only what Python needs is packed: the nodes have their own.
 SYSTEM_PREFIXES = ("/", "/usr", "/usr/local")
 # What Python opens at run time outside of bin and lib: certificates, time zones, terminals.

@@ -1,8 +1,8 @@
 """Make the run paths of libraries relative: where a library looks for others (elf(5), ld.so(8)).
 
 Compilers put the folder of the libraries there, as an absolute path. A staged library would then load others from the
-source prefix; with a run path relative to itself, it loads them from the staged one. Only `envpack.pack.scan` imports
-this module.
+source prefix; with a run path relative to itself, it loads them from the staged one. Only `envpack.pack` imports this
+module.
 """
 
 from __future__ import annotations

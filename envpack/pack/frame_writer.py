@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import zstandard
 
-from envpack.archive.index import DIGEST_BYTES, FRAME_BYTES, digest, frame_check, show_path
-from envpack.errors import BrokenEnvironmentError
+from envpack.archive.index import DIGEST_BYTES, FRAME_BYTES, digest, frame_check
 from envpack.pack.members import (
     BLOCK,
     FILE,
@@ -30,6 +29,7 @@ from envpack.pack.members import (
     stamp,
     tar_header,
 )
+from envpack.pack.walk import changed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -312,7 +312,7 @@ def _opened(member: Member) -> Iterator[int]:
         yield fd
         info = os.fstat(fd)
         if info.st_size != member.size or info.st_mtime_ns != member.mtime_ns:
-            raise _changed(member)
+            raise changed(member.source)
     except OSError as exc:
         exc.filename = exc.filename or member.source
         raise
@@ -325,13 +325,6 @@ def _read_piece(fd: int, piece: Piece) -> bytes:
     while len(data) < piece.length:
         more = os.pread(fd, piece.length - len(data), piece.start + len(data))
         if not more:
-            raise _changed(piece.member)
+            raise changed(piece.member.source)
         data += more
     return data
-
-
-def _changed(member: Member) -> BrokenEnvironmentError:
-    return BrokenEnvironmentError(
-        f"{show_path(member.source)} changed while it was packed",
-        "Pack again when nothing installs into the environment, or writes to it",
-    )

@@ -374,7 +374,7 @@ class _Walker:
             info = os.lstat(path)
             if not stat.S_ISLNK(info.st_mode):
                 return path, info
-            path = os.path.join(path.rpartition(b"/")[0], os.readlink(path))  # noqa: PTH115, PTH118
+            path = os.path.join(path.rpartition(b"/")[0] or b"/", os.readlink(path))  # noqa: PTH115, PTH118
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
     def _real_folder(self, folder: bytes) -> bytes:

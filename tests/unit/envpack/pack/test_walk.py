@@ -179,6 +179,16 @@ def test_folders_outside_are_named(prefix: Path, outside: Path) -> None:
     ]
 
 
+@pytest.mark.skipif(
+    not Path("/bin").is_symlink() or Path("/bin").readlink() != Path("usr/bin"),
+    reason="/bin is no relative link here",
+)
+def test_a_relative_link_in_the_root_folder(prefix: Path) -> None:
+    (prefix / "share" / "x").symlink_to(os.path.relpath("/bin", prefix / "share"))
+    walk = walk_environment(prefix, "venv")
+    assert links(walk) == {"share/x": "/usr/bin"} and walk.warnings[1].endswith(": share/x")
+
+
 def test_another_mount_of_the_prefix(prefix: Path, tmp_path: Path) -> None:
     """Another path leads to the same folder, and no link says so."""
     code = (
