@@ -10,9 +10,9 @@ batch_system=local
 # From here to the end, all job scripts are the same: find the environment's Python, and start `mpiboot boot` with it.
 eval "${MPIBOOT_SETUP-}" # the site's `setup` lines, such as `module load openmpi`
 prefix=${VIRTUAL_ENV:-$CONDA_PREFIX}
-case :${PATH//:/::}: in # of two activated environments, the last one is first on the PATH
-*":${CONDA_PREFIX:-/none}/bin:"*":${VIRTUAL_ENV:-/none}/bin:"*) prefix=$CONDA_PREFIX ;;
-esac
+before=:$PATH: # of two activated environments, the last one is first on the PATH
+before=${before%%":${CONDA_PREFIX:-/none}/bin:"*}:
+[[ $before == ":$PATH::" || $before == *":${VIRTUAL_ENV:-/none}/bin:"* ]] || prefix=$CONDA_PREFIX
 arguments=("$@")
 for ((i = 0; i < $#; i++)); do
     case ${arguments[i]} in
