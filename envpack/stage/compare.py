@@ -15,7 +15,7 @@ from envpack.archive.index import DIGEST_BYTES, OWN_FOLDER, Index, digest
 from envpack.stage import marker
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Sequence
+    from collections.abc import Collection, Container, Iterator, Sequence
     from pathlib import Path
     from typing import BinaryIO
 
@@ -50,10 +50,8 @@ class Survey(NamedTuple):
         return not self.damaged and not self.extra
 
 
-def survey(prefix: Path, index: Index, relocation: Relocation) -> Survey:
+def survey(prefix: Path, index: Index, relocation: Relocation, noted: Collection[bytes] = ()) -> Survey:
     """Compare a stage with its index: kinds, sizes, modification times, modes, targets of links, and what is there.
-
-    Members that `verify` has found damaged count as such.
 
     Parameters
     ----------
@@ -63,13 +61,14 @@ def survey(prefix: Path, index: Index, relocation: Relocation) -> Survey:
         Its index.
     relocation : Relocation
         The index's edits for this prefix.
+    noted : collection of bytes, optional
+        Paths of members that `verify` has found damaged; they count as such.
     """
     seen, folders = _scan(os.fsencode(prefix), index)
     expected = expected_members(prefix, index, relocation)
     compiled = compiled_paths(index)
     damaged: dict[int, str] = {}
     # One comparison of two tables is faster than tens of thousands of single ones.
-    noted = marker.damaged_paths(prefix)
     if noted or not expected.items() <= seen.items():
         for i in range(index.files.start, len(index)):
             path = index.paths[i]

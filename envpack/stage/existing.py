@@ -116,7 +116,7 @@ def _compare(
     """Return what is damaged, as numbers in the archive; None if the stage cannot be trusted at all."""
 
     def survey(index: Index, relocation: Relocation) -> compare.Survey:
-        found = compare.survey(prefix, index, relocation)
+        found = compare.survey(prefix, index, relocation, marker.damaged_paths(prefix))
         if force:
             found.damaged.update(compare.different_content(prefix, index, relocation))
         return found

@@ -126,8 +126,6 @@ def _verify_staged(prefix: Path) -> Index:
         why = exc.problem if isinstance(exc, ArchiveError) else f"{index_path}: {exc.strerror}"
         raise StageFailedError(f"{prefix} on {host_name()}: {why}", _stage_again(staged_at, about)) from exc
     relocation = Relocation(index, staged_at)
-    # Not what was noted the last time: that may have been put back since.
-    marker.forget_damaged(prefix)
     survey = compare.survey(prefix, index, relocation)
     damaged = {**compare.different_content(prefix, index, relocation), **survey.damaged}
     for i in index.folders:
@@ -137,6 +135,8 @@ def _verify_staged(prefix: Path) -> Index:
             != 0o700 | (index.modes[i])
         ):
             damaged[i] = "has another mode"
+    if not damaged:
+        marker.forget_damaged(prefix)  # what was noted the last time: it has been put back by other means
     is_noted = not damaged or marker.note_damaged(prefix, (index.paths[i] for i in damaged))
     faults = [f"{show_path(index.paths[i])} {how}" for i, how in sorted(damaged.items())]
     faults += [f"{show_path(path)} is not the environment's" for path in survey.extra]

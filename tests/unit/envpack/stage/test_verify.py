@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from envpack_trees import SITE, staged_tree
 
+import envpack.stage.compare
 import envpack.stage.marker
 from envpack.archive.damage import is_damaged, mark
 from envpack.archive.encoding import read_index
@@ -144,6 +145,25 @@ def test_what_is_mended_otherwise_is_forgotten(
     edit(staged[0] / "bin/demo", b"demo.value", b"demo.VALUE")
     verify(staged[0])
     assert stage(archives[0], tmp_path).reused
+
+
+def test_what_was_found_is_remembered_if_the_next_verify_is_interrupted(
+    archives: list[Path], staged: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = staged[0] / "share" / "filler"
+    info = path.stat()
+    path.write_bytes(bytes(info.st_size))
+    os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+    with pytest.raises(StageFailedError, match="has 1 fault"):
+        verify(staged[0])
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(envpack.stage.compare, "different_content", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        verify(staged[0])
+    assert stage(archives[0], tmp_path).repaired == 1
 
 
 def test_no_stage(staged: list[Path], tmp_path: Path) -> None:
