@@ -233,6 +233,17 @@ def different_content(prefix: Path, index: Index, relocation: Relocation) -> dic
             differing[i] = "has another content"
         except OSError as exc:
             differing[i] = f"cannot be read: {exc.strerror}"
+    made = marker.read_marker(prefix).get("compiled", {})
+    for i, pyc in index.meta.get("compile") or []:
+        if pyc not in made:
+            continue
+        try:
+            with open_file(os.fsencode(pyc), prefix) as file:
+                is_good = digest(file.read()).hex() == made[pyc]
+        except OSError as exc:
+            is_good = exc.errno == errno.ENOENT  # Python does without it
+        if not is_good:
+            differing.setdefault(i, "has damaged bytecode")
     return differing
 
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from envpack.archive.index import OWN_FOLDER
+from envpack.archive.index import OWN_FOLDER, digest
 from envpack.common.places import host_name
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def index_path(prefix: Path) -> Path:
     return prefix / _FOLDER / "index"
 
 
-def write(folder: Path, prefix: Path, index: Index) -> None:
+def write(folder: Path, prefix: Path, index: Index, compiled: Iterable[bytes]) -> None:
     """Write the marker and a copy of the index into a folder, in place of older ones.
 
     Parameters
@@ -48,7 +48,10 @@ def write(folder: Path, prefix: Path, index: Index) -> None:
         Its own name.
     index : Index
         The archive's index.
+    compiled : iterable of bytes
+        Paths of the `.pyc` files that were just made in it. Only the marker says what they must be.
     """
+    made = {os.fsdecode(path): digest((folder / os.fsdecode(path)).read_bytes()).hex() for path in compiled}
     marker = {
         "format": FORMAT,
         "pack_id": index.pack_id,
@@ -59,6 +62,7 @@ def write(folder: Path, prefix: Path, index: Index) -> None:
         "boot_id": boot_id(),
         "host": host_name(),
         "staged_at": time.time(),
+        "compiled": {**read_marker(folder).get("compiled", {}), **made},
     }
     (folder / _FOLDER).mkdir(mode=0o700, exist_ok=True)
     _put(index_path(folder), index.raw)

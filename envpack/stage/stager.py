@@ -282,8 +282,8 @@ class Stager:
                 files = {i for i in index.files if i not in made and index.paths[i] not in made_here}
             self._bytes_read += extractor.write(frames, files)
             extractor.make_links(range(index.hardlinks.start, len(index)))
-            compile_relocated(index, temporary, self.prefix)
-            marker.write(temporary, self.prefix, index)
+            compiled = compile_relocated(index, temporary, self.prefix)
+            marker.write(temporary, self.prefix, index, compiled)
             return
         lacking = self._existing.lacking
         extractor.make_folders(_folders_above(index, lacking))
@@ -328,12 +328,12 @@ class Stager:
         index, extractor, lacking = self.index, self._extractor, stage.lacking
         assert extractor is not None
         links = {i for i in lacking if i >= index.hardlinks.start}
-        further = compile_relocated(index, temporary, self.prefix, lacking)
+        compiled = compile_relocated(index, temporary, self.prefix, lacking)
         repair.take_out(self.prefix, temporary, stage.foreign)
-        repair.put_back(self.prefix, temporary, index, lacking - links, further)
+        repair.put_back(self.prefix, temporary, index, lacking - links, compiled)
         extractor.make_links(sorted(links), stage.fd)
         repair.put_back(self.prefix, temporary, index, links, [])
-        marker.write(self.prefix, self.prefix, index)
+        marker.write(self.prefix, self.prefix, index, compiled)
         marker.forget_damaged(self.prefix)
 
     def _discard(self) -> None:

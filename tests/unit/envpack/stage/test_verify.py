@@ -21,6 +21,7 @@ from envpack.stage.verify import verify
 
 FILLER = Path("share", "filler")
 DATA = SITE / "demo" / "data"
+BYTECODE = SITE / "demo" / "__pycache__" / f"config.{sys.implementation.cache_tag}.pyc"
 
 
 def test_what_is_whole(archives: list[Path], staged: list[Path]) -> None:
@@ -86,6 +87,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a link for a folder": (
         lambda p: (p / DATA / "hollow").rmdir() or (p / DATA / "hollow").symlink_to("/etc"),
         f"{DATA}/hollow is missing, or is not a folder",
+    ),
+    "bytecode that the node made": (
+        lambda p: (p / BYTECODE).write_bytes((p / BYTECODE).read_bytes()[:-1] + b"!"),
+        f"{SITE}/demo/config.py has damaged bytecode",
     ),
     "a hard link's content": (
         lambda p: (p / DATA / "second-name").unlink() or (p / DATA / "second-name").write_text("mode"),
