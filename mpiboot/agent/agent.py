@@ -136,6 +136,15 @@ async def run(directory: JobDirectory, address: ChannelAddress) -> int:
     return await Agent(directory, address).run()
 
 
+def has_stage(prefix: Path, pack_id: str | None) -> bool:
+    """Return whether the node has a stage that a stager would use: not one from before a reboot, for example."""
+    if not prefix.is_dir():
+        return False
+    from envpack.stage.marker import is_trusted
+
+    return is_trusted(prefix, pack_id)
+
+
 class Agent:
     """The agent of this node.
 
@@ -333,7 +342,7 @@ class Agent:
             memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             cpus=os.cpu_count() or 1,
             root_is_memory=is_memory(file_system(self.folder)[0]),
-            has_stage=prefix is not None and Path(prefix).is_dir(),
+            has_stage=prefix is not None and has_stage(Path(prefix), orders.pack_id),
             port=port,
         )
 

@@ -102,7 +102,7 @@ class NodeReport:
     root_is_memory : bool
         Whether the staging root's files take up memory, as in a tmpfs.
     has_stage : bool
-        Whether the environment was staged here before.
+        Whether the environment was staged here before, since the node's last boot.
     port : int
         The port on which other agents reach this one; 0 in a job of one node.
     """

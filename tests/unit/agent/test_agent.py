@@ -13,7 +13,7 @@ import pytest
 from waiting import wait_until
 
 from envpack.pack.packing import pack
-from envpack.stage import gc
+from envpack.stage import gc, marker
 from mpiboot.boot.certificates import make_job_secrets
 from mpiboot.boot.channel import Channel
 from mpiboot.common.processes import host_identity, process_start
@@ -405,6 +405,21 @@ agent.Agent.stage = stage
     n2.channel._loop.call_soon_threadsafe(post_together)
     assert n2.ends() == (0, "stopped")
     assert n2.agent.stdout.read() == ""
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_stage_from_before_a_reboot_does_not_count(node, tmp_path, is_old):
+    """Else all nodes would read the whole archive themselves after a maintenance: the tree is for nodes that lack it."""
+    prefix = tmp_path / "stage"
+    about = {"format": marker.FORMAT, "pack_id": "abc", "prefix": str(prefix)}
+    marker.marker_path(prefix).parent.mkdir(parents=True)
+    marker.marker_path(prefix).write_text(
+        json.dumps({**about, "boot_id": "before" if is_old else marker.boot_id()})
+    )
+    n2 = node(prefix=str(prefix), pack_id="abc")
+    assert n2.answer().has_stage is not is_old
+    n2.channel.close_agents("stopped")
+    assert n2.ends() == (0, "stopped")
 
 
 def test_the_ranks_output_reaches_the_log(node):
