@@ -97,8 +97,8 @@ def _look(prefix: Path, fd: int, index: Index, relocation: Relocation, force: bo
     elif survey.extra:
         names = ", ".join(show_path(path) for path in survey.extra[:10])
         raise StageFailedError(
-            f"{prefix} on {host_name()} has {len(survey.extra)} files that are not the environment's, and cannot "
-            f"remove them, as a process uses it: {names}",
+            f"{prefix} on {host_name()} has files that are not the environment's ({len(survey.extra)} in all), which "
+            f"cannot be removed while a process uses it: {names}",
             f"End the jobs that use it, or choose another staging root: --root or {STAGE_ROOT_VARIABLE}",
         )
     if lacking is None:

@@ -67,8 +67,8 @@ def test_what_was_added_to_a_stage_in_use(archives: list[Path], staged: list[Pat
         stage(archives[0], tmp_path)
     names = ", ".join(f"{SITE}/extra-{n:02}" for n in range(10))
     assert raised.value.problem == (
-        f"{staged[0]} on {os.uname().nodename} has 12 files that are not the environment's, and cannot remove them, "
-        f"as a process uses it: {names}"
+        f"{staged[0]} on {os.uname().nodename} has files that are not the environment's (12 in all), which cannot be "
+        f"removed while a process uses it: {names}"
     )
     assert raised.value.remedy == (
         "End the jobs that use it, or choose another staging root: --root or MPIBOOT_STAGE_ROOT"
