@@ -139,7 +139,9 @@ def arrange(members: Iterable[Member]) -> list[Member]:
         if member.kind == DIRECTORY:
             member.mode |= 0o700
         elif member.kind == FILE and member.inode != (0, 0) and not member.bytecode:
-            other = first.setdefault((member.inode, member.relocation, member.rooms), member)
+            # Staging makes the run paths of programs and libraries relative to their folder.
+            folder = path.rpartition(b"/")[0] if member.mode & 0o111 or b".so" in path else b""
+            other = first.setdefault((member.inode, member.relocation, member.rooms, folder), member)
             if other is not member:
                 unique[path] = Member(path, HARDLINK, member.mode, member.mtime_ns, link=other.path)
     return sorted(unique.values(), key=order)

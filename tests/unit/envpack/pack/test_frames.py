@@ -15,7 +15,7 @@ from envpack.archive.encoding import read_index
 from envpack.archive.index import FRAME_BYTES, Index
 from envpack.errors import BrokenEnvironmentError, CorruptArchiveError
 from envpack.pack.frame_writer import Piece, cut
-from envpack.pack.members import FILE, Member
+from envpack.pack.members import FILE, HARDLINK, Member, arrange
 from envpack.pack.older import OlderArchive
 from envpack.pack.packing import pack
 from envpack.stage.verify import verify
@@ -90,3 +90,18 @@ def test_an_older_archive_that_cannot_be_read(prefix: Path, monkeypatch: pytest.
     with pytest.raises(CorruptArchiveError, match=r"cannot read frame 0: .*Stale file handle"):
         older.packed(0)
     older.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "kinds"),
+    [
+        (b"x.so.1", 0o644, [FILE, FILE, HARDLINK]),
+        (b"program", 0o755, [FILE, FILE, HARDLINK]),
+        (b"x.txt", 0o644, [FILE, HARDLINK, HARDLINK]),
+    ],
+)
+def test_libraries_with_several_names(name: bytes, mode: int, kinds: list[int]) -> None:
+    """A run path that is made relative in one folder leads elsewhere in another."""
+    paths = [b"lib/" + name, b"lib/a/" + name, b"lib/a/second-" + name]
+    members = arrange(Member(path, FILE, mode, relocation="unknown", inode=(1, 2)) for path in paths)
+    assert [member.kind for member in members if member.path in paths] == kinds
