@@ -38,8 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a path may be no UTF-8
-    # On SIGTERM, as on Ctrl-C, remove unfinished files before the end.
-    signal.signal(signal.SIGTERM, _terminate)
+    # As on Ctrl-C, remove unfinished files before the end. SIGHUP: the terminal is gone; nohup ignores that.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _terminate)
     try:
         return int(arguments.run(arguments))
     except EnvpackError as exc:
@@ -53,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
 
 
-def _terminate(_signal: int, _frame: Any) -> NoReturn:
-    raise SystemExit(128 + signal.SIGTERM)
+def _terminate(number: int, _frame: Any) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -91,6 +91,7 @@ class Scanner:
         self.rigid: list[bytes] = []
         self._shared: dict[bytes, bool] = {}
         self._names = [old for old, _ in names]
+        self._prefixes = [old for old, suffix in names if not suffix]
         self._numbers = {old: number for number, (old, _) in reversed(list(enumerate(self.placeholders)))}
         # The longest first, as one name may begin with another.
         longest = sorted(names, key=lambda name: len(name[0]), reverse=True)
@@ -127,8 +128,11 @@ class Scanner:
             self.rigid.append(member.path)
 
     def link(self, target: bytes) -> Record | None:
-        """Return the record of a symlink that names the source prefix."""
-        for name in sorted(self._names, key=len, reverse=True):
+        """Return the record of a symlink that names the source prefix.
+
+        Those that name what is packed of the base interpreter are relative already; the others lead to it where it is.
+        """
+        for name in sorted(self._prefixes, key=len, reverse=True):
             if target == name or target.startswith(name + b"/"):
                 return link_record(self._numbers[name])
         return None

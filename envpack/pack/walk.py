@@ -311,7 +311,7 @@ class _Walker:
         try:
             real, info = self._resolved(entry.source)
         except PermissionError:
-            self._unreadable.append(os.fsdecode(entry.source))
+            self._unreadable.append(f"{os.fsdecode(entry.source)} (a link to {show_path(target)})")
             return
         except OSError:
             return  # it dangles, or is a loop

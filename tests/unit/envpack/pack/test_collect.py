@@ -193,6 +193,23 @@ def test_a_base_interpreter_of_ones_own(
     assert found.warnings == []
 
 
+def test_links_into_a_base_interpreter(prefix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not packed of it is named where it is, as the warning says."""
+    base = tmp_path / "base"
+    interpreter = a_base(base)
+    (prefix / "share").mkdir(exist_ok=True)
+    (prefix / "share" / "doc").symlink_to(base / "share" / "doc")
+    (prefix / "share" / "zoneinfo").symlink_to(base / "share" / "zoneinfo")
+    found = with_base(prefix, monkeypatch, interpreter, f"{base}/bin")
+    links = {name: members(found)[f"share/{name}"].link for name in ("doc", "zoneinfo")}
+    assert links == {
+        "doc": os.fsencode(base / "share" / "doc"),
+        "zoneinfo": b"../.envpack-base/share/zoneinfo",
+    }
+    assert [found.scanner.link(link) for link in links.values()] == [None, None]
+    assert found.scanner.link(os.fsencode(prefix / "x")) == ["link", 0]
+
+
 @pytest.mark.parametrize("with_site", [False, True])
 def test_a_base_interpreter_of_the_system(
     with_site: bool, prefix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -313,6 +313,17 @@ def test_all_that_cannot_be_read_is_named() -> None:
     )
 
 
+def test_a_link_into_a_closed_folder() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        prefix, closed = Path(folder, "env"), Path(folder, "closed")
+        Path(folder).chmod(0o755)
+        prefix.mkdir()
+        closed.mkdir(mode=0)
+        (prefix / "x").symlink_to(closed / "y")
+        message = walk_as_nobody(prefix)
+    assert f": {prefix}/x (a link to {closed}/y). Make them readable" in message
+
+
 def test_what_vanishes_meanwhile(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scandir = os.scandir
 

@@ -43,9 +43,8 @@ def record_of(
     digests: tuple[bytes, ...] = (),
 ) -> list[object]:
     """Return the record of a file with this content."""
-    member = Member(
-        path, FILE, relocation=relocation, rooms=rooms, package_digests=digests, digest=digest(data)
-    )
+    member = Member(path, FILE, relocation=relocation, rooms=rooms, package_digests=digests)
+    member.edited = bool(digests) and digest(data) not in digests
     return scanner.record(member, data)
 
 

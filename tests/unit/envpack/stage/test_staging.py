@@ -225,11 +225,12 @@ def test_a_stager_killed_at_any_moment_leaves_nothing_that_counts(archive: Path,
     assert stages(tmp_path) == [prefix.name]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stager_told_to_end_removes_what_it_wrote(number: int, archive: Path, tmp_path: Path) -> None:
     code = (
-        # Whoever runs the tests in the background hands on an ignored SIGINT.
+        # Whoever runs the tests in the background hands on an ignored SIGINT, or SIGHUP.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
         "import sys, time, envpack.stage.extract as e, envpack.cli as c\n"
         "old = e.Extractor._write_frame\n"
         "def slow(*a):\n    old(*a); print(flush=True); time.sleep(0.3)\n"
