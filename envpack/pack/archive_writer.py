@@ -143,7 +143,8 @@ def rules(collected: Collected) -> str:
     """Return what `envpack.pack.older` calls `rules`."""
     modules = (scan, pack_elf, common_elf, relocations)
     code = [Path(str(module.__file__)).read_bytes() for module in modules]
-    return digest(b"".join(code) + repr(collected.placeholders).encode()).hex()
+    names = (collected.placeholders, collected.scanner.base_packages)
+    return digest(b"".join(code) + repr(names).encode()).hex()
 
 
 def _index(members: list[Member], frames: FrameWriter) -> Index:

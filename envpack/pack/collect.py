@@ -73,7 +73,7 @@ def collect(walk: Walk) -> Collected:
     libraries = dict.fromkeys(member for folder in folders if (member := walk.member(folder)))
     return Collected(
         members,
-        Scanner(*_placeholders(walk)),
+        Scanner(*_placeholders(walk), base_packages=walk.base is not None and bool(walk.base.site_folders)),
         list(libraries),
         interpreter.python,
         [*missing, *_library_warning(walk)],

@@ -51,6 +51,7 @@ _IN_BASE = (
     rb"(?=/(?:bin(?:/(?:python|pypy)|/?" + _STOP + rb")"
     rb"|(?:lib|lib64|ssl|share/(?:zoneinfo|terminfo))(?:/|" + _STOP + rb")))"
 )
+_NOT_ITS_PACKAGES = rb"(?!/lib(?:64)?/[^/\s]+/(?:site|dist)-packages(?![A-Za-z0-9_-]))"
 # A path begins after a character that no file's name ends in, or after what stands directly before paths all the same: a
 # compiler's option, an escaped character, `file://`, and the variables that move a whole tree.
 _BEGIN = re.compile(
@@ -74,6 +75,8 @@ class Scanner:
         All names of the source prefix and of its base interpreter, and what follows the staged prefix in their place.
     settings : list[tuple[bytes, bytes]], optional
         The same for texts that count only as values in a `pyvenv.cfg`.
+    base_packages : bool, default False
+        The base interpreter's folders of packages are packed, too.
 
     Attributes
     ----------
@@ -85,8 +88,13 @@ class Scanner:
     """
 
     def __init__(
-        self, names: list[tuple[bytes, bytes]], settings: Sequence[tuple[bytes, bytes]] = ()
+        self,
+        names: list[tuple[bytes, bytes]],
+        settings: Sequence[tuple[bytes, bytes]] = (),
+        *,
+        base_packages: bool = False,
     ) -> None:
+        self.base_packages = base_packages
         self.placeholders = list(dict.fromkeys([*names, *settings]))
         self.rigid: list[bytes] = []
         self._shared: dict[bytes, bool] = {}
@@ -96,7 +104,8 @@ class Scanner:
         # The longest first, as one name may begin with another.
         longest = sorted(names, key=lambda name: len(name[0]), reverse=True)
         everywhere = [re.escape(old) + _END for old, _ in longest]
-        outside_base = [re.escape(old) + (_IN_BASE if suffix else _END) for old, suffix in longest]
+        in_base = _IN_BASE if base_packages else _NOT_ITS_PACKAGES + _IN_BASE
+        outside_base = [re.escape(old) + (in_base if suffix else _END) for old, suffix in longest]
         self._pattern_in_base = re.compile(b"|".join(everywhere))
         self._pattern = re.compile(b"|".join(outside_base))
         self._places = [(old, suffix.lstrip(b"/")) for old, suffix in names]

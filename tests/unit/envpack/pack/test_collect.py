@@ -20,7 +20,8 @@ from envpack.pack import walk as walking
 from envpack.pack.collect import Collected, collect
 from envpack.pack.editable import outside_warnings
 from envpack.pack.interpreter import Interpreter, ask, guess
-from envpack.pack.members import Member
+from envpack.pack.members import FILE, Member
+from envpack.pack.scan import Scanner
 from envpack.pack.walk import walk_environment
 
 
@@ -234,6 +235,18 @@ def test_a_base_interpreter_of_the_system(
         *([b".envpack-base/lib/python3/dist-packages"] if with_site else []),
     ]
     assert found.warnings == []
+
+
+@pytest.mark.parametrize("are_packed", [False, True])
+def test_text_that_names_the_base_interpreters_packages(are_packed: bool) -> None:
+    scanner = Scanner([(b"/env", b""), (b"/py", b"/.envpack-base")], base_packages=are_packed)
+    member = Member(b"lib/python3.11/site-packages/x.pth", FILE, relocation="unknown")
+    packages, library = b"/py/lib/python3.11/site-packages", b"/py/lib/python3.11/os.py"
+    text = b"%b\n%b/x\n%b-2\n%b\n" % (packages, packages, packages, library)
+    places = [text.index(packages + b"-2"), 1, text.index(library), 1]
+    if are_packed:
+        places = [0, 1, len(packages) + 1, 1, *places]
+    assert scanner.record(member, text) == ["text", places, None]
 
 
 def test_a_prefix_in_its_base_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
