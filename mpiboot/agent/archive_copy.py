@@ -199,6 +199,9 @@ class ArchiveCopy:
                 "--transport direct, which keeps no archive there, or "
                 f"set {STAGE_ROOT_VARIABLE} to a folder with more room"
             ) from error
+        if self.failure:
+            # The event loop has freed the file meanwhile: stagers need not read all of the archive.
+            os.ftruncate(self._file, 0)
         self.size += len(data)
         self._tell()
 

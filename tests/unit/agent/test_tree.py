@@ -6,6 +6,7 @@ Each node is an `Agent` that was given its orders without boot. What it stages i
 import asyncio
 import dataclasses
 import errno
+import json
 import os
 import sys
 from pathlib import Path
@@ -395,6 +396,29 @@ def test_unused_stages_make_room_for_the_copy(staged, monkeypatch):
         "n4": [],
     }
     assert stages(nodes["n2"].root) == [Path(answers["n2"]["prefix"]).name]
+
+
+def test_a_copy_that_is_freed_while_it_is_written_takes_no_room(tmp_path, monkeypatch):
+    """Nodes with an older stage are staged before all of the archive has arrived."""
+    real = archive_copy.write_at
+    head = arrival.head(b"index") + b"index"
+
+    async def receive():
+        copy = archive_copy.ArchiveCopy(tmp_path, 1, tmp_path)
+
+        def free_first(file, data, offset):
+            copy.free()
+            real(file, data, offset)
+
+        monkeypatch.setattr(archive_copy, "write_at", free_first)
+        copy.learn(json.dumps({"frames": {"sizes": [9], "checks": [0]}}).encode())
+        copy.take(head)
+        size = os.fstat(copy.descriptors[0]).st_size
+        for descriptor in copy.descriptors:
+            os.close(descriptor)
+        return size
+
+    assert asyncio.run(receive()) == 0
 
 
 def test_a_node_that_cannot_stage_passes_the_archive_on(staged, archive, monkeypatch):
