@@ -274,7 +274,11 @@ def conda_short(folder: Path) -> Environment:
     mount = Mount(folder / "env", prefix)
     build = [sys.executable, Path(__file__).with_name("condaenv.py"), "--hard", prefix, "pygments", "psutil"]
     (folder / "pkgs").mkdir()
-    run(*private([mount, Mount(folder / "pkgs", Path("/env-pkgs"))], build))
+    cache = Mount(folder / "pkgs", Path("/env-pkgs"))
+    try:
+        run(*private([mount, cache], build))
+    finally:
+        cache.target.rmdir()
     library = folder / "env" / SITE / "deep" / "in" / "it" / "roomless.so"
     library.parent.mkdir(parents=True)
     shutil.copy2(some_library(), library)
