@@ -145,7 +145,9 @@ def _parser() -> argparse.ArgumentParser:
 def _pack(arguments: argparse.Namespace) -> int:
     from envpack.pack.packing import pack
 
-    prefix = arguments.prefix or active_environment(os.environ, sys.prefix, sys.base_prefix)
+    prefix = arguments.prefix
+    if prefix is None:
+        prefix = active_environment(os.environ, sys.prefix, sys.base_prefix)
     if prefix is None:
         raise NotAnEnvironmentError(
             f"no environment is active: {sys.prefix} is the system's Python",

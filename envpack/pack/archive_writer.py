@@ -83,7 +83,14 @@ def write_archive(
         with (
             os.fdopen(fd, "wb") as file,
             Compiler(
-                prefix, collected.members, collected.python, collected.libraries, jobs, folder, older
+                prefix,
+                collected.members,
+                collected.python,
+                collected.libraries,
+                jobs,
+                folder,
+                older,
+                collected.excludes,
             ) as compiler,
         ):
             total = sum(member.size for member in collected.members)

@@ -11,11 +11,13 @@ from envpack.common.elf import read_library
 from envpack.pack import conda
 from envpack.pack.base_interpreter import BASE_FOLDER, BASE_KEYS, read_settings
 from envpack.pack.members import FILE, SYMLINK, Member, from_stat
-from envpack.pack.names import names_of
+from envpack.pack.names import foreign_interpreters, names_of
 from envpack.pack.scan import Scanner
 from envpack.pack.walk import listed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from envpack.pack.conda import Managed
     from envpack.pack.walk import Entry, Walk
 
@@ -43,6 +45,7 @@ class Collected:
     libraries: list[bytes]
     python: dict[str, object] | None
     warnings: list[str]
+    excludes: Callable[[bytes], bool]
 
     @property
     def placeholders(self) -> list[tuple[bytes, bytes]]:
@@ -71,12 +74,17 @@ def collect(walk: Walk) -> Collected:
     if walk.base is not None:
         folders += map(os.fspath, walk.base.site_folders)
     libraries = dict.fromkeys(member for folder in folders if (member := walk.member(folder)))
+    scanner = Scanner(
+        *_placeholders(walk), base_packages=walk.base is not None and bool(walk.base.site_folders)
+    )
+    foreign = foreign_interpreters(walk, [old for old, _ in scanner.placeholders])
     return Collected(
         members,
-        Scanner(*_placeholders(walk), base_packages=walk.base is not None and bool(walk.base.site_folders)),
+        scanner,
         list(libraries),
         interpreter.python,
-        [*missing, *_library_warning(walk)],
+        [*missing, *_library_warning(walk), *foreign],
+        walk.excludes,
     )
 
 

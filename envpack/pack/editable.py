@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def outside_warnings(walk: Walk) -> list[str]:
     """Return warnings that name the editable installs, and the other folders that the interpreter searches."""
-    editable = {name: place for name, place in _editable(walk).items() if walk.member(place) is None}
+    editable = {name: place for name, place in _editable(walk).items() if not walk.finds_in_copy(place)}
     warnings = []
     if editable:
         names = [f"{name} ({place})" for name, place in sorted(editable.items())]
@@ -31,7 +31,7 @@ def outside_warnings(walk: Walk) -> list[str]:
     folders = [
         f"{place} ({_origin(walk, place)})"
         for place in walk.interpreter.path
-        if os.path.lexists(place) and walk.member(place) is None and not _is_below(place, known)
+        if os.path.lexists(place) and not walk.finds_in_copy(place) and not _is_below(place, known)
     ]
     if folders:
         warnings.append(

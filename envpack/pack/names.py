@@ -6,7 +6,12 @@ import os
 import re
 from typing import TYPE_CHECKING
 
+from envpack.archive.index import show_path
+from envpack.pack.walk import listed
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from envpack.pack.walk import Walk
 
 # Activation scripts are longer than the first lines of a script, and hold the prefix anywhere.
@@ -15,6 +20,10 @@ _ACTIVATION = re.compile(rb"(?i)bin/(?:de)?activate")
 _FIRST_LINES = re.compile(rb"#![^\n]*(?:\n'''exec' [^\n]*)?")
 # A path, in quotes or without.
 _PATH = re.compile(rb"""(?<!["'])(/[^\s"'`$:;,|&<>()]+)|"(/[^"\n]+)"|'(/[^'\n]+)'""")
+
+# The Python that a script's first lines start.
+_PYTHON = re.compile(rb"""\A#!\s*(?:/bin/sh\n'''exec' "?)?(/[^\n"]*?/(?:python|pypy)[0-9.]*)(?=[\s"]|\Z)""")
+_SYSTEM = (b"/usr", b"/bin")
 
 
 def names_of(walk: Walk) -> list[bytes]:
@@ -36,6 +45,45 @@ def names_of(walk: Walk) -> list[bytes]:
     top = os.fsencode(walk.prefix)
     names = dict.fromkeys([top, os.fsencode(walk.prefix.resolve())])
     seen: set[bytes] = set()
+    for _, text in _texts(walk):
+        for match in _PATH.finditer(text):
+            path = match.group(match.lastindex or 0)
+            # The prefix itself, or a program of it.
+            seen.update((path, path.partition(b"/bin/")[0], path.rpartition(b"/bin/")[0]))
+    for path in sorted(seen - names.keys()):
+        if path.startswith(b"/") and _same(path, top):
+            names[path.rstrip(b"/")] = None
+    return list(names)
+
+
+def foreign_interpreters(walk: Walk, names: Sequence[bytes]) -> list[str]:
+    """Return a warning that names scripts whose first line starts another environment's Python.
+
+    So it is in an environment that was copied or moved after its scripts were made.
+
+    Parameters
+    ----------
+    walk : Walk
+        The environment.
+    names : sequence of bytes
+        What is relocated: all names of the prefix and of its base interpreter.
+    """
+    own = tuple(name.rstrip(b"/") + b"/" for name in (*names, *_SYSTEM))
+    foreign = [
+        f"{show_path(path)} ({os.fsdecode(match.group(1))})"
+        for path, text in _texts(walk)
+        if (match := _PYTHON.search(text)) and not match.group(1).startswith(own)
+    ]
+    if not foreign:
+        return []
+    return [
+        "scripts that start another environment's Python, which is not packed; install their packages anew: "
+        + listed(foreign)
+    ]
+
+
+def _texts(walk: Walk) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the path and the first lines of each script, and the whole of activation scripts and of `pyvenv.cfg`."""
     for entry in walk.entries:
         if entry.link is not None or not (entry.path.startswith(b"bin/") or entry.path == b"pyvenv.cfg"):
             continue
@@ -48,14 +96,7 @@ def names_of(walk: Walk) -> list[bytes]:
         if not _ACTIVATION.match(entry.path) and entry.path != b"pyvenv.cfg":
             first = _FIRST_LINES.match(text)
             text = first.group() if first else b""
-        for match in _PATH.finditer(text):
-            path = match.group(match.lastindex or 0)
-            # The prefix itself, or a program of it.
-            seen.update((path, path.partition(b"/bin/")[0], path.rpartition(b"/bin/")[0]))
-    for path in sorted(seen - names.keys()):
-        if path.startswith(b"/") and _same(path, top):
-            names[path.rstrip(b"/")] = None
-    return list(names)
+        yield entry.path, text
 
 
 def _same(path: bytes, other: bytes) -> bool:

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from envpack.pack.walk import Walk
 
 DEFAULT_LEVEL = 5
+# A login node has more CPUs, for others as well.
+MAX_JOBS = 16
 LOCK_TIMEOUT_S = 600.0
 NAME_IT = "Name the root folder of an environment with --prefix"
 
@@ -128,7 +130,7 @@ def pack(
     level : int, optional
         zstd's compression level, 1 to 19 (default: 5).
     jobs : int, optional
-        Number of threads (default: the CPUs that this process may use).
+        Number of threads (default: the CPUs that this process may use, 16 at most).
     progress : callable, optional
         Called as `progress(done_bytes, total_bytes)`, of uncompressed bytes.
     home : str or os.PathLike, optional
@@ -207,7 +209,7 @@ def pack(
                     folder,
                     output,
                     meta=meta,
-                    jobs=jobs or len(os.sched_getaffinity(0)),
+                    jobs=jobs or min(MAX_JOBS, len(os.sched_getaffinity(0))),
                     older=older,
                     progress=progress,
                 )

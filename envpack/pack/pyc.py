@@ -16,7 +16,7 @@ from envpack.archive.index import digest
 from envpack.pack.members import DIRECTORY, FILE, Member, arrange, order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
     from typing import IO
 
@@ -47,6 +47,8 @@ class Compiler:
         Where temporary files are made.
     older : OlderArchive or None
         An archive that may have the bytecode.
+    excludes : callable
+        Tells of a path in the archive whether it is left out.
 
     Attributes
     ----------
@@ -63,8 +65,10 @@ class Compiler:
         jobs: int,
         folder: Path,
         older: OlderArchive | None,
+        excludes: Callable[[bytes], bool],
     ) -> None:
         self._prefix = prefix
+        self._excludes = excludes
         self._python = python
         self._magic = bytes.fromhex(python["magic"]) if python else b""
         self._libraries = tuple(library + b"/" for library in libraries)
@@ -129,6 +133,8 @@ class Compiler:
                 continue
             folder, _, name = path.rpartition(b"/")
             pyc = folder + _CACHE + name[:-2] + tag + b".pyc"
+            if self._excludes(pyc) or self._excludes(folder + _CACHE[:-1]):
+                continue
             self.pyc_paths.append((path, pyc))
             start = headers.get(pyc, b"")
             hashed = start[:4] == self._magic and start[4:8] in _HASHED

@@ -84,6 +84,8 @@ class Walk:
         The size of what is excluded.
     warnings : list[str]
         Messages for the user.
+    exclude : re.Pattern or None
+        Matches the paths, relative to the prefix, that are left out.
     """
 
     prefix: Path
@@ -96,11 +98,30 @@ class Walk:
     excluded: list[bytes] = field(default_factory=list)
     excluded_bytes: int = 0
     warnings: list[str] = field(default_factory=list)
+    exclude: re.Pattern[str] | None = None
+
+    def excludes(self, path: bytes) -> bool:
+        """Tell whether a path in the archive is left out if something is there."""
+        if self.exclude is None:
+            return False
+        in_base = path.removeprefix(BASE_FOLDER + b"/")
+        return any(self.exclude.match(os.fsdecode(each)) for each in {path, in_base})
 
     def member(self, path: str) -> bytes | None:
         """Return the path in the archive of a file or folder of this host; None if it is not packed."""
         member = _member(self.roots, os.fsencode(os.path.realpath(path)))
         return member if member in self.paths else None
+
+    def finds_in_copy(self, path: str) -> bool:
+        """Tell whether the staged interpreter finds a folder of `sys.path` in the staged copy.
+
+        It must be packed, and be named as a part of the prefix or of the base interpreter: other names are not relocated,
+        even if a link in the prefix leads there.
+        """
+        tops = [self.prefix, Path(os.path.realpath(self.prefix))]
+        tops += [self.base.prefix] if self.base is not None else []
+        named = any(Path(each).is_relative_to(top) for each in (path, os.path.realpath(path)) for top in tops)
+        return named and self.member(path) is not None
 
 
 def walk_environment(prefix: Path, kind: str, exclude: Sequence[str] = ()) -> Walk:
@@ -116,12 +137,13 @@ def walk_environment(prefix: Path, kind: str, exclude: Sequence[str] = ()) -> Wa
     kind : str
         "conda" or "venv".
     exclude : sequence of str
-        Globs, as in `fnmatch`, for paths relative to the prefix. A folder that matches is left out with its content.
+        Globs, as in `fnmatch`, for paths relative to the prefix, or for absolute paths in it. A folder that matches is
+        left out with its content.
 
     Raises
     ------
     BrokenEnvironmentError
-        Files or folders cannot be read, or something changed meanwhile.
+        Files or folders cannot be read, something changed meanwhile, or the globs match what every environment needs.
     """
     return _Walker(prefix, kind, exclude).walk()
 
@@ -139,9 +161,8 @@ class _Walker:
         home = read_settings(prefix).get("home") if kind == "venv" else None
         base = os.path.dirname(home) if home else os.fspath(prefix)  # noqa: PTH120
         self._walk = Walk(prefix, kind, asked or interpreters.guess(prefix, base))
-        self._exclude = (
-            re.compile("|".join(translate(glob.rstrip("/")) for glob in exclude)) if exclude else None
-        )
+        if exclude:
+            self._walk.exclude = re.compile("|".join(translate(_relative(glob, prefix)) for glob in exclude))
         self._omitted = OMITTED if kind == "conda" else frozenset()
         self._euid = os.geteuid()
         self._paths = self._walk.paths
@@ -149,6 +170,8 @@ class _Walker:
         self._excluded: set[bytes] = set()
         self._unreadable: list[str] = []
         self._special: list[bytes] = []
+        self._special_modes: list[bytes] = []
+        self._closed: list[bytes] = []
         self._followed: list[bytes] = []
         self._kept: list[bytes] = []
         self._roots = self._walk.roots
@@ -171,6 +194,11 @@ class _Walker:
         if walk.base is not None:
             self._roots.append((os.fsencode(walk.base.prefix), BASE_FOLDER))
         self._scan(self._top, b"")
+        if needed := [path for path in (b"bin", b"bin/python", b"pyvenv.cfg") if path in self._excluded]:
+            raise BrokenEnvironmentError(
+                f"--exclude leaves out {os.fsdecode(needed[0])} of {walk.prefix}: nothing could run without it",
+                "Exclude less",
+            )
         if walk.base is not None:
             self._scan_base(walk.base)
         while self._links:
@@ -203,7 +231,7 @@ class _Walker:
             Tells of a path whether it is packed.
         """
         entries, paths, links = self._walk.entries, self._paths, self._links
-        exclude, euid = self._exclude, self._euid
+        exclude, euid = self._walk.exclude, self._euid
         stack = [(top, member)]
         while stack:
             source, folder = stack.pop()
@@ -219,10 +247,16 @@ class _Walker:
                     continue
                 link = None
                 if stat.S_ISREG(mode):
+                    if mode & 0o7000:
+                        self._special_modes.append(path)
                     if euid and mode & 0o444 != 0o444 and not (mode & 0o400 and info.st_uid == euid):
                         self._check_readable(found.path)
                 elif stat.S_ISDIR(mode):
                     stack.append((found.path, path))
+                    if mode & 0o7000:
+                        self._special_modes.append(path)
+                    if mode & 0o700 != 0o700:
+                        self._closed.append(path)
                 elif stat.S_ISLNK(mode):
                     links.append(len(entries))
                     link = os.readlink(found.path)  # noqa: PTH115
@@ -245,8 +279,7 @@ class _Walker:
             self._unreadable.append(os.fsdecode(source))
 
     def _is_excluded(self, path: bytes) -> bool:
-        assert self._exclude is not None
-        if self._exclude.match(os.fsdecode(path.removeprefix(BASE_FOLDER + b"/"))) is None:
+        if not self._walk.excludes(path):
             return False
         self._excluded.add(path)
         return True
@@ -264,7 +297,7 @@ class _Walker:
         for root in base.roots():
             self._add_parents(top, root)
             source, path = top + b"/" + root, BASE_FOLDER + b"/" + root
-            if self._exclude is not None and self._is_excluded(path):
+            if self._is_excluded(path):
                 continue
             info = os.lstat(source)
             link = os.readlink(source) if stat.S_ISLNK(info.st_mode) else None  # noqa: PTH115
@@ -443,6 +476,12 @@ class _Walker:
         if self._special:
             special = listed(sorted(map(show_path, self._special)))
             warnings.append(f"not packed, as neither file, folder nor link: {special}")
+        if self._special_modes:
+            names = listed(sorted(map(show_path, self._special_modes)))
+            warnings.append(f"packed without their set-uid, set-gid or sticky bits: {names}")
+        if self._closed:
+            names = listed(sorted(map(show_path, self._closed)))
+            warnings.append(f"the staged copies of these folders can be written to by their owner: {names}")
         self._followed = [path for path in self._followed if not path.startswith(BASE_FOLDER + b"/")]
         if self._followed:
             followed = listed(sorted(map(show_path, self._followed)), 3)
@@ -479,6 +518,11 @@ class _Walker:
                 stack += [found.path for found, _ in self._read_folder(source)]
             code = code or _CODE.search(source[len(top) + 1 :]) is not None
         return code
+
+
+def _relative(glob: str, prefix: Path) -> str:
+    """Return a glob for paths relative to the prefix, from one that a user has typed."""
+    return glob.removeprefix(f"{prefix}/").removeprefix("./").rstrip("/")
 
 
 def changed(path: bytes) -> BrokenEnvironmentError:

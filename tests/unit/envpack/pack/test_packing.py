@@ -366,6 +366,43 @@ def test_an_edit_within_the_second_of_its_bytecode(prefix: Path, tmp_path: Path)
     assert subprocess.check_output([python, "-c", "import demo; print(demo.VALUE)"]) == b"43\n"
 
 
+def test_bytecode_can_be_left_out(prefix: Path, tmp_path: Path) -> None:
+    packed = pack(prefix, exclude=["*.pyc"])
+    assert list(stage(packed.path, tmp_path).prefix.rglob("*.pyc")) == []
+
+
+@pytest.mark.parametrize("glob", ["*", "bin", "bin/python", "pyvenv.cfg"])
+def test_what_every_environment_needs_cannot_be_left_out(glob: str, prefix: Path) -> None:
+    with pytest.raises(
+        BrokenEnvironmentError, match=r"--exclude leaves out .*: nothing could run without it"
+    ):
+        pack(prefix, exclude=[glob])
+
+
+def test_globs_as_people_type_them(prefix: Path) -> None:
+    for glob in (f"{prefix}/share", "./share", "share/"):
+        assert pack(prefix, exclude=[glob]).excluded == ("share",)
+
+
+def test_warnings_of_modes_and_of_scripts_of_another_environment(prefix: Path, tmp_path: Path) -> None:
+    (prefix / "bin" / "demo").write_text(f"#!{tmp_path}/moved/bin/python3\n")
+    (prefix / "share").chmod(0o2755)
+    (prefix / SITE / "demo" / "data" / "hollow").chmod(0o500)
+    warnings = pack(prefix).warnings
+    assert "packed without their set-uid, set-gid or sticky bits: share" in warnings
+    hollow = f"{SITE}/demo/data/hollow"
+    assert f"the staged copies of these folders can be written to by their owner: {hollow}" in warnings
+    foreign = f"install their packages anew: bin/demo ({tmp_path}/moved/bin/python3)"
+    assert [warning for warning in warnings if warning.endswith(foreign)] != []
+
+
+def test_a_link_to_a_folder_hides_no_path_to_it(prefix: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (prefix / SITE / "linked").symlink_to(tmp_path / "elsewhere")
+    (prefix / SITE / "x.pth").write_text(f"{tmp_path}/elsewhere\n")
+    assert any(f"{tmp_path}/elsewhere (a .pth file)" in warning for warning in pack(prefix).warnings)
+
+
 def test_an_environment_without_bytecode_folders(prefix: Path, tmp_path: Path) -> None:
     for path in (prefix / SITE / "demo" / "__pycache__").iterdir():
         path.unlink()
