@@ -15,7 +15,8 @@ from envpack_trees import make_venv
 import envpack.pack.packing
 from envpack.errors import BrokenEnvironmentError, EnvpackError, NoSpaceError, PackFailedError
 from envpack.pack.collect import Collected
-from envpack.pack.packing import _named_errors, pack
+from envpack.pack.failures import named_errors
+from envpack.pack.packing import pack
 from envpack.pack.walk import Walk
 
 pytestmark = pytest.mark.usefixtures("small_base")
@@ -167,7 +168,7 @@ VANISHED = "Something has removed it meanwhile; pack again"
 def test_errors(
     number: int, path: str | bytes | None, kind: type[EnvpackError], what: str, remedy: str
 ) -> None:
-    with pytest.raises(EnvpackError) as raised, _named_errors(PREFIX, FOLDER):
+    with pytest.raises(EnvpackError) as raised, named_errors(PREFIX, FOLDER):
         raise OSError(number, os.strerror(number), path)
     assert type(raised.value) is kind
     shown = os.fsdecode(path) if path else FOLDER
@@ -180,7 +181,7 @@ def test_errors(
     [RuntimeError("can't start new thread"), OSError(errno.EAGAIN, "Resource temporarily unavailable")],
 )
 def test_a_limit_of_processes(error: Exception) -> None:
-    with pytest.raises(PackFailedError) as raised, _named_errors(PREFIX, FOLDER):
+    with pytest.raises(PackFailedError) as raised, named_errors(PREFIX, FOLDER):
         raise error
     assert str(raised.value) == (
         f"cannot start another thread or process on {HOST}: {error}. "
