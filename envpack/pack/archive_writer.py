@@ -82,16 +82,7 @@ def write_archive(
     try:
         with (
             os.fdopen(fd, "wb") as file,
-            Compiler(
-                prefix,
-                collected.members,
-                collected.python,
-                collected.libraries,
-                jobs,
-                folder,
-                older,
-                collected.excludes,
-            ) as compiler,
+            Compiler(prefix, collected, jobs, folder, older) as compiler,
         ):
             total = sum(member.size for member in collected.members)
             frames = FrameWriter(file, meta["level"], jobs, scanner, older, _counted(progress, total))

@@ -11,7 +11,7 @@ from envpack.common.elf import read_library
 from envpack.pack import conda
 from envpack.pack.base_interpreter import BASE_FOLDER, BASE_KEYS, read_settings
 from envpack.pack.members import FILE, SYMLINK, Member, from_stat
-from envpack.pack.names import foreign_interpreters, names_of
+from envpack.pack.names import foreign_interpreters, names_of, script_texts
 from envpack.pack.scan import Scanner
 from envpack.pack.walk import listed
 
@@ -74,10 +74,12 @@ def collect(walk: Walk) -> Collected:
     if walk.base is not None:
         folders += map(os.fspath, walk.base.site_folders)
     libraries = dict.fromkeys(member for folder in folders if (member := walk.member(folder)))
+    texts = script_texts(walk)
     scanner = Scanner(
-        *_placeholders(walk), base_packages=walk.base is not None and bool(walk.base.site_folders)
+        *_placeholders(walk, names_of(walk, texts)),
+        base_packages=walk.base is not None and bool(walk.base.site_folders),
     )
-    foreign = foreign_interpreters(walk, [old for old, _ in scanner.placeholders])
+    foreign = foreign_interpreters(texts, [old for old, _ in scanner.placeholders])
     return Collected(
         members,
         scanner,
@@ -151,9 +153,11 @@ def _library_warning(walk: Walk) -> list[str]:
     ]
 
 
-def _placeholders(walk: Walk) -> tuple[list[tuple[bytes, bytes]], list[tuple[bytes, bytes]]]:
+def _placeholders(
+    walk: Walk, own_names: list[bytes]
+) -> tuple[list[tuple[bytes, bytes]], list[tuple[bytes, bytes]]]:
     """Return the parameters of `Scanner`."""
-    names = [(name, b"") for name in names_of(walk)]
+    names = [(name, b"") for name in own_names]
     base = walk.base
     suffix = b"/" + BASE_FOLDER
     if base is not None and not base.is_system:

@@ -15,7 +15,7 @@ from typing import Any
 
 from envpack.archive.index import DIGEST_BYTES
 from envpack.errors import BrokenEnvironmentError
-from envpack.pack.members import FILE, Member, from_stat
+from envpack.pack.members import Member, from_stat
 
 # What an installer writes for the environment, so that the package has no such file.
 _MADE_HERE = (
@@ -117,7 +117,6 @@ def activation_members(taken: set[bytes]) -> list[Member]:
     members = []
     for name in ("activate", "deactivate", "activate.fish"):
         path, source = os.fsencode(f"bin/{name}"), os.fsencode(folder / name)
-        if path not in taken and (member := from_stat(path, source, os.lstat(source))) is not None:
-            assert member.kind == FILE
-            members.append(member)
+        if path not in taken:
+            members.append(from_stat(path, source, os.lstat(source)))
     return members

@@ -10,7 +10,7 @@ from envpack.archive.index import show_path
 from envpack.pack.walk import listed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from envpack.pack.walk import Walk
 
@@ -26,7 +26,7 @@ _PYTHON = re.compile(rb"""\A#!\s*(?:/bin/sh\n'''exec' "?)?(/[^\n"]*?/(?:python|p
 _SYSTEM = (b"/usr", b"/bin")
 
 
-def names_of(walk: Walk) -> list[bytes]:
+def names_of(walk: Walk, texts: dict[bytes, bytes]) -> list[bytes]:
     """Return all paths by which files of a prefix may name it: as given, with symlinks followed, and as its scripts say.
 
     The scripts are those that installers write: first lines, also those for long paths (`'''exec'`), and activation
@@ -36,6 +36,8 @@ def names_of(walk: Walk) -> list[bytes]:
     ----------
     walk : Walk
         The environment.
+    texts : dict[bytes, bytes]
+        From `script_texts`.
 
     Returns
     -------
@@ -45,7 +47,7 @@ def names_of(walk: Walk) -> list[bytes]:
     top = os.fsencode(walk.prefix)
     names = dict.fromkeys([top, os.fsencode(walk.prefix.resolve())])
     seen: set[bytes] = set()
-    for _, text in _texts(walk):
+    for text in texts.values():
         for match in _PATH.finditer(text):
             path = match.group(match.lastindex or 0)
             # The prefix itself, or a program of it.
@@ -56,22 +58,22 @@ def names_of(walk: Walk) -> list[bytes]:
     return list(names)
 
 
-def foreign_interpreters(walk: Walk, names: Sequence[bytes]) -> list[str]:
+def foreign_interpreters(texts: dict[bytes, bytes], names: Sequence[bytes]) -> list[str]:
     """Return a warning that names scripts whose first line starts another environment's Python.
 
     So it is in an environment that was copied or moved after its scripts were made.
 
     Parameters
     ----------
-    walk : Walk
-        The environment.
+    texts : dict[bytes, bytes]
+        From `script_texts`.
     names : sequence of bytes
         What is relocated: all names of the prefix and of its base interpreter.
     """
     own = tuple(name.rstrip(b"/") + b"/" for name in (*names, *_SYSTEM))
     foreign = [
         f"{show_path(path)} ({os.fsdecode(match.group(1))})"
-        for path, text in _texts(walk)
+        for path, text in texts.items()
         if (match := _PYTHON.search(text)) and not match.group(1).startswith(own)
     ]
     if not foreign:
@@ -82,8 +84,9 @@ def foreign_interpreters(walk: Walk, names: Sequence[bytes]) -> list[str]:
     ]
 
 
-def _texts(walk: Walk) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the path and the first lines of each script, and the whole of activation scripts and of `pyvenv.cfg`."""
+def script_texts(walk: Walk) -> dict[bytes, bytes]:
+    """Return the first lines of each script, and the whole of activation scripts and of `pyvenv.cfg`, by path."""
+    texts = {}
     for entry in walk.entries:
         if entry.link is not None or not (entry.path.startswith(b"bin/") or entry.path == b"pyvenv.cfg"):
             continue
@@ -96,7 +99,8 @@ def _texts(walk: Walk) -> Iterator[tuple[bytes, bytes]]:
         if not _ACTIVATION.match(entry.path) and entry.path != b"pyvenv.cfg":
             first = _FIRST_LINES.match(text)
             text = first.group() if first else b""
-        yield entry.path, text
+        texts[entry.path] = text
+    return texts
 
 
 def _same(path: bytes, other: bytes) -> bool:

@@ -16,10 +16,11 @@ from envpack.archive.index import digest
 from envpack.pack.members import DIRECTORY, FILE, Member, arrange, order
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
     from typing import IO
 
+    from envpack.pack.collect import Collected
     from envpack.pack.older import OlderArchive
 
 _CACHE = b"/__pycache__/"
@@ -35,20 +36,14 @@ class Compiler:
     ----------
     prefix : Path
         The environment's root folder.
-    members : list[Member]
-        The environment's members, in any order.
-    python : dict or None
-        `version`, `cache_tag` and `magic` of the environment's interpreter; None if it does not run.
-    libraries : sequence of bytes
-        The folders whose sources are compiled, relative to the prefix.
+    collected : Collected
+        The environment's members, its interpreter, and the folders whose sources are compiled.
     jobs : int
         Number of processes that compile, and of threads that read.
     folder : Path
         Where temporary files are made.
     older : OlderArchive or None
         An archive that may have the bytecode.
-    excludes : callable
-        Tells of a path in the archive whether it is left out.
 
     Attributes
     ----------
@@ -59,27 +54,25 @@ class Compiler:
     def __init__(
         self,
         prefix: Path,
-        members: list[Member],
-        python: dict[str, Any] | None,
-        libraries: Sequence[bytes],
+        collected: Collected,
         jobs: int,
         folder: Path,
         older: OlderArchive | None,
-        excludes: Callable[[bytes], bool],
     ) -> None:
+        python: dict[str, Any] | None = collected.python
         self._prefix = prefix
-        self._excludes = excludes
+        self._excludes = collected.excludes
         self._python = python
         self._magic = bytes.fromhex(python["magic"]) if python else b""
-        self._libraries = tuple(library + b"/" for library in libraries)
+        self._libraries = tuple(library + b"/" for library in collected.libraries)
         self._jobs = jobs
         self._folder = folder
         self._older = older if older and older.index.meta.get("python") == python else None
         self._children: list[subprocess.Popen[bytes]] = []
         self._requests: list[IO[bytes]] = []
         self.pyc_paths: list[tuple[bytes, bytes]] = []
-        headers = _mark_bytecode(members, jobs)
-        self._members = arrange(members)
+        headers = _mark_bytecode(collected.members, jobs)
+        self._members = arrange(collected.members)
         # Sorted as they are yielded: what a child compiles is read in the order in which it was asked for.
         self._to_make = dict(sorted(self._missing(headers).items())) if python else {}
 

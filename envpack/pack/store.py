@@ -1,9 +1,10 @@
 """Where archives lie, which of them is the archive of an environment as it is now, and which may be removed.
 
 Without `--output`, archives lie in `$MPIBOOT_HOME/packs/<name>-<hash of the prefix>/`, and their pack ids name them. A
-newer one never replaces an older one there, as a waiting or running job may have the older one's path: such a job has a
-lease, an empty file `ARCHIVE.lease-<name>`. The newest three archives stay, those with leases, and of the others those
-that were made or reused within two weeks. `envpack gc --packs` keeps only the newest, and those with leases.
+newer one replaces an older one there only if it has the same content, as a waiting or running job may have the older
+one's path: such a job has a lease, an empty file `ARCHIVE.lease-<name>`. The newest three archives stay, those with
+leases, and of the others those that were made or reused within two weeks. `envpack gc --packs` keeps only the newest, and
+those with leases.
 
 `envpack.pack.packing`, the command and mpiboot's client import this module.
 """
@@ -126,7 +127,7 @@ def locked(path: Path, timeout_s: float, say: Callable[[str], None] | None) -> I
 
 
 def lease(archive: Path, name: str) -> None:
-    """Keep an archive until `release`; leases by several names may hold the same archive.
+    """Keep an archive until its lease is removed; leases by several names may hold the same archive.
 
     Parameters
     ----------
@@ -144,12 +145,6 @@ def leases(home: StrPath | None = None) -> dict[str, list[Path]]:
     for path in packs_folder(home).glob(f"*/*.tar.zst{_LEASE}*"):
         found.setdefault(path.name.partition(f".tar.zst{_LEASE}")[2], []).append(path)
     return found
-
-
-def release(name: str, home: StrPath | None = None) -> None:
-    """End all leases by this name."""
-    for path in leases(home).get(name, []):
-        path.unlink(missing_ok=True)
 
 
 def _is_leased(archive: Path) -> bool:

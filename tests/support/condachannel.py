@@ -16,7 +16,7 @@ import shutil
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from filelock import FileLock
@@ -46,23 +46,30 @@ def digest(parts: Iterable[str | bytes]) -> str:
 def channel() -> Path:
     """Return the folder of a conda channel with this interpreter as `python`; made once per interpreter."""
     recipe = digest([Path(__file__).read_bytes(), sys.version, sys.base_prefix])
-    folder = cache_folder() / f"channel-{recipe}"
+    return made_once(cache_folder() / f"channel-{recipe}", write_packages)
+
+
+def made_once(folder: Path, write: Callable[[Path, Path], None]) -> Path:
+    """Make a channel's folder, unless it is there; `write(stage, folder)` writes its packages. Return the folder."""
     with FileLock(f"{folder}.lock"):
         if not (folder / "noarch" / "repodata.json").exists():
             shutil.rmtree(folder, ignore_errors=True)
             for subdir in (SUBDIR, "noarch"):
                 (folder / subdir).mkdir(parents=True)
             with tempfile.TemporaryDirectory(dir=folder) as stage:
-                base = Path(sys.base_prefix)
-                stage_interpreter(base, Path(stage, "python"))
-                text_only = base in (Path("/usr"), Path("/"))  # "/usr" is no prefix of the interpreter's own
-                replace_base(Path(stage, "python"), None if text_only else base)
-                version = platform.python_version()
-                write_package(Path(stage, "python"), "python", version, [], folder)
-                stage_fixture(Path(stage, "fixture"))
-                write_package(Path(stage, "fixture"), "mpiboot-fixture", "1.0", ["python"], folder)
+                write(Path(stage), folder)
             index(folder)
     return folder
+
+
+def write_packages(stage: Path, folder: Path) -> None:
+    base = Path(sys.base_prefix)
+    stage_interpreter(base, stage / "python")
+    text_only = base in (Path("/usr"), Path("/"))  # "/usr" is no prefix of the interpreter's own
+    replace_base(stage / "python", None if text_only else base)
+    write_package(stage / "python", "python", platform.python_version(), [], folder)
+    stage_fixture(stage / "fixture")
+    write_package(stage / "fixture", "mpiboot-fixture", "1.0", ["python"], folder)
 
 
 def stage_interpreter(base: Path, stage: Path) -> None:

@@ -11,13 +11,11 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import condachannel
-from condachannel import PLACEHOLDER, SUBDIR, XY, cache_folder, digest, index, write_package
-from filelock import FileLock
+from condachannel import PLACEHOLDER, XY, cache_folder, digest, made_once, write_package
 
 # As packages have them: conda's 255 bytes, and those of older or hand-made packages.
 PLACEHOLDERS = (PLACEHOLDER, PLACEHOLDER[:160], ("/home/builder/work" + "_placehold" * 10)[:110])
@@ -28,16 +26,7 @@ RUN_PATH_LIBRARY = "lib/libmpiboot-runpath.so"
 def hard_channel() -> Path:
     """Return the folder of the channel; made once."""
     sources = [Path(__file__).read_bytes(), Path(condachannel.__file__).read_bytes(), sys.version]
-    folder = cache_folder() / f"hardchannel-{digest(sources)}"
-    with FileLock(f"{folder}.lock"):
-        if not (folder / "noarch" / "repodata.json").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            for subdir in (SUBDIR, "noarch"):
-                (folder / subdir).mkdir(parents=True)
-            with tempfile.TemporaryDirectory(dir=folder) as stage:
-                write_packages(Path(stage), folder)
-            index(folder)
-    return folder
+    return made_once(cache_folder() / f"hardchannel-{digest(sources)}", write_packages)
 
 
 def write_packages(stage: Path, folder: Path) -> None:

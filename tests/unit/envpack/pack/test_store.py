@@ -71,9 +71,11 @@ def test_gc_keeps_the_newest_and_those_with_leases(home: Path) -> None:
         "slurm-c-12": [a[2].parent / leases[0], b[0].parent / leases[2]],
         "slurm-c-13": [a[2].parent / leases[1]],
     }
-    store.release("slurm-c-12", home)
+    for path in store.leases(home)["slurm-c-12"]:
+        path.unlink()
     assert store.gc(home) == [] and names(home) == sorted([*kept, leases[1]])
-    store.release("slurm-c-13", home)
+    for path in store.leases(home)["slurm-c-13"]:
+        path.unlink()
     assert store.gc(home) == [a[2]] and names(home) == ["a-0.tar.zst", "b-0.tar.zst"]
     assert store.gc(home / "none") == []
 
