@@ -130,7 +130,7 @@ def test_packages_outside_of_the_environment_are_named(queue, tmp_path, monkeypa
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "module"))
     said = []
     submit.submit_config(configuration.merge({"env": str(prefix)}), say=said.append)
-    [warning] = [line for line in said if line.startswith("warning: ")]
+    [warning] = [" ".join(line.split()) for line in said if line.startswith("warning: ")]  # it is wrapped
     assert f"{tmp_path}/module" in warning and "not packed" in warning
 
 
