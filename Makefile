@@ -119,15 +119,15 @@ system-deps:
 ifneq ($(SYSTEM_DEPS),0)
 	@tests/minicluster/minicluster deps --install || true
 	@command -v chromium >/dev/null && command -v dropbear >/dev/null && command -v ssh >/dev/null && \
-		command -v mmdebstrap >/dev/null && command -v strace >/dev/null && exit; \
+		command -v mmdebstrap >/dev/null && command -v strace >/dev/null && command -v mkfs.ext4 >/dev/null && exit; \
 	[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && { \
 		echo "installing $(TEST_PACKAGES)" && apt-get $(APT_LOCK) update -qq && DEBIAN_FRONTEND=noninteractive \
 		apt-get $(APT_LOCK) install -y -qq --no-install-recommends $(TEST_PACKAGES) >/dev/null; } || true
 endif
 
 # A browser and an ssh server (no service) for the dashboard's tests; another Debian's Python for the unit tests; strace shows
-# which files a staged copy opens.
-TEST_PACKAGES := chromium dropbear-bin openssh-client mmdebstrap strace
+# which files a staged copy opens; e2fsprogs makes file systems that fail.
+TEST_PACKAGES := chromium dropbear-bin openssh-client mmdebstrap strace e2fsprogs
 APT_LOCK := -o DPkg::Lock::Timeout=120
 
 # Each process boots its own cluster. Four processes keep a machine of two cores busy.

