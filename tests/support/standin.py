@@ -10,6 +10,7 @@ from mpiboot.protocol.endpoint import Endpoint
 
 RUNNING = JobState("7", "mpiboot", "running", "RUNNING", nodes="node1")
 PENDING = JobState("7", "mpiboot", "pending", "PENDING", "Resources")
+HELD: list[socket.socket] = []
 
 
 class Batch:
@@ -65,10 +66,11 @@ def endpoint_of(cluster, **changes):
     return Endpoint(**(values | changes))
 
 
-def free_address():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+def refusing_address():
+    """Return an address where nobody listens, and where nobody will: the socket stays bound."""
+    HELD.append(socket.socket())
+    HELD[-1].bind(("127.0.0.1", 0))
+    return f"tcp://127.0.0.1:{HELD[-1].getsockname()[1]}"
 
 
 def later(seconds, action):

@@ -5,7 +5,7 @@ import json
 import time
 
 import pytest
-from standin import free_address, later
+from standin import later, refusing_address
 
 from mpiboot.client.connect import connect
 from mpiboot.errors import MpibootError, RendezvousError, SecurityError
@@ -38,7 +38,7 @@ def test_a_scheduler_file_that_comes_late_and_in_pieces(file, cluster):
         ("", "it is empty, half-written, or no scheduler file"),
         ('{"id": "Sched', "it is empty, half-written"),
         ("[]", "it is empty, half-written"),
-        (json.dumps({"id": "s", "address": free_address()}), "no Dask scheduler answers at"),
+        (json.dumps({"id": "s", "address": refusing_address()}), "no Dask scheduler answers at"),
         (json.dumps({"id": "s", "address": "nonsense://1"}), "no Dask scheduler answers at"),
     ],
     ids=["empty", "half-written", "list", "nobody-listens", "nonsense"],

@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from standin import PENDING, RUNNING, endpoint_of, free_address, later
+from standin import PENDING, RUNNING, endpoint_of, later, refusing_address
 
 from mpiboot.batch.job_state import JobState
 from mpiboot.client import published, watch
@@ -76,7 +76,7 @@ def test_a_plain_address_is_refused_unless_it_is_asked_for(job, cluster):
     ("change", "message"),
     [
         (
-            {"address": free_address()},
+            {"address": refusing_address()},
             r"job 7 is RUNNING, but no Dask scheduler answers at tcp://127\.0\.0\.1",
         ),
         ({"scheduler_id": "Scheduler-old"}, "answers as Scheduler-.*, not as Scheduler-old"),
@@ -122,7 +122,7 @@ def test_an_endpoint_that_others_could_write(job, cluster):
 def test_what_a_job_published_before_its_requeue_is_void(job, batch, cluster):
     """The job runs again, but boot has not removed the old endpoint yet."""
     batch.restarted = 1
-    job.directory.publish(endpoint_of(cluster, scheduler_id="Scheduler-old", address=free_address()))
+    job.directory.publish(endpoint_of(cluster, scheduler_id="Scheduler-old", address=refusing_address()))
     later(0.5, lambda: job.directory.publish(endpoint_of(cluster, nonce="b", restart_count=1)))
     said = []
     with connect(job, insecure=True, progress=said.append) as client:

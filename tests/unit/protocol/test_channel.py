@@ -303,8 +303,28 @@ def unreachable(host, port):
         yield taken
 
 
+@pytest.fixture
+def port(monkeypatch):
+    """The port of all listeners: free at 127.0.0.1 and at 127.0.0.2, and kept from other processes until the end."""
+    plain = socket.create_server
+    with contextlib.ExitStack() as stack:
+        while True:
+            one, other = (stack.enter_context(socket.socket()) for _ in range(2))
+            for held in (one, other):
+                held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind(("127.0.0.1", 0))
+            number = one.getsockname()[1]
+            with contextlib.suppress(OSError):  # taken at the other address
+                other.bind(("127.0.0.2", number))
+                break
+        monkeypatch.setattr(
+            socket, "create_server", lambda address, **more: plain((address[0], number), **more)
+        )
+        yield number
+
+
 @contextlib.asynccontextmanager
-async def elsewhere(kind, port, tls, other_tls, monkeypatch):
+async def elsewhere(kind, port, tls, other_tls):
     """Somebody else, who listens at 127.0.0.2, on the same port as boot at 127.0.0.1."""
     if kind == "refuses":
         yield
@@ -317,32 +337,25 @@ async def elsewhere(kind, port, tls, other_tls, monkeypatch):
             "peer": (answer_questions_alone, tls),
             "another answer": (say_something_else, tls),
         }[kind]
-        with monkeypatch.context() as patch:
-            plain = socket.create_server
-            patch.setattr(socket, "create_server", lambda address, **more: plain((address[0], port), **more))
-            running = listening(secrets, serve, "127.0.0.2")
-            await running.__aenter__()
-        try:
+        async with listening(secrets, serve, "127.0.0.2"):
             yield
-        finally:
-            await running.__aexit__(None, None, None)
 
 
 KINDS_OF_OTHERS = ["refuses", "unreachable", "silent", "other authority", "peer", "another answer"]
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_OTHERS)
-def test_an_address_that_is_not_boots_is_passed_by(tls, other_tls, monkeypatch, kind):
+def test_an_address_that_is_not_boots_is_passed_by(tls, other_tls, port, monkeypatch, kind):
     monkeypatch.setattr(channel, "NEXT_ANSWERING_ADDRESS_S", 0.3)
     boot = Boot()
 
     async def work():
         context = client_context(tls)
         async with (
-            listening(tls, boot.serve) as listener,
-            elsewhere(kind, listener.port, tls, other_tls, monkeypatch),
+            listening(tls, boot.serve),
+            elsewhere(kind, port, tls, other_tls),
         ):
-            connection, answer = await dial_first(["127.0.0.2", "127.0.0.1"], listener.port, context, greet)
+            connection, answer = await dial_first(["127.0.0.2", "127.0.0.1"], port, context, greet)
             assert answer == ANSWER
             await connection.end()
 
@@ -351,7 +364,7 @@ def test_an_address_that_is_not_boots_is_passed_by(tls, other_tls, monkeypatch, 
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_OTHERS)
-def test_if_boot_is_nowhere_the_error_says_why(tls, other_tls, monkeypatch, kind):
+def test_if_boot_is_nowhere_the_error_says_why(tls, other_tls, port, monkeypatch, kind):
     monkeypatch.setattr(channel, "NEXT_ANSWERING_ADDRESS_S", 0.1)
     monkeypatch.setattr(channel, "HANDSHAKE_TIMEOUT_S", 0.5)
     reason = {
@@ -364,9 +377,7 @@ def test_if_boot_is_nowhere_the_error_says_why(tls, other_tls, monkeypatch, kind
     }[kind]
 
     async def work():
-        with bound("127.0.0.1", 0) as free:
-            port = free.getsockname()[1]
-        async with elsewhere(kind, port, tls, other_tls, monkeypatch):
+        async with elsewhere(kind, port, tls, other_tls):
             with pytest.raises(
                 ConnectionError, match=rf"boot does not answer at 127.*, port {port}: .*{reason}"
             ):
