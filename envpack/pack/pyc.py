@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
+from bisect import insort
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -95,16 +96,15 @@ class Compiler:
         compiled = [source for pyc, source in self._to_make.items() if older[pyc] is None]
         self._start(compiled)
         outputs = {source.path: self._children[n % len(self._children)] for n, source in enumerate(compiled)}
-        present = {member.path: member for member in self._members}
+        modes = {member.path: member.mode for member in self._members if member.kind == DIRECTORY}
         folders = {pyc.rpartition(b"/")[0] for pyc in self._to_make}
         # With the modes that Python gives them.
-        new = [
-            Member(path, DIRECTORY, present[path.rpartition(b"/")[0]].mode)
-            for path in folders - present.keys()
-        ]
-        kept = [member for member in self._members if member.path not in self._to_make]
+        new = [Member(path, DIRECTORY, modes[path.rpartition(b"/")[0]]) for path in folders - modes.keys()]
         made = [Member(pyc, FILE, bytecode=True) for pyc in self._to_make]
-        for member in sorted([*kept, *made, *new], key=order):
+        members = [member for member in self._members if member.path not in self._to_make]
+        for member in [*new, *made]:
+            insort(members, member, key=order)
+        for member in members:
             source = self._to_make.get(member.path)
             if source is None:
                 yield member
@@ -119,14 +119,21 @@ class Compiler:
         """Return the `.pyc` files to be made: path -> source."""
         assert self._python is not None
         tag = self._python["cache_tag"].encode()
+        # A link or a file there keeps Python from writing bytecode, and packing from adding some.
+        taken = {
+            member.path
+            for member in self._members
+            if member.kind != DIRECTORY and member.path.endswith(_CACHE[:-1])
+        }
         missing = {}
         for source in self._members:
             path = source.path
             if source.kind != FILE or not path.endswith(b".py") or not path.startswith(self._libraries):
                 continue
             folder, _, name = path.rpartition(b"/")
+            cache = folder + _CACHE[:-1]
             pyc = folder + _CACHE + name[:-2] + tag + b".pyc"
-            if self._excludes(pyc) or self._excludes(folder + _CACHE[:-1]):
+            if cache in taken or self._excludes(pyc) or self._excludes(cache):
                 continue
             self.pyc_paths.append((path, pyc))
             start = headers.get(pyc, b"")

@@ -403,6 +403,19 @@ def test_a_link_to_a_folder_hides_no_path_to_it(prefix: Path, tmp_path: Path) ->
     assert any(f"{tmp_path}/elsewhere (a .pth file)" in warning for warning in pack(prefix).warnings)
 
 
+@pytest.mark.parametrize("target", [None, "/dev/null", "/nowhere", "../demo/__pycache__"])
+def test_what_stands_where_a_bytecode_folder_would_stays(
+    target: str | None, prefix: Path, tmp_path: Path
+) -> None:
+    (prefix / SITE / "other").mkdir()
+    (prefix / SITE / "other" / "module.py").write_text("VALUE = 1\n")
+    cache = prefix / SITE / "other" / "__pycache__"
+    cache.write_text("no bytecode here") if target is None else cache.symlink_to(target)
+    staged = stage(pack(prefix).path, tmp_path).prefix / SITE / "other" / "__pycache__"
+    assert target == (os.readlink(staged) if staged.is_symlink() else None)  # noqa: PTH115
+    assert staged.is_symlink() or staged.read_text() == "no bytecode here"
+
+
 def test_an_environment_without_bytecode_folders(prefix: Path, tmp_path: Path) -> None:
     for path in (prefix / SITE / "demo" / "__pycache__").iterdir():
         path.unlink()
