@@ -141,8 +141,18 @@ def cannot_open(path: Path, exc: OSError) -> NotAnArchiveError:
     )
 
 
-def read_index_fd(fd: int, path: Path) -> Index:
-    """Read and check the index of an open archive, as `read_index` does; `path` is for messages."""
+def read_index_fd(fd: int, path: Path, known: Index | None = None) -> Index:
+    """Read and check the index of an open archive, as `read_index` does.
+
+    Parameters
+    ----------
+    fd : int
+        The archive's descriptor.
+    path : Path
+        The archive, for messages.
+    known : Index, optional
+        An index that is returned if the archive still ends with it.
+    """
     try:
         size = os.fstat(fd).st_size
         start = max(0, size - _TAIL_READ_BYTES)
@@ -154,7 +164,8 @@ def read_index_fd(fd: int, path: Path) -> Index:
         raise NotAnArchiveError(
             f"cannot read the archive {path} on {host_name()}: {exc.strerror}", "Check the path"
         ) from exc
-    return decode_index(tail[-wanted:], path, file_size=size)
+    frame = tail[-wanted:]
+    return known if known is not None and known.raw == frame else decode_index(frame, path, file_size=size)
 
 
 def _read_at(fd: int, size: int, offset: int) -> bytes:

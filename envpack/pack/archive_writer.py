@@ -10,6 +10,7 @@ import os
 import tempfile
 import time
 from array import array
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,34 +89,41 @@ def write_archive(
             frames = FrameWriter(file, meta["level"], jobs, scanner, older, _counted(progress, total))
             members: list[Member] = []
             frames.write(_appending(compiler.members(), members))
-            frames.finish(members)
-            index = _index(members, frames)
-            relocated = {member.path: number for number, member in enumerate(members) if member.record}
-            index.meta = {
-                **meta,
-                "part_bytes": FRAME_BYTES,
-                "placeholders": [[os.fsdecode(old), os.fsdecode(new)] for old, new in collected.placeholders],
-                "relocations": [[number, *members[number].record] for number in relocated.values()],
-                "compile": [
-                    [relocated[source], os.fsdecode(pyc)]
-                    for source, pyc in compiler.pyc_paths
-                    if source in relocated
-                ],
-                "python": collected.python,
-                "made_at": began_at,
-                "warnings": [*collected.warnings, *scanner.warnings(), *_edited(members)],
-                "copying": {
-                    "rules": rules(collected),
-                    "sources": b"".join(frame.sources for frame in frames.frames).hex(),
-                    "packed": b"".join(frame.packed_digest for frame in frames.frames).hex(),
-                    "edited": [os.fsdecode(member.path) for member in members if member.edited],
-                    "rigid": sorted(map(os.fsdecode, scanner.rigid)),
-                },
-            }
-            index.meta["pack_id"] = content_id(index)
-            file.write(encode_index(index))
             file.flush()
-            os.fsync(file.fileno())
+            with ThreadPoolExecutor(1) as thread:
+                syncing = thread.submit(os.fsync, fd)
+                frames.finish(members)
+                index = _index(members, frames)
+                relocated = {member.path: number for number, member in enumerate(members) if member.record}
+                index.meta = {
+                    **meta,
+                    "part_bytes": FRAME_BYTES,
+                    "placeholders": [
+                        [os.fsdecode(old), os.fsdecode(new)] for old, new in collected.placeholders
+                    ],
+                    "relocations": [[number, *members[number].record] for number in relocated.values()],
+                    "compile": [
+                        [relocated[source], os.fsdecode(pyc)]
+                        for source, pyc in compiler.pyc_paths
+                        if source in relocated
+                    ],
+                    "python": collected.python,
+                    "made_at": began_at,
+                    "warnings": [*collected.warnings, *scanner.warnings(), *_edited(members)],
+                    "copying": {
+                        "rules": rules(collected),
+                        "sources": b"".join(frame.sources for frame in frames.frames).hex(),
+                        "packed": b"".join(frame.packed_digest for frame in frames.frames).hex(),
+                        "edited": [os.fsdecode(member.path) for member in members if member.edited],
+                        "rigid": sorted(map(os.fsdecode, scanner.rigid)),
+                    },
+                }
+                index.meta["pack_id"] = content_id(index)
+                encoded = encode_index(index)
+            syncing.result()
+            file.write(encoded)
+            file.flush()
+            os.fsync(fd)
             # While it is locked: another pack could remove it.
             path = output or folder / f"{index.name}-{index.pack_id[:16]}.tar.zst"
             Path(temporary).replace(path)

@@ -28,7 +28,7 @@ def fingerprints(entries: Iterable[Entry]) -> dict[str, str]:
     Parameters
     ----------
     entries : iterable of Entry
-        What is packed, from `walk_environment`.
+        What is packed, from `walk_environment`: in the order of their paths.
 
     Returns
     -------
@@ -54,4 +54,4 @@ def fingerprints(entries: Iterable[Entry]) -> dict[str, str]:
 
 
 def _hash_lines(lines: list[bytes]) -> str:
-    return hashlib.sha256(b"envpack %d\n" % VERSION + b"\n".join(sorted(lines))).hexdigest()
+    return hashlib.sha256(b"envpack %d\n" % VERSION + b"\n".join(lines)).hexdigest()

@@ -62,6 +62,8 @@ class Frame:
     ----------
     packed : bytes
         Its compressed bytes, until they are written.
+    packed_digest : bytes
+        The digest of its compressed bytes.
     raw_size : int
         Its uncompressed size, in bytes.
     key : bytes
@@ -70,23 +72,22 @@ class Frame:
         What names its sources: see `envpack.pack.older`.
     copied : bool
         It was copied from an older archive.
-    packed_size, check, packed_digest : int, int, bytes
-        The size, `frame_check` and digest of its compressed bytes.
+    packed_size, check : int, int
+        The size and `frame_check` of its compressed bytes.
     """
 
     packed: bytes
+    packed_digest: bytes
     raw_size: int
     key: bytes
     sources: bytes
     copied: bool
     packed_size: int = 0
     check: int = 0
-    packed_digest: bytes = b""
 
     def __post_init__(self) -> None:
         self.packed_size = len(self.packed)
         self.check = frame_check(self.packed)
-        self.packed_digest = digest(self.packed)
 
 
 def cut(members: Iterable[Member]) -> Iterator[list[Piece]]:
@@ -210,10 +211,18 @@ class FrameWriter:
         return number
 
     def _copied(self, frames: list[tuple[int, bytes]]) -> list[Frame]:
-        assert self._older is not None
-        index = self._older.index
+        older = self._older
+        assert older is not None
+        index = older.index
         return [
-            Frame(self._older.packed(n), index.frame_raw_sizes[n], index.key_of(n), sources, copied=True)
+            Frame(
+                older.packed(n),
+                older.packed_digest(n),
+                index.frame_raw_sizes[n],
+                index.key_of(n),
+                sources,
+                copied=True,
+            )
             for n, sources in frames
         ]
 
@@ -237,13 +246,14 @@ class FrameWriter:
         raw = b"".join(parts)
         key = state.digest()[:DIGEST_BYTES]
         number = self._older.frame_of_content(key) if self._older else None
-        if self._older is not None and number is not None:
-            return [Frame(self._older.packed(number), len(raw), key, sources, copied=True)]
+        if number is not None:
+            return self._copied([(number, sources)])
         return [self._compressed(raw, key, sources)]
 
     def _compressed(self, raw: bytes, key: bytes, sources: bytes) -> Frame:
         compressor = zstandard.ZstdCompressor(level=self._level, write_checksum=True, write_content_size=True)
-        return Frame(compressor.compress(raw), len(raw), key, sources, copied=False)
+        packed = compressor.compress(raw)
+        return Frame(packed, digest(packed), len(raw), key, sources, copied=False)
 
     def _read(self, piece: Piece) -> bytes:
         if piece.member.data is not None:

@@ -134,7 +134,8 @@ def arrange(members: Iterable[Member]) -> list[Member]:
             unique[parent] = Member(parent, DIRECTORY)
             parent = parent.rpartition(b"/")[0]
     first: dict[tuple[object, ...], Member] = {}
-    for path in sorted(unique):
+    paths = sorted(unique)
+    for path in paths:
         member = unique[path]
         if member.kind == DIRECTORY:
             member.mode |= 0o700
@@ -144,20 +145,26 @@ def arrange(members: Iterable[Member]) -> list[Member]:
             other = first.setdefault((member.inode, member.relocation, member.rooms, folder), member)
             if other is not member:
                 unique[path] = Member(path, HARDLINK, member.mode, member.mtime_ns, link=other.path)
-    return sorted(unique.values(), key=order)
+    return sorted((unique[path] for path in paths), key=part)
 
 
-def order(member: Member) -> tuple[int, bool, bytes]:
+def part(member: Member) -> int:
+    """Return which part of the archive a member lies in; within it, members are sorted by their paths."""
+    return 2 * member.kind + member.bytecode
+
+
+def order(member: Member) -> tuple[int, bytes]:
     """Return the key that sorts members in the order of the archive."""
-    return member.kind, member.bytecode, member.path
+    return part(member), member.path
 
 
 def stamp(member: Member) -> bytes:
     """Return what names a member and its content without reading it: it changes with every change of its source."""
     content = b"%d %d %d" % (member.mtime_ns, *member.changed) if member.data is None else digest(member.data)
-    fields = (member.path, member.link, *member.package_digests, content)
-    numbers = (member.kind, member.mode, member.size, member.mtime_ns, member.relocation, member.rooms)
-    return b"\0".join(fields) + repr(numbers).encode()
+    numbers = (
+        f"{member.kind} {member.mode} {member.size} {member.mtime_ns} {member.relocation} {member.rooms}"
+    )
+    return b"\0".join((member.path, member.link, *member.package_digests, content, numbers.encode()))
 
 
 def newest_change_ns(member: Member) -> int:

@@ -30,6 +30,7 @@ from envpack.errors import CorruptArchiveError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from envpack.archive.index import Index
     from envpack.archive.relocations import Record
     from envpack.pack.members import Member
     from envpack.pack.scan import Scanner
@@ -48,6 +49,8 @@ class OlderArchive:
         The archive.
     rules : str
         The value that `rules` has for the archive that is being packed.
+    known : Index or None
+        The archive's index, if it was read before and the archive has not been replaced since.
 
     Attributes
     ----------
@@ -62,14 +65,14 @@ class OlderArchive:
         It cannot be read.
     """
 
-    def __init__(self, path: Path, rules: str) -> None:
+    def __init__(self, path: Path, rules: str, known: Index | None) -> None:
         self.path = path
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as exc:
             raise cannot_open(path, exc) from exc
         try:
-            self.index = index = read_index_fd(self._fd, path)
+            self.index = index = read_index_fd(self._fd, path, known)
         except BaseException:
             self.close()
             raise
@@ -118,9 +121,13 @@ class OlderArchive:
             packed = os.pread(self._fd, self.index.frame_sizes[frame], self._starts[frame])
         except OSError as exc:
             raise CorruptArchiveError(f"{self.path}: cannot read frame {frame}: {exc}", PACK_AGAIN) from exc
-        if digest(packed) != self._packed[frame * DIGEST_BYTES : (frame + 1) * DIGEST_BYTES]:
+        if digest(packed) != self.packed_digest(frame):
             raise CorruptArchiveError(f"{self.path}: frame {frame} is damaged", PACK_AGAIN)
         return packed
+
+    def packed_digest(self, frame: int) -> bytes:
+        """Return the digest of the compressed bytes of a frame."""
+        return self._packed[frame * DIGEST_BYTES : (frame + 1) * DIGEST_BYTES]
 
     def restore(self, member: Member, scanner: Scanner) -> None:
         """Set what packing finds out of a member whose frame is copied unread."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import time
@@ -27,7 +28,7 @@ from envpack.pack.older import OlderArchive
 from envpack.pack.walk import walk_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from envpack.archive.index import Index
     from envpack.common.places import StrPath
@@ -158,14 +159,19 @@ def pack(
     kind = _kind(prefix)
     folder = store.folder_for(prefix, home) if output is None else _output_folder(Path(output), prefix)
     output = None if output is None else folder / Path(output).name
-    with named_errors(prefix, folder):
+    with named_errors(prefix, folder), _no_cycle_collector():
         walk = walk_environment(prefix, kind, exclude)
         state = store.environment_state(walk, exclude)
 
+        known: dict[Path, Index] = {}
+
         def reused(archives: Iterable[Path]) -> PackResult | None:
             for path in [] if force else archives:
-                index = store.reusable(path, state, level)
-                if index is not None:
+                index = store.usable(path)
+                if index is None:
+                    continue
+                known[path] = index
+                if store.is_of_state(index, state, level):
                     with contextlib.suppress(OSError):
                         os.utime(path)  # so that it stays; not on a read-only file system
                     return _result(path, index, walk, began, reused=True)
@@ -191,7 +197,7 @@ def pack(
                 "level": level or DEFAULT_LEVEL,
             }
             collected = collect(walk)
-            older = None if force else _older(archives, meta, rules(collected))
+            older = None if force else _older(archives, known, meta, rules(collected))
 
             def write(older: OlderArchive | None) -> tuple[Path, Index, int]:
                 return write_archive(
@@ -249,10 +255,25 @@ def unchanged_archive(
     prefix = Path(os.path.abspath(prefix))  # noqa: PTH100
     kind = _kind(prefix)
     folder = store.folder_for(prefix, home)
-    with named_errors(prefix, folder):
+    with named_errors(prefix, folder), _no_cycle_collector():
         state = store.environment_state(walk_environment(prefix, kind, exclude), exclude)
-        archives = store.newest_first(folder)
-        return next((path for path in archives if store.reusable(path, state, None) is not None), None)
+        for path in store.newest_first(folder):
+            index = store.usable(path)
+            if index is not None and store.is_of_state(index, state, None):
+                return path
+        return None
+
+
+@contextlib.contextmanager
+def _no_cycle_collector() -> Iterator[None]:
+    """Pause Python's collector of cycles: it would go through a growing million of objects, which have none."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _output_folder(output: Path, prefix: Path) -> Path:
@@ -282,13 +303,15 @@ def _archives(folder: Path, output: Path | None) -> dict[Path, float]:
     return {output: output.stat().st_mtime} if output.exists() else {}
 
 
-def _older(archives: Iterable[Path], meta: dict[str, Any], rules: str) -> OlderArchive | None:
+def _older(
+    archives: Iterable[Path], known: dict[Path, Index], meta: dict[str, Any], rules: str
+) -> OlderArchive | None:
     """Open the newest archive whose frames may be copied: one of this environment, with this compression."""
     for path in archives:
         if is_damaged(path):
             continue
         try:
-            older = OlderArchive(path, rules)
+            older = OlderArchive(path, rules, known.get(path))
         except ArchiveError:
             continue
         if all(older.index.meta.get(key) == meta[key] for key in ("prefix", "level")):

@@ -84,29 +84,33 @@ def environment_state(walk: Walk, exclude: Sequence[str]) -> dict[str, object]:
     }
 
 
-def reusable(path: Path, state: dict[str, object], level: int | None) -> Index | None:
-    """Return the index of an archive if it is the archive of an environment in this state; None if it is not.
+def usable(path: Path) -> Index | None:
+    """Return the index of an archive; None if it is damaged, or cannot be read."""
+    if is_damaged(path):
+        return None
+    try:
+        return read_index(path)
+    except ArchiveError:
+        return None
+
+
+def is_of_state(index: Index, state: dict[str, object], level: int | None) -> bool:
+    """Tell whether an archive is that of an environment in this state.
 
     Parameters
     ----------
-    path : Path
-        The archive.
+    index : Index
+        The archive's index.
     state : dict[str, object]
         The environment's state, from `environment_state`.
     level : int or None
         The compression level that it must have (None: any).
     """
-    if is_damaged(path):
-        return None
-    try:
-        index = read_index(path)
-    except ArchiveError:
-        return None
     same_file_system = index.meta.get("file_system") == state["file_system"]
     for key in ("prefix", "kind", "exclude", "fingerprint" if same_file_system else "fingerprint_s"):
         if index.meta.get(key) != state[key]:
-            return None
-    return index if level in (None, index.meta.get("level")) else None
+            return False
+    return level in (None, index.meta.get("level"))
 
 
 @contextlib.contextmanager

@@ -81,7 +81,7 @@ def test_a_malformed_record_is_named(prefix: Path) -> None:
 
 
 def test_an_older_archive_that_cannot_be_read(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    older = OlderArchive(pack(prefix).path, "")
+    older = OlderArchive(pack(prefix).path, "", None)
 
     def stale(*_: object) -> bytes:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
