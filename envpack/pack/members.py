@@ -139,7 +139,7 @@ def arrange(members: Iterable[Member]) -> list[Member]:
         member = unique[path]
         if member.kind == DIRECTORY:
             member.mode |= 0o700
-        elif member.kind == FILE and member.inode != (0, 0) and not member.bytecode:
+        elif member.kind == FILE and member.inode != (0, 0) and not path.endswith(b".pyc"):
             # Staging makes the run paths of programs and libraries relative to their folder.
             folder = path.rpartition(b"/")[0] if member.mode & 0o111 or b".so" in path else b""
             other = first.setdefault((member.inode, member.relocation, member.rooms, folder), member)

@@ -36,7 +36,7 @@ LEAST_FILES = 25_000
 SMALL_PACKAGE = "tabulate==0.9.0"
 LOST = "lib/python*/site-packages/pandas/__init__.py"
 # What the README suggests to leave out: tests, headers, static libraries, type stubs.
-EXCLUDED = ["*/tests", "include", "*.a", "*.pyi"]
+EXCLUDED = ["*/tests", "*.pyi", "include", "*/include", "*.a"]
 
 
 def one_node(bench: Bench) -> Iterator[Row]:
