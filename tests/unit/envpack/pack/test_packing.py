@@ -403,6 +403,15 @@ def test_a_link_to_a_folder_hides_no_path_to_it(prefix: Path, tmp_path: Path) ->
     assert any(f"{tmp_path}/elsewhere (a .pth file)" in warning for warning in pack(prefix).warnings)
 
 
+def test_another_name_of_bytecode_keeps_its_content(prefix: Path, tmp_path: Path) -> None:
+    pyc = next((prefix / SITE / "demo" / "__pycache__").glob("__init__.*"))
+    pyc.write_bytes(b"another magic number, \1\0\0\0 and so on")
+    os.link(pyc, prefix / SITE / "demo" / "data" / "copy.pyc")
+    staged = stage(pack(prefix).path, tmp_path).prefix
+    assert (staged / SITE / "demo" / "data" / "copy.pyc").read_bytes() == pyc.read_bytes()
+    assert (staged / pyc.relative_to(prefix)).read_bytes() != pyc.read_bytes()
+
+
 @pytest.mark.parametrize("target", [None, "/dev/null", "/nowhere", "../demo/__pycache__"])
 def test_what_stands_where_a_bytecode_folder_would_stays(
     target: str | None, prefix: Path, tmp_path: Path
