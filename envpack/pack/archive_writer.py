@@ -78,7 +78,6 @@ def write_archive(
         A file of the environment cannot be read, or the archive cannot be written.
     """
     began_at = time.time()
-    scanner = collected.scanner
     fd, temporary = _temporary_file(folder)
     try:
         with (
@@ -86,38 +85,19 @@ def write_archive(
             Compiler(prefix, collected, jobs, folder, older) as compiler,
         ):
             total = sum(member.size for member in collected.members)
-            frames = FrameWriter(file, meta["level"], jobs, scanner, older, _counted(progress, total))
+            frames = FrameWriter(
+                file, meta["level"], jobs, collected.scanner, older, _counted(progress, total)
+            )
             members: list[Member] = []
             frames.write(_appending(compiler.members(), members))
             file.flush()
-            with ThreadPoolExecutor(1) as thread:
+            with ThreadPoolExecutor(1) as thread:  # the index needs no disk
                 syncing = thread.submit(os.fsync, fd)
                 frames.finish(members)
                 index = _index(members, frames)
-                relocated = {member.path: number for number, member in enumerate(members) if member.record}
-                index.meta = {
-                    **meta,
-                    "part_bytes": FRAME_BYTES,
-                    "placeholders": [
-                        [os.fsdecode(old), os.fsdecode(new)] for old, new in collected.placeholders
-                    ],
-                    "relocations": [[number, *members[number].record] for number in relocated.values()],
-                    "compile": [
-                        [relocated[source], os.fsdecode(pyc)]
-                        for source, pyc in compiler.pyc_paths
-                        if source in relocated
-                    ],
-                    "python": collected.python,
-                    "made_at": began_at,
-                    "warnings": [*collected.warnings, *scanner.warnings(), *_edited(members)],
-                    "copying": {
-                        "rules": rules(collected),
-                        "sources": b"".join(frame.sources for frame in frames.frames).hex(),
-                        "packed": b"".join(frame.packed_digest for frame in frames.frames).hex(),
-                        "edited": [os.fsdecode(member.path) for member in members if member.edited],
-                        "rigid": sorted(map(os.fsdecode, scanner.rigid)),
-                    },
-                }
+                index.meta = {**meta, "made_at": began_at} | _meta(
+                    collected, compiler.pyc_paths, members, frames
+                )
                 index.meta["pack_id"] = content_id(index)
                 encoded = encode_index(index)
             syncing.result()
@@ -175,6 +155,30 @@ def _index(members: list[Member], frames: FrameWriter) -> Index:
     index.frame_checks = array("I", (frame.check for frame in frames.frames))
     index.frame_keys = b"".join(frame.key for frame in frames.frames)
     return index
+
+
+def _meta(
+    collected: Collected, pyc_paths: Iterable[tuple[bytes, bytes]], members: list[Member], frames: FrameWriter
+) -> dict[str, Any]:
+    """Return what the index says of relocations, bytecode, warnings, and of copying from this archive."""
+    relocated = {member.path: number for number, member in enumerate(members) if member.record}
+    return {
+        "part_bytes": FRAME_BYTES,
+        "placeholders": [[os.fsdecode(old), os.fsdecode(new)] for old, new in collected.placeholders],
+        "relocations": [[number, *members[number].record] for number in relocated.values()],
+        "compile": [
+            [relocated[source], os.fsdecode(pyc)] for source, pyc in pyc_paths if source in relocated
+        ],
+        "python": collected.python,
+        "warnings": [*collected.warnings, *collected.scanner.warnings(), *_edited(members)],
+        "copying": {
+            "rules": rules(collected),
+            "sources": b"".join(frame.sources for frame in frames.frames).hex(),
+            "packed": b"".join(frame.packed_digest for frame in frames.frames).hex(),
+            "edited": [os.fsdecode(member.path) for member in members if member.edited],
+            "rigid": sorted(map(os.fsdecode, collected.scanner.rigid)),
+        },
+    }
 
 
 def _edited(members: Iterable[Member]) -> list[str]:
