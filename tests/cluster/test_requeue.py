@@ -5,7 +5,7 @@ import os
 import time
 
 import pytest
-from faults import assert_nothing_remains, boot, kill
+from faults import RANK, assert_nothing_remains, boot, kill
 from stream import Stream, stop
 
 pytestmark = pytest.mark.cluster
@@ -36,7 +36,7 @@ def test_two_jobs_share_nodes_while_one_is_requeued_and_a_cable_is_cut(miniclust
     assert [job.named("stage")[0]["nodes"] for job in (requeued, kept)] == [["node1", "node2"]] * 2
     stream = Stream(kept, 4)
     stream.until("at work with 4 workers")
-    kill(minicluster, 2, "bin/[d]ask-mpi", which=rank_of(requeued))
+    kill(minicluster, 2, RANK, which=rank_of(requeued))
     requeued.wait_for("lost-worker")
     waiting = Stream(requeued, 4)
     waiting.until("3 of 4 workers")

@@ -1,7 +1,7 @@
 """A lost worker or node costs its tasks, not the job."""
 
 import pytest
-from faults import assert_nothing_remains, boot, kill
+from faults import RANK, assert_nothing_remains, boot, kill
 from waiting import wait_until
 
 pytestmark = pytest.mark.cluster
@@ -18,7 +18,6 @@ assert client.gather(futures) == [i * i for i in range(160)]
 print("all right", flush=True)
 """
 WORKER = "[s]pawn_main"
-RANK = "bin/[d]ask-mpi"  # the first of a node is the server that the others are forked from
 
 
 def test_losses_cost_tasks_not_results(minicluster, alice):

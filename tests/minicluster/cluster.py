@@ -295,7 +295,9 @@ def write_files(folder: Path, site: Site) -> None:
 
 def copy_etc(copy: Path) -> None:
     """Copy the machine's /etc: a package installation would replace the files over which the cluster's are mounted."""
-    done = subprocess.run(["cp", "-a", "/etc", str(copy)], capture_output=True, text=True, timeout=60)
+    # If `up` is killed, `down` may remove the copy at once.
+    argv = ["setpriv", "--pdeathsig", "KILL", "cp", "-a", "/etc", str(copy)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
     # A package installation may remove one of its temporary files during the copy.
     errors = [line for line in done.stderr.splitlines() if "No such file" not in line]
     if errors:

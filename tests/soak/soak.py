@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
-from faults import boot, kill, remains
+from faults import RANK, boot, kill, remains
 from slurmcluster import Minicluster
 from user import User
 from waiting import wait_until
@@ -30,8 +30,7 @@ NODES, WORKERS_PER_NODE = 3, 2
 JOB_S = 300.0
 # The pause between two faults: long enough for the last one to be noticed, short enough to meet what it set off.
 PAUSE_S = (2.0, 8.0)
-# The first RANK of a node is the server that the others are forked from.
-RANK, WORKER = "bin/[d]ask-mpi", "[s]pawn_main"
+WORKER = "[s]pawn_main"
 STREAM = """
 import json, sys, time, mpiboot
 client = mpiboot.connect(sys.argv[1])

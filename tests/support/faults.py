@@ -27,6 +27,8 @@ find /tmp /var/tmp /dev/shm -user "$USER" ! -path /tmp/mpiboot-$UID ! -path /tmp
   ! -path "/tmp/mpiboot-$UID/.*lock*" ! -path "/tmp/mpiboot-$UID/[0-9a-z]*"
 true
 """
+# In the command lines of a node's ranks. The first is the server that they are forked from.
+RANK = "[r]un_dask_mpi"
 SECRETS = ("tls", "endpoint.json", "scheduler.json", "rank-environment.json")
 
 
