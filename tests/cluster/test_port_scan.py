@@ -5,7 +5,7 @@ import time
 import pytest
 from faults import boot
 from scanners import hold_all, listening, strangers, tell
-from undisturbed import HEARTBEAT_S, TWO, assert_undisturbed, stops_in_time, submitted
+from undisturbed import STALL_S, TWO, assert_undisturbed, stops_in_time, submitted
 from waiting import wait_until
 from workload import Workload
 
@@ -33,14 +33,14 @@ def test_a_port_scan_that_holds(alice, second, mpi, seconds, request):
         # A newcomer is not kept waiting either.
         began = time.monotonic()
         alice.types("mpiboot", "connect", job.job_id)
-        assert time.monotonic() - began < 2 * HEARTBEAT_S
+        assert time.monotonic() - began < STALL_S
         hold_all(scans)
         tell(scans)
     # All that they held ends at once, and what waited for it goes on.
     workload.goes_on_for(10)
     figures = workload.ends_well()
     print(figures)
-    assert figures["worst_s"] < HEARTBEAT_S
+    assert figures["worst_s"] < STALL_S
     assert figures["workers"] == 4
     assert_undisturbed(job)
     stops_in_time(job)
@@ -66,7 +66,7 @@ def test_words_that_end_srun(alice, second, mpi, request):
         second.types("/usr/bin/python3", "-c", WORDS, *places)
     workload.goes_on_for(10)
     figures = workload.ends_well()
-    assert (figures["workers"], figures["worst_s"] < HEARTBEAT_S) == (4, True)
+    assert (figures["workers"], figures["worst_s"] < STALL_S) == (4, True)
     assert_undisturbed(job)
     stops_in_time(job)
 
@@ -81,7 +81,7 @@ def test_strangers_who_wait_for_the_job(alice, second, mpi, request):
             wait_until(lambda scan=scan: scan.last()["held"] > 0, "hold on slurmd", 20, scan.last)
         began = time.monotonic()
         job = submitted(alice, *TWO, *options)
-        job.wait_for("ready", timeout_s=60)
+        job.wait_for("ready", timeout_s=120)
         print(f"ready after {time.monotonic() - began:.1f} s")
         workload = Workload(job, 4)
         hold_all(scans)
@@ -89,6 +89,6 @@ def test_strangers_who_wait_for_the_job(alice, second, mpi, request):
         figures = workload.ends_well()
         tell(scans)
         print(figures)
-        assert figures["worst_s"] < HEARTBEAT_S
+        assert figures["worst_s"] < STALL_S
         assert_undisturbed(job)
         stops_in_time(job)

@@ -9,7 +9,8 @@ from faults import BootedJob, assert_nothing_remains
 from user import User
 
 TWO = ("--nodes", "2", "--workers-per-node", "2")
-HEARTBEAT_S = 5.0
+# A round of a workload that takes longer has waited for what was lost: Dask dials again after 30 s.
+STALL_S = 20.0
 SILENCE_S = 45.0
 # Shorter than the silence after which boot no longer waits for an agent.
 STOP_S = 40.0

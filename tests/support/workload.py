@@ -84,7 +84,7 @@ class Workload:
         *,
         lines: int = 0,
         line_bytes: int = 100,
-        pause_s: float = 0.05,
+        pause_s: float = 0.25,
         node: int | None = None,
         tolerant: bool = False,
     ) -> None:
@@ -116,7 +116,7 @@ class Workload:
         figures: dict[str, Any] = json.loads(lines[-1]) if lines else {"rounds": 0}
         return figures
 
-    def goes_on(self, rounds: int = 5, timeout_s: float = 60) -> None:
+    def goes_on(self, rounds: int = 5, timeout_s: float = 120) -> None:
         """Wait for `rounds` more rounds; fail at once if a round fails."""
         target = self.last()["rounds"] + rounds
 
@@ -126,7 +126,7 @@ class Workload:
 
         wait_until(done, "more rounds", timeout_s, self.said)
 
-    def goes_on_for(self, seconds: float, timeout_s: float = 30) -> None:
+    def goes_on_for(self, seconds: float, timeout_s: float = 60) -> None:
         """Let it compute for `seconds`; fail if five rounds take longer than `timeout_s`."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
