@@ -160,9 +160,8 @@ def test_the_oldest_of_the_address_that_has_most_goes_first(monkeypatch):
     async def work(server):
         held = [await call(server, host, b"x") for host in ["127.0.0.3"] + 8 * [STRANGER] + ["127.0.0.3"]]
         await until(lambda: len(server.pending.pending) == 10)
-        await until(
-            lambda: min(ages_s(server)) > pending.GRACE_S
-        )  # its ticks are longer where the CPU is busy
+        # Its ticks are longer where the CPU is busy.
+        await until(lambda: min(ages_s(server)) > pending.GRACE_S)
         owner = await call(server)
         assert await owner[0].readline() == b"please\n"
         await until(lambda: any(reader.at_eof() for reader, _ in held))

@@ -80,6 +80,19 @@ def test_a_malformed_record_is_named(prefix: Path) -> None:
         pack(prefix)
 
 
+def test_the_index_of_an_archive_that_was_replaced_is_read_again(prefix: Path) -> None:
+    path = pack(prefix).path
+    before = read_index(path)
+    older = OlderArchive(path, "", before)
+    assert older.index is before
+    older.close()
+    (prefix / "new").write_bytes(b"new")
+    pack(prefix).path.replace(path)
+    older = OlderArchive(path, "", before)
+    assert older.index.paths == [*before.paths, b"new"]
+    older.close()
+
+
 def test_an_older_archive_that_cannot_be_read(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     older = OlderArchive(pack(prefix).path, "", None)
 
