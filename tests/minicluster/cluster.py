@@ -10,9 +10,11 @@ import contextlib
 import encodings.idna  # noqa: F401  (sockets import it late, when an interpreter below /root or /home is hidden)
 import fcntl
 import os
+import resource
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -22,7 +24,8 @@ from pathlib import Path
 from typing import NoReturn
 
 import namespaces as ns
-from siteconf import CGROUP_CONTROLLERS, SFTP_PORT, Site, clean_environment, etc_files
+from siteconf import CGROUP_CONTROLLERS, SCRATCH, SFTP_PORT, Site, cgroup_v1, clean_environment, etc_files
+from slurmconf import GPU_DEVICE, JOB_TMP_BASE, SRUN_PORTS, slurm_files
 
 SFTP_SERVERS = ("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server")
 UP_TIMEOUT_S = 60.0
@@ -169,7 +172,7 @@ class Cluster:
         self._switch_ip([f"link del {port}" for port, _ in ports(site, host)], check=False)
         self._switch_ip(plug_commands(site, host, init.process.pid))
         if site.cgroup and host != "login":
-            join_cgroups(self.folder.name, host, init.process.pid)
+            join_cgroups(site, self.folder.name, host, init.process.pid)
         init.release()
         return init
 
@@ -207,7 +210,7 @@ class Cluster:
         chosen = [port for port, name in ports(self.site, host) if interface in (None, name)]
         if not chosen:
             raise MiniclusterError(
-                f"{host} has no interface {interface}; it has {', '.join(self.site.interfaces())}"
+                f"{host} has no interface {interface}; it has {', '.join(self.site.interfaces(host))}"
             )
         self._switch_ip([f"link set {port} {state}" for port in chosen])
 
@@ -217,7 +220,7 @@ class Cluster:
         """Run a command on a host as a user, with this process's standard streams; return its exit status."""
         site = self.site
         process = self.process(host)
-        return ns.run_inside(process, lambda: exec_as(site, user, argv))
+        return ns.run_inside(process, lambda: exec_as(site, user, argv, is_login=host == "login"))
 
     def _slurm(self, argv: list[str]) -> str:
         """Return the output of a Slurm command on the login node; "" if slurmctld does not answer yet."""
@@ -279,18 +282,19 @@ class Cluster:
 def write_files(folder: Path, site: Site) -> None:
     (folder / "site.json").write_text(site.to_json())
     copy_etc(folder / "etc")
-    for path, text in etc_files(site).items():
+    for path, text in (etc_files(site) | slurm_files(site)).items():
         file = folder / "etc" / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.unlink(missing_ok=True)  # writing through a link would change the machine's own file
         file.write_text(text)
     for name in ("pids", "munge", *(f"log/{host}" for host in ["switch", *site.host_names()])):
         (folder / name).mkdir(parents=True)
-    (folder / "home").mkdir()
-    for user in site.users:
-        home = folder / "home" / user
-        home.mkdir(mode=0o700)
-        os.chown(home, site.uid(user), site.uid(user))
+    for shared in ("home", "scratch"):
+        (folder / shared).mkdir()
+        for user in site.users:
+            own = folder / shared / user
+            own.mkdir(mode=0o700)
+            os.chown(own, site.uid(user), site.uid(user))
 
 
 def copy_etc(copy: Path) -> None:
@@ -328,7 +332,8 @@ def print_logs(folder: Path, lines: int = 8) -> None:
 
 def ports(site: Site, host: str) -> list[tuple[str, str]]:
     """Return the switch's port and the host's interface of each cable of a host."""
-    return [(f"{host}.{index}", name) for index, name in enumerate(site.interfaces())]
+    switches = list(site.interfaces())
+    return [(f"{host}.{switches.index(name)}", name) for name in site.interfaces(host)]
 
 
 def plug_commands(site: Site, host: str, pid: int) -> list[str]:
@@ -336,8 +341,9 @@ def plug_commands(site: Site, host: str, pid: int) -> list[str]:
     number = site.host_number(host)
     return [
         f"link add {port} master switch{index} up type veth peer name {name} "
-        f"address 02:00:00:00:{index:02x}:{number:02x} netns {pid}"
-        for index, (port, name) in enumerate(ports(site, host))
+        f"address 02:00:00:00:{int(index):02x}:{number:02x} netns {pid}"
+        for port, name in ports(site, host)
+        for index in [port.rpartition(".")[2]]
     ]
 
 
@@ -352,26 +358,25 @@ def ip_batch(commands: list[str], prefix: list[str] | None = None, check: bool =
 # ---- the machine's cgroups: the one thing outside that `up --cgroup` makes, and `down` removes
 
 
-def cgroup(controller: str, name: str) -> Path:
-    return Path("/sys/fs/cgroup", controller, name)
-
-
-def join_cgroups(name: str, host: str, pid: int) -> None:
+def join_cgroups(site: Site, name: str, host: str, pid: int) -> None:
     """Put a node's init into separate groups, since Slurm gives a job's group the same name on every node."""
-    for controller in CGROUP_CONTROLLERS:
-        group = cgroup(controller, name) / host
+    for controller in site.cgroup_controllers():
+        group = cgroup_v1(name, controller) / host
         if not (group.parent.parent / "cgroup.procs").exists():
             raise MiniclusterError(
                 f"--cgroup needs cgroup v1's {controller} controller at {group.parent.parent}"
             )
-        group.mkdir(parents=True, exist_ok=True)
+        for folder in (group.parent, group):
+            folder.mkdir(exist_ok=True)
+            for limit in ("cpuset.cpus", "cpuset.mems") if controller == "cpuset" else ():
+                (folder / limit).write_text((folder.parent / limit).read_text())  # they begin empty
         (group / "cgroup.procs").write_text(str(pid))
 
 
 def remove_cgroups(name: str) -> None:
     """Remove the groups, innermost first. They must be empty."""
     for controller in CGROUP_CONTROLLERS:
-        for folder, _, _ in os.walk(cgroup(controller, name), topdown=False):
+        for folder, _, _ in os.walk(cgroup_v1(name, controller), topdown=False):
             Path(folder).rmdir()
 
 
@@ -388,7 +393,7 @@ def set_up_switch(site: Site) -> ns.OnEnd:
 
 
 def set_up_host(site: Site, host: str) -> ns.OnEnd:
-    socket.sethostname(host)
+    socket.sethostname(site.hostname(host))
     set_up_network(site, host)
     set_up_mounts(site, host)
     if host == "login":
@@ -409,12 +414,33 @@ def set_up_host(site: Site, host: str) -> ns.OnEnd:
 
 def set_up_network(site: Site, host: str) -> None:
     commands = ["link set lo up"]
-    for interface, network in site.interfaces().items():
+    for interface, network in site.interfaces(host).items():
         commands += [
             f"addr add {network}.{site.host_number(host)}/24 dev {interface}",
             f"link set {interface} up",
         ]
     ip_batch(commands)
+    if site.open_ports:
+        close_ports(site)
+
+
+def close_ports(site: Site) -> None:
+    """Let this host take new TCP connections on few ports alone, and refuse the others at once."""
+    ports = f"22, 6817-6819, {SFTP_PORT}-{SFTP_PORT + len(site.users)}, {SRUN_PORTS}, {site.open_ports}"
+    rules = f"""\
+table inet firewall {{
+    chain input {{
+        type filter hook input priority 0; policy accept;
+        iifname "lo" accept
+        ct state established,related accept
+        tcp dport {{ {ports}, {site.proxy_port} }} accept
+        meta l4proto tcp reject with tcp reset
+    }}
+}}
+"""
+    done = subprocess.run(["nft", "-f", "-"], input=rules, capture_output=True, text=True, timeout=20)
+    if done.returncode:
+        raise MiniclusterError(f"nft: {done.stderr.strip()}")
 
 
 def set_up_mounts(site: Site, host: str) -> None:
@@ -427,7 +453,7 @@ def set_up_mounts(site: Site, host: str) -> None:
     ns.tmpfs("/sys/fs/cgroup")
     if site.cgroup and host != "login":
         ns.unshare(ns.CLONE_NEWCGROUP)  # the groups that it has joined become the root of its cgroup tree
-        for controller in CGROUP_CONTROLLERS:
+        for controller in site.cgroup_controllers():
             Path("/sys/fs/cgroup", controller).mkdir()
             ns.mount("cgroup", f"/sys/fs/cgroup/{controller}", "cgroup", data=controller)
     ns.bind(f"{folder}/etc", "/etc")
@@ -439,9 +465,20 @@ def set_up_mounts(site: Site, host: str) -> None:
         ns.bind(f"{folder}/home", "/home")
     else:
         ns.tmpfs("/home")
+    if site.home_on_nodes == "ro":
+        ns.bind(f"{folder}/scratch", SCRATCH)
+        if host != "login":
+            ns.mount("none", "/home", flags=ns.MS_REMOUNT | ns.MS_BIND | ns.MS_RDONLY)
     ns.tmpfs("/run")
     for name in ("munge", "slurmd", "slurmctld", "user"):
         Path("/run", name).mkdir()
+    for number in range(site.gpus):
+        os.mknod(
+            f"{GPU_DEVICE}{number}", stat.S_IFCHR | 0o666, os.makedev(195, number)
+        )  # no driver is behind it
+    if site.job_tmp_mb:
+        Path(JOB_TMP_BASE).mkdir()
+        ns.tmpfs(JOB_TMP_BASE, size_mb=site.job_tmp_mb)
     ns.bind(f"{folder}/munge", "/run/munge")
     if Path(site.folder).exists():
         ns.tmpfs(site.folder)
@@ -530,7 +567,7 @@ def listens(port: int) -> bool:
     return True
 
 
-def exec_as(site: Site, user: str, argv: list[str]) -> NoReturn:
+def exec_as(site: Site, user: str, argv: list[str], is_login: bool) -> NoReturn:
     """Become the user, in their home, with a clean environment and the default signals, and exec."""
     environment = clean_environment(site, user)
     if "TERM" in os.environ:
@@ -539,10 +576,14 @@ def exec_as(site: Site, user: str, argv: list[str]) -> NoReturn:
         signal.signal(
             signum, signal.SIG_DFL
         )  # Python ignores these signals, and the new program would inherit that
+    if user != "root" and is_login:
+        for name, soft in site.login_limits.items():
+            limit = getattr(resource, f"RLIMIT_{name.upper()}")
+            resource.setrlimit(limit, (soft, resource.getrlimit(limit)[1]))
     os.initgroups(user, site.uid(user))
     os.setgid(site.uid(user))
     os.setuid(site.uid(user))
-    os.umask(0o022)
+    os.umask(int(site.umask, 8))
     os.chdir(environment["HOME"])
     ns.die_with_parent()  # after setuid, which clears it: prctl(2)
     os.environ["PATH"] = environment["PATH"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from cluster import Cluster, MiniclusterError
 from deps import install, missing_packages
-from siteconf import Site
+from siteconf import SITES, Site, cgroup_v1, read_site
 
 
 def command_parser(**options: Any) -> argparse.ArgumentParser:
@@ -36,15 +36,19 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
 
     up = commands.add_parser("up", help="boot the cluster; returns when every node is idle")
-    up.add_argument("--nodes", type=int, default=3)
-    up.add_argument("--cpus", type=int, default=8, help="CPUs that each node claims to have")
+    names = ", ".join(sorted(path.stem for path in SITES.glob("*.toml")))
+    up.add_argument("--site", help=f"what the cluster is like ({names}); further options change the site")
+    up.add_argument("--nodes", type=int, help="default: 3")
+    up.add_argument("--cpus", type=int, help="CPUs that each node claims to have (8)")
     up.add_argument(
         "--memory", type=int, metavar="MB", help="memory that each node claims (its share of the host's)"
     )
-    up.add_argument("--shared-fs", choices=("bind", "sshfs"), default="bind", help="how nodes reach /home")
-    up.add_argument("--interface", default="ib0", help="name of the second, fast interface")
-    up.add_argument("--cgroup", action="store_true", help="enforce memory limits (needs cgroup v1)")
-    up.add_argument("--user", default="alice", help="name of the ordinary user; another is called `second`")
+    up.add_argument("--shared-fs", choices=("bind", "sshfs"), help="how nodes reach /home (bind)")
+    up.add_argument("--interface", help="name of the second, fast interface (ib0)")
+    up.add_argument(
+        "--cgroup", action="store_true", default=None, help="enforce memory limits (needs cgroup v1)"
+    )
+    up.add_argument("--user", help="name of the ordinary user (alice); another is called `second`")
 
     commands.add_parser("down", help="end the cluster and remove all of it, homes too")
     for name in ("login", "node"):
@@ -73,27 +77,46 @@ def total_memory_mb() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
 
 
+DEFAULTS = {
+    "nodes": 3,
+    "cpus": 8,
+    "shared_fs": "bind",
+    "interface": "ib0",
+    "user": "alice",
+    "cgroup": False,
+}
+
+
 def site_of(options: argparse.Namespace, folder: Path) -> Site:
+    """Return the site of the options, of the file that `--site` names, and of defaults, in this order."""
+    given = {key: value for key in (*DEFAULTS, "memory") if (value := getattr(options, key)) is not None}
+    of_site = read_site(options.site) if options.site else {}
+    if "cgroup" not in given and of_site.get("cgroup") and not (cgroup_v1("") / "cgroup.procs").exists():
+        print("no cgroup v1 here: the site's jobs are not confined", file=sys.stderr)
+        of_site["cgroup"] = False
+    values = DEFAULTS | of_site | given
+    user, memory = values.pop("user"), values.pop("memory", 0)
     if not re.fullmatch(r"[a-z][a-z0-9_-]{0,30}", options.name):
         raise MiniclusterError(
             f"--name {options.name!r}: take lower-case letters, digits, - and _ (at most 31)"
         )
-    if not re.fullmatch(r"[a-z][a-z0-9_.-]{0,14}", options.interface) or options.interface in ("eth0", "lo"):
-        raise MiniclusterError(f"--interface {options.interface!r} cannot name a second interface")
-    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,30}", options.user) or options.user in ("root", "second"):
-        raise MiniclusterError(f"--user {options.user!r} cannot name the ordinary user")
-    if not 1 <= options.nodes <= 64 or options.cpus < 1:
+    interface = values["interface"]
+    if not re.fullmatch(r"[a-z][a-z0-9_.-]{0,14}", interface) or interface in ("eth0", "lo"):
+        raise MiniclusterError(f"--interface {interface!r} cannot name a second interface")
+    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,30}", user) or user in ("root", "second"):
+        raise MiniclusterError(f"--user {user!r} cannot name the ordinary user")
+    if not 1 <= values["nodes"] <= 64 or values["cpus"] < 1:
         raise MiniclusterError("--nodes is 1 to 64, --cpus at least 1")
-    return Site(
-        name=options.name,
-        folder=str(folder),
-        nodes=options.nodes,
-        cpus=options.cpus,
-        memory_mb=options.memory or max(1000, total_memory_mb() // options.nodes),
-        shared_fs=options.shared_fs,
-        interface=options.interface,
-        users=(options.user, "second"),
-        cgroup=options.cgroup,
+    if "cpus" in given:
+        values.pop("kinds", None)
+    return Site.of(
+        values
+        | {
+            "name": options.name,
+            "folder": str(folder),
+            "memory_mb": memory or max(1000, total_memory_mb() // values["nodes"]),
+            "users": (user, "second"),
+        }
     )
 
 
@@ -123,7 +146,7 @@ def run(options: argparse.Namespace) -> int:
     cluster = Cluster(folder)
     if options.command == "up":
         site = site_of(options, folder)
-        require(missing_packages(with_sshfs=site.shared_fs == "sshfs"))
+        require(missing_packages(site))
         cluster.up(site)
         print(f"{site.name}: {site.nodes} nodes are idle; home is {folder}/home/{site.users[0]}")
         return 0
@@ -162,7 +185,7 @@ def main() -> int:
     os.umask(0o022)  # the users must be able to read what root makes here
     try:
         return run(parser().parse_args())
-    except (MiniclusterError, OSError, RuntimeError) as error:
+    except (MiniclusterError, OSError, RuntimeError, ValueError) as error:
         print(f"minicluster: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

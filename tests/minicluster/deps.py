@@ -8,13 +8,14 @@ import subprocess
 from pathlib import Path
 
 from cluster import SFTP_SERVERS, MiniclusterError
+from siteconf import Site
 
 POLICY = Path("/usr/sbin/policy-rc.d")
-SERVICES = ("munge", "slurmctld", "slurmd")
+SERVICES = ("munge", "slurmctld", "slurmd", "slurmdbd", "mariadb")
 
 
-def missing_packages(with_sshfs: bool = True) -> list[str]:
-    """Return the missing packages. A package is missing if a program that the cluster uses from it is."""
+def missing_packages(site: Site | None = None) -> list[str]:
+    """Return the missing packages of a site, or of all. A package is missing if a program that is used from it is."""
     path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
     def lacks(*programs: str) -> bool:
@@ -26,7 +27,11 @@ def missing_packages(with_sshfs: bool = True) -> list[str]:
         "iproute2": lacks("ip"),
         "util-linux": lacks("nsenter"),
     }
-    if with_sshfs:
+    if site is None or site.accounting:
+        wanted |= {"slurmdbd": lacks("slurmdbd"), "mariadb-server": lacks("mariadbd", "mariadb-install-db")}
+    if site is None or site.open_ports:
+        wanted |= {"nftables": lacks("nft")}
+    if site is None or site.shared_fs == "sshfs":
         wanted |= {
             "sshfs": lacks("sshfs"),
             "socat": lacks("socat"),

@@ -56,8 +56,9 @@ def bind(source: str, target: str) -> None:
     mount(source, target, flags=MS_BIND | MS_REC)
 
 
-def tmpfs(target: str, mode: str = "0755") -> None:
-    mount("tmpfs", target, "tmpfs", MS_NOSUID | MS_NODEV, f"mode={mode}")
+def tmpfs(target: str, mode: str = "0755", size_mb: int | None = None) -> None:
+    size = f",size={size_mb}m" if size_mb else ""
+    mount("tmpfs", target, "tmpfs", MS_NOSUID | MS_NODEV, f"mode={mode}{size}")
 
 
 def die_with_parent(signum: int = signal.SIGKILL) -> None:
