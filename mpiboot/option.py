@@ -4,6 +4,7 @@
 starts with this module: it imports neither click nor Dask.
 """
 
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ PYTHON = "a Python call"
 FILE = "a configuration file"
 ENVIRONMENT = "the environment"
 EVERYWHERE = frozenset((SUBMIT, BOOT, PYTHON, FILE, ENVIRONMENT))
+# Ports that programs of ordinary users may open (ip(7), ip_unprivileged_port_start).
+LEAST_PORT, MOST_PORT = 1024, 65535
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +138,25 @@ def _count(text: str | int) -> int:
     return number
 
 
+def _port(text: str | int) -> int:
+    number = int(text) if re.fullmatch("[0-9]{1,5}", str(text)) else 0
+    if not LEAST_PORT <= number <= MOST_PORT:
+        raise MalformedValueError(
+            f"{text!r} is not a port that you may open", f"Write a number from {LEAST_PORT} to {MOST_PORT}"
+        )
+    return number
+
+
+def _port_range(text: str) -> str:
+    """Check a range of ports, and return it unchanged: Dask reads the same form."""
+    low, colon, high = str(text).partition(":")
+    if not colon:
+        raise MalformedValueError(f"{text!r} is not a range of ports", "Write LOW:HIGH, such as 40000:40100")
+    if _port(low) > _port(high):
+        raise MalformedValueError(f"{text!r} begins after its end", "Write LOW:HIGH, such as 40000:40100")
+    return str(text)
+
+
 def _walltime(text: str | int) -> str:
     """Check a walltime, and return it unchanged: the batch system reads the same forms."""
     parse_walltime_s(str(text))
@@ -173,6 +195,8 @@ SIZE = Kind(
     "In MiB, or text such as '64G'",
 )
 DURATION = Kind(parse_duration_s, _exact, show_duration, "In seconds, or text such as '30 min'")
+PORT = Kind(_port)
+PORT_RANGE = Kind(_port_range, units="LOW:HIGH, such as '40000:40100'")
 WALLTIME = Kind(_walltime, units="Minutes, H:MM:SS or D-HH:MM:SS")
 # Every user of the machine can read the arguments of a job, so values of variables are passed in its environment.
 VARIABLE = Kind(str, lambda item: item.partition("=")[0])

@@ -5,10 +5,25 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from envpack.errors import MalformedValueError
 from mpiboot import config
 from mpiboot.client import settings
 from mpiboot.errors import UsageError
-from mpiboot.option import BOOT, COUNT, DURATION, FILE, FLAG, PATH, PYTHON, SIZE, TEXT, VARIABLE, WALLTIME
+from mpiboot.option import (
+    BOOT,
+    COUNT,
+    DURATION,
+    FILE,
+    FLAG,
+    PATH,
+    PORT,
+    PORT_RANGE,
+    PYTHON,
+    SIZE,
+    TEXT,
+    VARIABLE,
+    WALLTIME,
+)
 
 
 def test_later_layers_win_and_none_is_not_given():
@@ -34,6 +49,30 @@ def test_later_layers_win_and_none_is_not_given():
 def test_bad_values_are_named(name, value, message):
     with pytest.raises(UsageError, match=message):
         config.merge({name: value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "expected"),
+    [
+        (PORT, 8786, 8786),
+        (PORT, "8786", 8786),
+        (PORT, "80", "'80' is not a port that you may open. Write a number from 1024 to 65535"),
+        (PORT, 65536, "65536 is not a port that you may open. Write a number from 1024 to 65535"),
+        (PORT, True, "True is not a port that you may open. Write a number from 1024 to 65535"),
+        (PORT, "any", "'any' is not a port that you may open. Write a number from 1024 to 65535"),
+        (PORT_RANGE, "40000:40100", "40000:40100"),
+        (PORT_RANGE, "40000:40000", "40000:40000"),
+        (PORT_RANGE, "40000", "'40000' is not a range of ports. Write LOW:HIGH, such as 40000:40100"),
+        (PORT_RANGE, "40001:40000", "'40001:40000' begins after its end. Write LOW:HIGH, such as 40000:40100"),
+        (PORT_RANGE, "1:40000", "'1' is not a port that you may open. Write a number from 1024 to 65535"),
+        (PORT_RANGE, "40000-40100", "'40000-40100' is not a range of ports. Write LOW:HIGH, such as 40000:40100"),
+    ],
+)  # fmt: skip
+def test_ports(kind, value, expected):
+    try:
+        assert kind.parse(value) == expected
+    except MalformedValueError as error:
+        assert str(error) == expected
 
 
 def test_unknown_option_lists_the_valid_ones():
@@ -96,6 +135,10 @@ VALUES = {
     SIZE: st.builds("{}{}".format, st.integers(1, 999), st.sampled_from(["K", "MiB", "G", "T", ""]))
     | st.floats(1, 1e6).map("{:f}G".format),
     DURATION: st.floats(0, 1e18, allow_subnormal=False) | st.integers(0, 10**6).map("{} days".format),
+    PORT: st.integers(1024, 65535),
+    PORT_RANGE: st.lists(st.integers(1024, 65535), min_size=2, max_size=2).map(
+        lambda ports: "{}:{}".format(*sorted(ports))
+    ),
     WALLTIME: st.from_regex(r"\A([0-9]+-)?[0-9]{1,3}(:[0-9]{2}){0,2}\Z", alphabet="0123456789-:"),
 }
 

@@ -15,7 +15,7 @@ import pytest
 import mpiboot
 from mpiboot import config, errors
 from mpiboot.client.options import JobOptions
-from mpiboot.option import COUNT, DURATION, FLAG, PATH, PYTHON, SIZE
+from mpiboot.option import COUNT, DURATION, FLAG, PATH, PORT, PYTHON, SIZE
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 ERRORS = [name for name, value in vars(errors).items() if getattr(value, "__module__", "") == errors.__name__]
@@ -57,6 +57,7 @@ def test_importing_the_package_imports_no_dependency():
 def test_the_types_are_those_of_the_options():
     types = {
         COUNT: int,
+        PORT: int,
         FLAG: bool,
         SIZE: str | int,
         DURATION: str | float,
