@@ -27,6 +27,7 @@ from mpiboot.option import (
     FILE,
     FLAG,
     MPI,
+    ORIGINS,
     PATH,
     PYTHON,
     SIZE,
@@ -161,6 +162,12 @@ class Config:
     )
     dashboard_tls: bool = _option(
         FLAG, "serve the dashboard over https, with the job's own certificate", False
+    )
+    dashboard_origins: str | None = _option(
+        ORIGINS,
+        "origins whose pages may show the dashboard, besides its own: a portal that rewrites Host",
+        metavar="ORIGIN",
+        default_words="none",
     )
     stage_root: str = _option(
         PATH,

@@ -5,7 +5,8 @@ starts with this module: it imports neither click nor Dask.
 """
 
 import re
-from collections.abc import Callable, Collection
+import urllib.parse
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,6 +179,30 @@ def _choice(*choices: str) -> Kind:
     return Kind(parse, choices=choices)
 
 
+def _origins(text: str | Sequence[str]) -> str:
+    """Parse origins of web pages, a list or text with blanks or commas in between; return them with blanks in between."""
+    words = text.replace(",", " ").split() if isinstance(text, str) else text
+    return " ".join(dict.fromkeys(_origin(word) for word in words))
+
+
+def _origin(word: str) -> str:
+    try:
+        url = urllib.parse.urlsplit(word.strip().lower())
+        port = url.port  # raises ValueError if it is no number
+    except (ValueError, AttributeError):
+        url, port = urllib.parse.SplitResult("", "", "", "", ""), None
+    is_origin = url.scheme in ("http", "https") and url.hostname and "*" not in url.netloc
+    if not is_origin or "@" in url.netloc or url.path.strip("/") or url.query or url.fragment:
+        raise MalformedValueError(
+            f"{word!r} is not the origin of a web page",
+            "Write what the browser's address bar begins with, up to the first single slash, such as "
+            "https://ondemand.example.org",
+        )
+    # A browser leaves out the scheme's usual port.
+    usual = {"http": 80, "https": 443}[url.scheme] == port
+    return f"{url.scheme}://{url.netloc.removesuffix(f':{port}') if usual else url.netloc}"
+
+
 def _exact(number: float) -> str:
     """Return the shortest decimal number that equals `number` when parsed."""
     return str(int(number)) if number.is_integer() else repr(number)
@@ -200,6 +225,7 @@ PORT_RANGE = Kind(_port_range, units="LOW:HIGH, such as '40000:40100'")
 WALLTIME = Kind(_walltime, units="Minutes, H:MM:SS or D-HH:MM:SS")
 # Every user of the machine can read the arguments of a job, so values of variables are passed in its environment.
 VARIABLE = Kind(str, lambda item: item.partition("=")[0])
+ORIGINS = Kind(_origins, units="Such as https://ondemand.example.org; several with blanks in between")
 BATCH_SYSTEM = _choice("auto", *registry.NAMES)
 MPI = _choice("auto", *PYPI_PACKAGES, *registry.launchers())
 TRANSPORT = _choice("auto", "direct", "tree", *registry.transports())

@@ -67,6 +67,7 @@ def prepare_ranks(
         idle_timeout_s=None if config.command else config.idle_timeout,
         encrypted=not config.insecure,
         dashboard_tls=config.dashboard_tls,
+        dashboard_origins=config.dashboard_origins,
     )
     plan = RankPlan(
         set=variables,

@@ -44,6 +44,7 @@ class JobOptions(TypedDict, total=False):
     batch_arg: Sequence[str]
     insecure: bool
     dashboard_tls: bool
+    dashboard_origins: str | None
     stage_root: str | PathLike[str]
     start_timeout: str | float
     setup: Sequence[str]

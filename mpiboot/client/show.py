@@ -13,16 +13,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import dask
+
 from mpiboot.batch.job_state import JobState
 from mpiboot.client import timeline
 from mpiboot.client.job import Job
 from mpiboot.common.units import show_duration
-from mpiboot.errors import BatchError
+from mpiboot.errors import BatchError, UsageError
 from mpiboot.protocol import secrets as security
 from mpiboot.protocol.endpoint import Endpoint
 from mpiboot.protocol.events import last_event
 
 COLUMNS = 80
+USUAL_LINK = "{scheme}://{host}:{port}/status"  # distributed.yaml
 FAULTS_SHOWN = 5
 # Scheduler and nanny both report a worker that ended; two reports within this time are about the same worker.
 SAME_LOSS_S = 10.0
@@ -82,12 +85,32 @@ def endpoint_of(job: Job) -> Endpoint:
 def link(job: Job, endpoint: Endpoint, *, with_token: bool, host: str | None = None) -> str:
     """Return the dashboard's address. An address with the token gives access to the cluster."""
     url = urllib.parse.urlsplit(endpoint.dashboard)
-    shown = url._replace(netloc=f"{host}:{url.port}") if host else url
+    shown = url._replace(netloc=f"{host}:{url.port}") if host else urllib.parse.urlsplit(_through_portal(url))
     if with_token and endpoint.address.startswith("tls://"):
         shown = shown._replace(
             query=urllib.parse.urlencode({"token": security.read_token(job.directory.path)})
         )
     return shown.geturl()
+
+
+def _through_portal(url: urllib.parse.SplitResult) -> str:
+    """Return the dashboard's address as Dask's setting `distributed.dashboard.link` shows it, such as through a portal.
+
+    Raises
+    ------
+    UsageError
+        The setting names a variable that is not set.
+    """
+    template = str(dask.config.get("distributed.dashboard.link", USUAL_LINK))
+    if template == USUAL_LINK:
+        return url.geturl()
+    try:
+        return template.format(**{**os.environ, "scheme": url.scheme, "host": url.hostname, "port": url.port})
+    except (KeyError, IndexError, ValueError) as error:
+        raise UsageError(
+            f"distributed.dashboard.link {template!r} in Dask's configuration: {error} is unknown",
+            "Use {scheme}, {host}, {port}, or the name of an environment variable that is set",
+        ) from error
 
 
 def tunnel(endpoint: Endpoint, ssh_host: str | None) -> str:

@@ -4,8 +4,10 @@ The guard checks the head of each request before the web application sees it, so
 statics, JSON, metrics, websockets. These requests pass:
 
     Authorization: Bearer TOKEN   scheduler and workers (Prometheus, curl, the scheduler's proxy)
-    GET …?token=TOKEN             scheduler: sets the job's cookie, and redirects to the address without the token
-    the job's cookie              scheduler: websockets too, unless a page of another origin opened them
+    GET page?token=TOKEN          scheduler: sets the job's cookie, and redirects to the address without the token
+    data?token=TOKEN              scheduler: JSON, websockets, whatever is no page; dask-labextension keeps no cookie
+    the job's cookie              scheduler: websockets too, unless a page of another origin opened them; the origins that
+                                  `dashboard_origins` names count as the scheduler's own
 
 The guard refuses any other request as soon as it has the head, and closes the connection without reading the body.
 `preloads.pending` limits the connections on which no request has passed.
@@ -17,15 +19,17 @@ from __future__ import annotations
 
 import hmac
 import logging
+import os
 import re
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from distributed import Scheduler
 from distributed.security import Security
+from tornado.escape import parse_qs_bytes
 from tornado.httputil import (
     HTTPHeaders,
     HTTPMessageDelegate,
@@ -53,8 +57,16 @@ from mpiboot.protocol.secrets import (
     dashboard_cookie,
     read_token,
 )
+from mpiboot.protocol.variables import DASHBOARD_ORIGINS_VARIABLE
 
 logger = logging.getLogger(__name__)
+
+# The prefix that Open OnDemand's proxy leaves in the path of a request (its route /node; /rnode removes it).
+_NODE_PREFIX = re.compile(r"/node/[^/]+/\d+(?=/)")
+# Paths of the scheduler, and behind its proxy of workers, that are no pages: what programs and pages load.
+_DATA = re.compile(
+    r"(/proxy/\d+/[^/]+)?(/(health|metrics|json|api|eventstream|statics?)(/.*)?|/.*\.(json|js|css|map|png|svg|ico|woff2?))"
+)
 
 _REFUSAL = {
     True: "This dashboard needs the job's token once. Open the link that `mpiboot dashboard` prints.\n",
@@ -113,7 +125,14 @@ def install(server: Any, job_directory: Path) -> None:
     application = http_application(server)
     if not isinstance(application, Guard):
         pending = PendingConnections(server.http_server, max_pending())
-        guard = Guard(application, server, job_directory.name, read_token(job_directory), pending.admit)
+        guard = Guard(
+            application,
+            server,
+            job_directory.name,
+            read_token(job_directory),
+            pending.admit,
+            os.environ.get(DASHBOARD_ORIGINS_VARIABLE, "").split(),
+        )
         replace_http_application(server, guard)
 
 
@@ -150,16 +169,25 @@ class Guard(Router):  # type: ignore[misc]
         The job's token.
     admit : callable
         Called with the stream of each connection over which a request passed.
+    origins : collection of str, default ()
+        Origins besides the server's own whose pages may use the cookie: `https://hub.example.org`.
     """
 
     def __init__(
-        self, application: Router, server: Any, job_name: str, token: str, admit: Callable[[IOStream], None]
+        self,
+        application: Router,
+        server: Any,
+        job_name: str,
+        token: str,
+        admit: Callable[[IOStream], None],
+        origins: Collection[str] = (),
     ) -> None:
         self.application = application
         self.admit = admit
         self.server = server
         self.has_pages = isinstance(server, Scheduler)
         self.token = token
+        self.origins = frozenset(origins)
         self.cookie_name, self.cookie_value = dashboard_cookie(job_name, token)
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> HTTPMessageDelegate | None:
@@ -176,13 +204,20 @@ class Guard(Router):  # type: ignore[misc]
     def judge(self, request: HTTPServerRequest) -> GuardResponse | None:
         """Return the guard's response to a request; None if the request may pass."""
         refused = GuardResponse(HTTPStatus.FORBIDDEN, {}, _REFUSAL[self.has_pages])
+        if prefix := _NODE_PREFIX.match(request.path):
+            request.path, request.uri = request.path[prefix.end() :], request.uri[prefix.end() :]
         tokens = request.query_arguments.get("token")
         if tokens:
             # Only the token decides here, so that no token, right or wrong, reaches the application and its log.
-            right = self.has_pages and request.method in ("GET", "HEAD") and _same(tokens[-1], self.token)
-            return self._welcome(request) if right else refused
-        if not self._is_bearer(request) and not self._has_cookie(request):
+            if not self.has_pages or not _same(tokens[-1], self.token):
+                return refused
+            if _is_page(request):
+                return self._welcome(request) if request.method in ("GET", "HEAD") else refused
+            _remove_token(request)
+        elif not self._is_bearer(request) and not self._has_cookie(request):
             return refused
+        # The guard has judged the origin. The application compares it with the host, which a proxy may have rewritten.
+        request.headers.pop("Origin", None)
         if self.has_pages and (target := re.match(r"/proxy/(\d+)/(.*?)/", request.path)):
             # The scheduler is a proxy for its workers' pages, and its websocket proxy would connect to any address in a
             # request.
@@ -201,8 +236,12 @@ class Guard(Router):  # type: ignore[misc]
             return False
         # Even with SameSite, a browser sends the cookie with requests of pages from other ports of this host, and lets
         # such a page read a websocket. The header Origin then names the page's origin.
-        origin = request.headers.get("Origin")
-        return origin is None or urllib.parse.urlsplit(origin).netloc.lower() == request.host.lower()
+        origin = request.headers.get("Origin", "").lower()
+        return (
+            not origin
+            or origin in self.origins
+            or urllib.parse.urlsplit(origin).netloc == request.host.lower()
+        )
 
     def _welcome(self, request: HTTPServerRequest) -> GuardResponse:
         cookie = f"{self.cookie_name}={self.cookie_value}; Path=/; HttpOnly; SameSite=Lax"
@@ -245,7 +284,27 @@ def _same(given: str | bytes, right: str) -> bool:
     return hmac.compare_digest(given if isinstance(given, bytes) else given.encode(), right.encode())
 
 
+def _is_page(request: HTTPServerRequest) -> bool:
+    """Whether a request is for a page, which a browser shows, and whose parts need the cookie."""
+    if request.headers.get("Upgrade", "").lower() == "websocket":
+        return False
+    return "text/html" in request.headers.get("Accept", "") or not _DATA.fullmatch(request.path)
+
+
+def _remove_token(request: HTTPServerRequest) -> None:
+    """Remove the token from a request, so that it reaches neither the application nor its log."""
+    request.query = _query_without_token(request.query)
+    request.uri = request.path + ("?" + request.query if request.query else "")
+    request.query_arguments = parse_qs_bytes(request.query, keep_blank_values=True)
+    request.arguments = dict(request.query_arguments)
+
+
 def _without_token(path: str, query: str) -> str:
     """Return an address without its token: relative, so that it works behind a proxy and leads to no other host."""
-    rest = [pair for pair in query.split("&") if urllib.parse.unquote_plus(pair.partition("=")[0]) != "token"]
-    return "./" + path.rpartition("/")[2] + ("?" + "&".join(rest) if rest else "")
+    rest = _query_without_token(query)
+    return "./" + path.rpartition("/")[2] + ("?" + rest if rest else "")
+
+
+def _query_without_token(query: str) -> str:
+    pairs = query.split("&")
+    return "&".join(pair for pair in pairs if urllib.parse.unquote_plus(pair.partition("=")[0]) != "token")

@@ -31,6 +31,7 @@ def rank_variables(
     idle_timeout_s: float | None,
     encrypted: bool,
     dashboard_tls: bool,
+    dashboard_origins: str | None = None,
 ) -> dict[str, str]:
     """Make the environment of every rank, without the variables that its launcher adds.
 
@@ -57,6 +58,8 @@ def rank_variables(
         Whether the job has TLS files.
     dashboard_tls : bool
         Whether an encrypted job's dashboard speaks https.
+    dashboard_origins : str, optional
+        Origins, with blanks in between, whose pages may show the dashboard.
 
     Returns
     -------
@@ -94,7 +97,8 @@ def rank_variables(
     }
     if encrypted:
         variables[names.DASK_WORKER_PRELOAD] = str(guard)
-        variables |= secrets.dask_tls_environment(job_directory) | secrets.guard_environment(job_directory)
+        variables |= secrets.dask_tls_environment(job_directory)
+        variables |= secrets.guard_environment(job_directory, dashboard_origins)
         if dashboard_tls:
             variables |= secrets.dashboard_tls_environment(job_directory)
     return variables

@@ -24,6 +24,7 @@ from envpack.common.places import HOME_VARIABLE
 from mpiboot.common.trust import check_trusted, open_trusted
 from mpiboot.errors import SecurityError
 from mpiboot.protocol.variables import (
+    DASHBOARD_ORIGINS_VARIABLE,
     DASK_DASHBOARD_CA_FILE,
     DASK_DASHBOARD_CERT,
     DASK_DASHBOARD_KEY,
@@ -177,20 +178,23 @@ def client_security_arguments(job_directory: StrPath) -> dict[str, str | bool]:
     }
 
 
-def guard_environment(job_directory: StrPath) -> dict[str, str]:
+def guard_environment(job_directory: StrPath, origins: str | None = None) -> dict[str, str]:
     """Return the variables that `GUARD_PRELOAD`, which must be the first of the preloads, needs.
 
     Parameters
     ----------
     job_directory : path
         The job's directory.
+    origins : str, optional
+        Origins, with blanks in between, whose pages may show the dashboard.
 
     Returns
     -------
     dict[str, str]
         Variables for every rank.
     """
-    return {JOB_DIRECTORY_VARIABLE: str(tls_folder(job_directory).parent)}
+    variables = {JOB_DIRECTORY_VARIABLE: str(tls_folder(job_directory).parent)}
+    return variables | ({DASHBOARD_ORIGINS_VARIABLE: origins} if origins else {})
 
 
 def dashboard_tls_environment(job_directory: StrPath) -> dict[str, str]:

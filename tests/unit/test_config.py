@@ -15,6 +15,7 @@ from mpiboot.option import (
     DURATION,
     FILE,
     FLAG,
+    ORIGINS,
     PATH,
     PORT,
     PORT_RANGE,
@@ -43,6 +44,14 @@ def test_later_layers_win_and_none_is_not_given():
         ("time", "1 hour", "--time: '1 hour' is not a walltime"),
         ("idle_timeout", "never", "--idle-timeout: 'never' is not a time"),
         ("mpi", "lam", r"--mpi: 'lam' is unknown\. Write one of auto, openmpi"),
+        *(
+            (
+                "dashboard_origins",
+                origin,
+                r"--dashboard-origins: .* is not the origin of a web page\. Write what",
+            )
+            for origin in ("*", "hub.example.org", "https://a/b", "https://*.a", "http://a:x", "ftp://a", [3])
+        ),
         ("batch_system", "condor", r"--batch-system: 'condor' is unknown\. Write one of auto, slurm"),
     ],
 )
@@ -73,6 +82,13 @@ def test_ports(kind, value, expected):
         assert kind.parse(value) == expected
     except MalformedValueError as error:
         assert str(error) == expected
+
+
+def test_origins_are_written_as_browsers_do():
+    typed = ["https://Hub.Example.org/", "http://localhost:8888", "https://a:443, http://a:80"]
+    expected = "https://hub.example.org http://localhost:8888 https://a http://a"
+    assert config.merge({"dashboard_origins": " ".join(typed)}).dashboard_origins == expected
+    assert config.merge({"dashboard_origins": expected.split()}).dashboard_origins == expected
 
 
 def test_unknown_option_lists_the_valid_ones():
@@ -134,6 +150,7 @@ VALUES = {
     FLAG: st.booleans(),
     SIZE: st.builds("{}{}".format, st.integers(1, 999), st.sampled_from(["K", "MiB", "G", "T", ""]))
     | st.floats(1, 1e6).map("{:f}G".format),
+    ORIGINS: st.from_regex(r"\Ahttps?://[a-z0-9.-]*[a-z0-9](:[0-9]{1,4})?\Z"),
     DURATION: st.floats(0, 1e18, allow_subnormal=False) | st.integers(0, 10**6).map("{} days".format),
     PORT: st.integers(1024, 65535),
     PORT_RANGE: st.lists(st.integers(1024, 65535), min_size=2, max_size=2).map(

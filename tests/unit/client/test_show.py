@@ -1,8 +1,9 @@
+import dask
 import pytest
 
 from mpiboot.batch.job_state import JobState
 from mpiboot.client import show
-from mpiboot.errors import BatchError
+from mpiboot.errors import BatchError, UsageError
 from mpiboot.protocol.endpoint import Endpoint
 
 
@@ -57,6 +58,17 @@ def test_links_and_the_ssh_line(two, monkeypatch):
         show.link(job, endpoint, with_token=True, host="localhost")
         == "http://localhost:8787/status?token=a+secret+of+16+or+more"
     )
+    monkeypatch.setenv("PORTAL", "https://ondemand.example.org")
+    with dask.config.set({"distributed.dashboard.link": "{PORTAL}/rnode/{host}/{port}/status"}):
+        assert (
+            show.link(job, endpoint, with_token=True)
+            == "https://ondemand.example.org/rnode/10.0.0.1/8787/status?token=a+secret+of+16+or+more"
+        )
+    with (
+        dask.config.set({"distributed.dashboard.link": "/hub/{NOBODY_SETS}/{port}"}),
+        pytest.raises(UsageError, match=r"link '/hub/\{NOBODY_SETS\}/\{port\}' .* 'NOBODY_SETS' is unknown"),
+    ):
+        show.link(job, endpoint, with_token=False)
     assert show.tunnel(endpoint, "gate.example.org") == "ssh -N -L 8787:10.0.0.1:8787 me@gate.example.org"
     assert show.tunnel(endpoint, "you@gate") == "ssh -N -L 8787:10.0.0.1:8787 you@gate"
 

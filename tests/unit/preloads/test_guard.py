@@ -237,6 +237,7 @@ def test_a_worker_takes_the_bearer_alone(cluster, path):
         ("/status?%74oken=old&token=T", "./status"),
         ("//evil.example/?token=T", "./"),
         ("//evil.example?token=T", "./evil.example"),
+        ("/node/n1.cluster/40001/status?token=T", "./status"),
     ],
 )
 def test_a_token_is_exchanged_for_a_cookie(cluster, path, location):
@@ -245,6 +246,48 @@ def test_a_token_is_exchanged_for_a_cookie(cluster, path, location):
     assert headers.get_all("Set-Cookie") == [f"{cluster.cookie}; Path=/; HttpOnly; SameSite=Lax"]
     assert headers["Cache-Control"] == "no-store"
     assert cluster.token not in str(headers)
+
+
+HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/individual-plots.json", '{"Individual '),
+        ("/json/counts.json", '{"'),
+        ("/health", "ok"),
+        ("/metrics", "# "),
+        ("/status/autoload.js?bokeh-autoload-element=1", "'use strict'"),
+        ("/node/n1.cluster/40001/health", "ok"),
+        ("/proxy/{worker}/127.0.0.1/health", "ok"),
+    ],
+)
+def test_a_program_gets_data_with_the_token_in_the_query(cluster, path, body):
+    """As dask-labextension asks: without cookies, and without a header that says what it accepts."""
+    path = path.format(worker=cluster.worker.http_server.port)
+    if path.startswith("/proxy"):
+        pytest.importorskip("jupyter_server_proxy")
+    query = f"{'&' if '?' in path else '?'}token={cluster.token}"
+    status, headers, text = cluster.ask("scheduler", path + query)
+    assert (status, headers["Set-Cookie"], text[: len(body)]) == (200, None, body)
+    assert cluster.token not in f"{headers}{text}"
+    assert cluster.status("scheduler", path + query, method="HEAD") in (200, 405)
+    assert cluster.status("scheduler", path + query[:-1]) == 403
+    assert cluster.status("scheduler", path + query, HTML) == 302  # a browser keeps the cookie
+
+
+def test_a_form_may_hold_the_token_where_there_is_no_page(cluster):
+    path = f"/api/v1/retire_workers?token={cluster.token}"
+    assert cluster.status("scheduler", path, method="POST") == 404  # no such route
+    assert cluster.status("scheduler", path[:-1], method="POST") == 403
+
+
+@pytest.mark.parametrize("path", ["/eventstream", "/status/ws", "/node/n1/1/status/ws"])
+def test_a_websocket_takes_the_token_in_the_query(cluster, path):
+    assert cluster.websocket(f"{path}?token={cluster.token}") == 101
+    assert cluster.websocket(f"{path}?token={cluster.token}", {"Origin": "http://lab.example"}) == 101
+    assert cluster.websocket(f"{path}?token={cluster.token[:-1]}") == 403
 
 
 def test_a_wrong_token_is_refused_even_with_the_cookie(cluster):
@@ -378,6 +421,19 @@ def test_websockets(cluster, path):
         assert cluster.websocket(path, {"Cookie": cluster.cookie, "Origin": origin}) == 403
 
 
+@pytest.mark.parametrize("path", ["/eventstream", "/status/ws"])
+def test_websockets_of_allowed_origins(cluster, monkeypatch, path):
+    """Open OnDemand and hubs send the browser's origin, and a host of their own."""
+    allowed = "https://ondemand.example.org"
+    monkeypatch.setattr(cluster.scheduler.http_server.request_callback, "origins", frozenset([allowed]))
+    headers = {"Cookie": cluster.cookie, "Host": "node1:40001"}
+    assert cluster.websocket(path, {**headers, "Origin": allowed}) == 101
+    assert cluster.websocket(path, {**headers, "Origin": "HTTPS://OnDemand.example.org"}) == 101
+    for origin in ("http://ondemand.example.org", f"{allowed}.evil.example", f"{allowed}:8443"):
+        assert cluster.websocket(path, {**headers, "Origin": origin}) == 403
+    assert cluster.websocket(path, {"Origin": allowed}) == 403  # no cookie
+
+
 def test_bokeh_s_websocket_works_through_the_guard(cluster):
     page = cluster.ask("scheduler", "/individual-task-stream", {"Cookie": cluster.cookie})[2]
     session = re.search(r'"token":"([^"]+)"', page)[1]
@@ -435,7 +491,12 @@ def test_no_token_in_any_log(cluster):
         for logger in loggers:
             logger.setLevel(logging.DEBUG)
             logger.addHandler(handler)
-        for path in ("/status?token=T", "/info/main/workers.html?token=T&token=x", "/nowhere?x=1&%74oken=T"):
+        for path in (
+            "/status?token=T",
+            "/json/counts.json?token=T&a=1",
+            "/info/main/workers.html?token=T&token=x",
+            "/nowhere?x=1&%74oken=T",
+        ):
             for role in ("scheduler", "worker"):
                 for method in ("GET", "POST"):
                     for headers in ({}, cluster.bearer, {"Cookie": cluster.cookie}):
@@ -451,6 +512,7 @@ def test_no_token_in_any_log(cluster):
             logger.setLevel(level)
     logged = "\n".join(records)
     assert "200 GET /health" in logged  # the access log was on
+    assert "200 GET /json/counts.json?a=1" in logged
     assert "refused POST /status from 127.0.0.1" in logged
     assert cluster.token not in logged
     assert cluster.cookie.partition("=")[2] not in logged
@@ -585,6 +647,14 @@ def test_twice_is_once(tmp_path, preload):
     assert (ServerNode.start_http_server, TLSListener.start) == armed
     filters = logging.getLogger("distributed.comm.tcp").filters
     assert [type(known) for known in filters].count(pending.FewHandshakeFailures) == 1
+
+
+def test_the_origins_come_from_the_environment(cluster, monkeypatch):
+    server, guarded = cluster.scheduler.http_server, cluster.scheduler.http_server.request_callback
+    monkeypatch.setattr(server, "request_callback", guarded.application)
+    monkeypatch.setenv("MPIBOOT_DASHBOARD_ORIGINS", "https://a http://b:1")
+    guard.install(cluster.scheduler, cluster.job)
+    assert server.request_callback.origins == {"https://a", "http://b:1"}
 
 
 def test_installing_twice_is_once(cluster):

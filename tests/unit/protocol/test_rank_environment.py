@@ -94,6 +94,7 @@ def rank_variables(environ, requested=None, **changes):
         "idle_timeout_s": 600.0,
         "encrypted": True,
         "dashboard_tls": False,
+        "dashboard_origins": None,
     }
     return environment.rank_variables(environ, requested or {}, **(settings | changes))
 

@@ -42,6 +42,10 @@ def test_what_dask_is_told():
         "require_encryption": True,
     }
     assert security.guard_environment(job) == {"MPIBOOT_JOB_DIRECTORY": str(job)}
+    assert security.guard_environment(job, "https://a http://b") == {
+        "MPIBOOT_JOB_DIRECTORY": str(job),
+        "MPIBOOT_DASHBOARD_ORIGINS": "https://a http://b",
+    }
     assert security.dashboard_tls_environment(job) == {
         "DASK_DISTRIBUTED__SCHEDULER__DASHBOARD__TLS__CA_FILE": f"{tls}/ca.pem",
         "DASK_DISTRIBUTED__SCHEDULER__DASHBOARD__TLS__CERT": f"{tls}/scheduler.pem",
