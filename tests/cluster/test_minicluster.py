@@ -296,6 +296,84 @@ def test_cgroups_enforce_memory() -> None:
     assert traces(name) == []
 
 
+# ---- sites
+
+
+def test_fat() -> None:
+    with Minicluster.booted("--site=fat", "--nodes=3", suffix="fat") as cluster:
+        show = "hostname; ls /sys/class/net | wc -l; echo $SLURMD_NODENAME $CUDA_VISIBLE_DEVICES"
+        told = cluster.login(["srun", "--nodes=2", "--gres=gpu:1", "--label", "bash", "-c", show]).stdout
+        assert sorted(told.splitlines()) == [
+            f"{k - 1}: {line}" for k in (1, 2) for line in ("15", f"cn{k}.hpc.example.org", f"node{k} 0")
+        ]  # fmt: skip
+        kinds = cluster.login(["sinfo", "-hN", "-p", "single", "-o", "%N %c %z %G"]).stdout
+        assert kinds == "node1 8 1:4:2 gpu:2\nnode2 4 1:2:2 gpu:2\nnode3 8 1:4:2 gpu:2\n"
+        memory = [
+            int(line) for line in cluster.login(["sinfo", "-hN", "-p", "single", "-o", "%m"]).stdout.split()
+        ]
+        assert memory == [memory[0], memory[0] * 3 // 4, memory[0]]
+        assert cluster.login(["getent", "hosts", "node1"], check=False).returncode == 2
+        script = "scontrol show job $SLURM_JOB_ID"
+        assert (
+            "mem=3200M"
+            in cluster.login(["srun", "-n", "2", "-N", "2", "-c", "4", "bash", "-c", script]).stdout
+        )
+        cluster.kill(2)
+        cluster.start(2)
+
+
+def test_strict() -> None:
+    with Minicluster.booted("--site=strict", "--nodes=2", suffix="strict") as cluster:
+        show = "umask; ulimit -St -Sn; touch ~/x; touch /mnt/alice/$SLURMD_NODENAME /tmp/x; df --output=size -BM /tmp"
+        told = cluster.login(["srun", "--nodes=2", "--label", "bash", "-c", show])
+        assert {re.sub("^[01]: ", "", line) for line in told.stderr.splitlines()} == {
+            "touch: cannot touch '/home/alice/x': Read-only file system"
+        }
+        assert told.stdout.split("\n")[0][3:] == "0002" and told.stdout.count(" 3000M") == 2
+        assert sorted(re.findall(r"\) (\d+)$", told.stdout, re.M)) == ["120", "120", "256", "256"]
+        assert cluster.login(["ls", "/mnt/alice"]).stdout == "node1\nnode2\n"
+        assert cluster.node(1, ["ls", "/tmp"]).stdout == ""  # it was in the job's own
+        cluster.login(["touch", "writable"])
+        if CGROUP_V1.exists():
+            one_core = ["srun", "--nodes=2", "nproc"]
+            assert cluster.login(one_core).stdout == "1\n1\n"
+
+
+def test_accounting_remembers_what_slurmctld_forgets() -> None:
+    with Minicluster.booted("--site=accounting", "--nodes=2", suffix="accounting") as cluster:
+        cluster.login(["srun", "--nodes=2", "bash", "-c", "exit 3"], check=False)
+        show = ["scontrol", "show", "job", "1"]
+        wait_until(lambda: cluster.login(show, check=False).returncode == 1, "a forgotten job", 90)
+        told = cluster.login(["sacct", "-nPX", "--format=JobID,State,ExitCode,NNodes"]).stdout
+        assert told == "1|FAILED|3:0|2\n"
+
+
+def test_shut() -> None:
+    serve = ["timeout", "60", "python3", "-m", "http.server"]
+    ask = ["curl", "--silent", "--output", "/dev/null", "--write-out", "%{http_code}", "--retry-connrefused"]
+    with (
+        Minicluster.booted("--site=shut", "--nodes=2", suffix="shut") as cluster,
+        running([str(COMMAND), "--name", cluster.name, "node", "1", *serve, "40005"]),
+        running([str(COMMAND), "--name", cluster.name, "node", "1", *serve, "30005"]),
+    ):
+        assert cluster.login(["ls", "/sys/class/net"]).stdout == "eth0\nlo\n"
+        assert cluster.login(["ip", "route", "get", "10.78.0.1"], check=False).returncode == 2
+        assert cluster.node(2, [*ask, "--retry", "9", "http://node1-ib0:40005"]).stdout == "200"
+        assert cluster.node(1, [*ask, "--retry", "9", "http://node1:30005"]).stdout == "200"
+        assert cluster.node(2, [*ask, "http://node1:30005"], check=False).returncode == 7
+        proxied = [*ask, "http://node1-40005.localhost:8080/"]
+        assert cluster.login(proxied).stdout == "200"
+        assert sorted(cluster.login(["srun", "--nodes=2", "hostname"]).stdout.split()) == ["node1", "node2"]
+
+
+def test_options_change_a_site(cluster: Minicluster) -> None:
+    with Minicluster.booted("--site=fat", "--nodes=2", "--cpus=6", suffix="changed") as changed:
+        assert changed.login(["sinfo", "-h", "--format=%c %D"]).stdout == "6 2\n"
+    refused = run([str(COMMAND), "up", "--site=thin"], timeout_s=30, check=False)
+    expected = "minicluster: no site thin; there are accounting, fat, "
+    assert (refused.returncode, refused.stderr.startswith(expected)) == (1, True)
+
+
 def test_two_at_once(cluster: Minicluster) -> None:
     name = cluster_name("other")
     with Minicluster.booted("--nodes=2", suffix="other") as other:

@@ -25,9 +25,10 @@ from typing import NoReturn
 
 import namespaces as ns
 from siteconf import CGROUP_CONTROLLERS, SCRATCH, SFTP_PORT, Site, cgroup_v1, clean_environment, etc_files
-from slurmconf import GPU_DEVICE, JOB_TMP_BASE, SRUN_PORTS, slurm_files
+from slurmconf import GPU_DEVICE, JOB_TMP_BASE, SLURMDBD_CONF, SRUN_PORTS, slurm_files
 
 SFTP_SERVERS = ("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server")
+PROXY = (Path(__file__).parent / "hostproxy.py").read_text()  # now: the file may be hidden later
 UP_TIMEOUT_S = 60.0
 KILL_TIMEOUT_S = 20.0
 LOCK_TIMEOUT_S = 90.0
@@ -287,6 +288,8 @@ def write_files(folder: Path, site: Site) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.unlink(missing_ok=True)  # writing through a link would change the machine's own file
         file.write_text(text)
+        if file.name == SLURMDBD_CONF:
+            file.chmod(0o600)  # slurmdbd insists
     for name in ("pids", "munge", *(f"log/{host}" for host in ["switch", *site.host_names()])):
         (folder / name).mkdir(parents=True)
     for shared in ("home", "scratch"):
@@ -393,6 +396,8 @@ def set_up_switch(site: Site) -> ns.OnEnd:
 
 
 def set_up_host(site: Site, host: str) -> ns.OnEnd:
+    if site.job_tmp_mb:
+        ns.renumber_mounts()
     socket.sethostname(site.hostname(host))
     set_up_network(site, host)
     set_up_mounts(site, host)
@@ -505,7 +510,13 @@ def start_login_daemons(site: Site) -> list[Daemon]:
         ],
     )
     munged.wait_until(socket_file.exists, deadline)
-    daemons = [munged, Daemon(site, ["slurmctld", "-D"])]
+    daemons = [munged]
+    if site.accounting:
+        daemons += start_accounting(site, deadline)
+    daemons.append(Daemon(site, ["slurmctld", "-D"]))
+    if site.proxy_port:
+        daemons.append(Daemon(site, ["python3", "-c", PROXY, str(site.proxy_port)], user=site.users[0]))
+        daemons[-1].wait_until(partial(listens, site.proxy_port), deadline)
     if site.shared_fs == "sshfs":
         for index, user in enumerate(site.users):
             port = SFTP_PORT + index
@@ -513,6 +524,29 @@ def start_login_daemons(site: Site) -> list[Daemon]:
             daemons.append(Daemon(site, server, user=user))
             daemons[-1].wait_until(partial(listens, port), deadline)
     return daemons
+
+
+def start_accounting(site: Site, deadline: float) -> list[Daemon]:
+    """Start slurmdbd and its database, which lies in memory and listens on a socket alone."""
+    folder = Path("/run/mysqld")  # where its clients look for the socket
+    folder.mkdir()
+    own = [f"--datadir={folder}/data", "--user=root"]
+    quick = [
+        "--innodb-buffer-pool-size=32M",
+        "--innodb-log-file-size=8M",
+        "--innodb-flush-log-at-trx-commit=0",
+    ]
+    make = ["mariadb-install-db", "--no-defaults", *own, *quick, "--skip-test-db"]
+    done = subprocess.run(make, capture_output=True, text=True, timeout=UP_TIMEOUT_S)
+    if done.returncode:
+        raise MiniclusterError(f"mariadb-install-db: {done.stdout}{done.stderr}")
+    listening = folder / "mysqld.sock"
+    mariadbd = ["mariadbd", "--no-defaults", *own, *quick, "--skip-networking", f"--socket={listening}"]
+    database = Daemon(site, mariadbd)
+    database.wait_until(listening.exists, deadline)
+    slurmdbd = Daemon(site, ["slurmdbd", "-D"])
+    slurmdbd.wait_until(partial(listens, 6819), deadline)
+    return [database, slurmdbd]
 
 
 def mount_homes(site: Site) -> None:

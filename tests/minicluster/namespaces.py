@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import select
 import signal
@@ -29,6 +30,7 @@ CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 ALL = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
+NS_GET_MNTNS_ID = 0x8008B705  # <linux/nsfs.h>
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 
 OnEnd = Callable[[int, int], None]
@@ -44,6 +46,27 @@ def _check(status: int, what: str) -> None:
 
 def unshare(flags: int) -> None:
     _check(_libc.unshare(flags), "unshare")
+
+
+def renumber_mounts() -> None:
+    """Take a new mount namespace whose number is lower than that of each later one.
+
+    mount(2) refuses to bind-mount a mount namespace whose number is below that of the caller's own, as
+    job_container/tmpfs must. Linux 6.18 numbers them for each CPU apart, so that a later one can have a lower number.
+    """
+
+    def number_on(cpu: int) -> int:
+        os.sched_setaffinity(0, [cpu])
+        unshare(CLONE_NEWNS)
+        with Path("/proc/self/ns/mnt").open() as namespace:
+            return int.from_bytes(fcntl.ioctl(namespace, NS_GET_MNTNS_ID, bytes(8)), sys.byteorder)
+
+    cpus = os.sched_getaffinity(0)
+    try:
+        with contextlib.suppress(OSError):  # Linux 6.9 and earlier have no such request, and one sequence
+            number_on(min(cpus, key=number_on))
+    finally:
+        os.sched_setaffinity(0, cpus)
 
 
 def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str = "") -> None:

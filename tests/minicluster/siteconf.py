@@ -72,7 +72,7 @@ class Site:
     open_ports : str
         `LOW-HIGH`: hosts take connections on these TCP ports alone, and on Slurm's own; empty: on all.
     proxy_port : int
-        Port of a proxy on the login node that sends another Host header; 0: none.
+        Port of a proxy on the login node that sends another Host header (hostproxy.py); 0: none.
     """
 
     name: str

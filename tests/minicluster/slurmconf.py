@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from siteconf import Site
 
-DATABASE_SOCKET = "/run/mysqld/mysqld.sock"
+SLURMDBD_CONF = "slurmdbd.conf"
+SLURMDBD_TEXT = """\
+AuthType=auth/munge
+DbdHost=login
+SlurmUser=root
+PidFile=/run/slurmdbd.pid
+LogFile=/var/log/slurmdbd.log
+StorageType=accounting_storage/mysql
+StorageHost=localhost
+StorageUser=root
+StorageLoc=slurm
+"""
 GPU_DEVICE = "/run/gpu"  # and a number
 JOB_TMP_BASE = "/run/job_tmp"
 SRUN_PORTS = "50000-50100"
@@ -17,6 +28,8 @@ def slurm_files(site: Site) -> dict[str, str]:
         files["gres.conf"] = f"Name=gpu File={GPU_DEVICE}[0-{site.gpus - 1}]\n"
     if site.job_tmp_mb:
         files["job_container.conf"] = f"AutoBasePath=true\nBasePath={JOB_TMP_BASE}\n"
+    if site.accounting:
+        files[SLURMDBD_CONF] = SLURMDBD_TEXT
     return {f"slurm/{name}": text for name, text in files.items()}
 
 
@@ -104,18 +117,3 @@ def cgroup_conf(site: Site) -> str:
     limits = "ConstrainRAMSpace=yes\nConstrainSwapSpace=yes\nAllowedSwapSpace=0\n" if site.cgroup else ""
     cores = "ConstrainCores=yes\n" if site.cgroup and site.confine_cores else ""
     return f"CgroupPlugin=cgroup/v1\n{limits}{cores}"
-
-
-def slurmdbd_conf(site: Site) -> str:
-    """Return slurmdbd.conf(5). slurmdbd alone may read it, so it is no file of the shared /etc."""
-    return f"""\
-AuthType=auth/munge
-DbdHost=login
-SlurmUser=root
-PidFile=/run/slurmdbd.pid
-LogFile=/var/log/slurmdbd.log
-StorageType=accounting_storage/mysql
-StorageHost=localhost
-StorageUser=root
-StorageLoc=slurm_{site.name.replace("-", "_")}
-"""
