@@ -50,7 +50,9 @@ class ExplainedError(Exception):
 
 
 class MalformedValueError(ExplainedError, ValueError):
-    """A text is not a size, a time or the like. Whoever knows the option adds its name."""
+    """A text is not a size, a time, a path or the like. Whoever knows the option adds its name. Exit status 2."""
+
+    exit_status = 2
 
 
 class EnvpackError(ExplainedError):

@@ -20,13 +20,30 @@ DEFAULT_STAGE_ROOT = "/tmp"
 
 
 def default_home(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the folder of archives and job directories: `$MPIBOOT_HOME`, or `~/.mpiboot`."""
-    return Path(environ.get(HOME_VARIABLE) or Path.home() / ".mpiboot")
+    """Return the folder of archives and job directories: `$MPIBOOT_HOME`, or `~/.mpiboot`.
+
+    Raises
+    ------
+    MalformedValueError
+        The variable holds no absolute path, or the user has no home folder.
+    """
+    # Imported here, as an agent starts with this module and needs no such path.
+    from envpack.common.paths import expand, path_of_variable
+
+    return Path(path_of_variable(HOME_VARIABLE, environ) or expand("~/.mpiboot", environ))
 
 
 def default_stage_root(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the staging root: `$MPIBOOT_STAGE_ROOT`, or `/tmp`."""
-    return Path(environ.get(STAGE_ROOT_VARIABLE) or DEFAULT_STAGE_ROOT)
+    """Return the staging root: `$MPIBOOT_STAGE_ROOT`, or `/tmp`.
+
+    Raises
+    ------
+    MalformedValueError
+        The variable holds no absolute path.
+    """
+    from envpack.common.paths import path_of_variable
+
+    return Path(path_of_variable(STAGE_ROOT_VARIABLE, environ) or DEFAULT_STAGE_ROOT)
 
 
 def user_folder(root: StrPath) -> Path:

@@ -23,7 +23,7 @@ def test_duration(text, seconds):
     assert parse_duration_s(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "soon", "-1", "1 fortnight", "0 fortnights", "1:30", "1e400", "inf"])
+@pytest.mark.parametrize("text", ["", "soon", "-1", "1 fortnight", "0 fortnights", "1:30", "1e400", "inf", "1e10", "٣", True, None])
 def test_no_duration(text):
     with pytest.raises(ValueError, match="is not a time"):
         parse_duration_s(text)
@@ -38,13 +38,15 @@ def test_no_duration(text):
         ("512", 512 << 20),
         ("1.5T", 1536 << 30),
         ("8k", 8192),
+        ("512B", 512),
+        (1.5, 3 << 19),
     ],
 )
 def test_size(text, size_bytes):
     assert parse_size_bytes(text) == size_bytes
 
 
-@pytest.mark.parametrize("text", ["", "0", "-8G", "8X", "G", "1e400"])
+@pytest.mark.parametrize("text", ["", "0", "-8G", "8X", "8iB", "G", "1e400", "9999999T", "0.1B", "٣", True, None, [8]])
 def test_no_size(text):
     with pytest.raises(ValueError, match="is not a size"):
         parse_size_bytes(text)
