@@ -14,9 +14,10 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from envpack.common.paths import typed_path
 from envpack.common.prefix import active_environment
 from envpack.common.units import parse_duration_s, parse_size_bytes
-from envpack.errors import EnvpackError, NotAnEnvironmentError
+from envpack.errors import ExplainedError, NotAnEnvironmentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: 0 done, 1 a named failure. argparse exits with 2 for bad usage.
+        The exit status: 0 done, 1 a named failure, 2 bad usage (argparse exits with it).
     """
     arguments = _parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             signal.signal(number, _terminate)
     try:
         return int(arguments.run(arguments))
-    except EnvpackError as exc:
+    except ExplainedError as exc:
         _say(str(exc))
         return exc.exit_status
     except KeyboardInterrupt:
@@ -78,8 +79,18 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
 
     pack = commands.add_parser("pack", help="pack an environment; prints the archive's path")
-    pack.add_argument("--prefix", metavar="DIR", help="the environment (default: the active one)")
-    pack.add_argument("--output", metavar="FILE", help="the archive (default: below $MPIBOOT_HOME/packs)")
+    pack.add_argument(
+        "--prefix",
+        metavar="DIR",
+        type=_argument(typed_path),
+        help="the environment (default: the active one)",
+    )
+    pack.add_argument(
+        "--output",
+        metavar="FILE",
+        type=_argument(typed_path),
+        help="the archive (default: below $MPIBOOT_HOME/packs)",
+    )
     pack.add_argument(
         "--level", metavar="N", type=_number(1, 19), help="zstd's compression level, 1 to 19 (default: 5)"
     )
@@ -100,8 +111,13 @@ def _parser() -> argparse.ArgumentParser:
     pack.set_defaults(run=_pack)
 
     stage = commands.add_parser("stage", help="stage an archive on this node; prints the prefix")
-    stage.add_argument("archive", metavar="ARCHIVE")
-    stage.add_argument("--root", metavar="DIR", help="staging root (default: $MPIBOOT_STAGE_ROOT, then /tmp)")
+    stage.add_argument("archive", metavar="ARCHIVE", type=_argument(typed_path))
+    stage.add_argument(
+        "--root",
+        metavar="DIR",
+        type=_argument(typed_path),
+        help="staging root (default: $MPIBOOT_STAGE_ROOT, then /tmp)",
+    )
     stage.add_argument(
         "--jobs", metavar="N", type=_number(1, 1024), help="number of processes (default: the available CPUs)"
     )
@@ -116,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     stage.set_defaults(run=_stage)
 
     verify = commands.add_parser("verify", help="check an archive, or a staged prefix")
-    verify.add_argument("path", metavar="ARCHIVE_OR_STAGED_PREFIX")
+    verify.add_argument("path", metavar="ARCHIVE_OR_STAGED_PREFIX", type=_argument(typed_path))
     verify.set_defaults(run=_verify)
 
     gc = commands.add_parser("gc", help="remove staged prefixes that no process uses, or old archives")
@@ -125,7 +141,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="remove the archives below $MPIBOOT_HOME instead, but the newest of each environment and those of live jobs",
     )
-    gc.add_argument("--root", metavar="DIR", help="staging root (default: $MPIBOOT_STAGE_ROOT, then /tmp)")
+    gc.add_argument(
+        "--root",
+        metavar="DIR",
+        type=_argument(typed_path),
+        help="staging root (default: $MPIBOOT_STAGE_ROOT, then /tmp)",
+    )
     gc.add_argument(
         "--older-than",
         metavar="TIME",

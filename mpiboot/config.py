@@ -16,29 +16,23 @@ from typing import Any
 
 from envpack.common import places
 from envpack.common.places import DEFAULT_STAGE_ROOT, HOME_VARIABLE, STAGE_ROOT_VARIABLE
+from envpack.errors import MalformedValueError
 from mpiboot.errors import UsageError
-from mpiboot.option import (
+from mpiboot.kinds import (
     BATCH_SYSTEM,
-    BOOT,
     COUNT,
     DURATION,
-    ENVIRONMENT,
-    EVERYWHERE,
-    FILE,
     FLAG,
     MPI,
     ORIGINS,
     PATH,
-    PYTHON,
     SIZE,
-    SUBMIT,
     TEXT,
     TRANSPORT,
     VARIABLE,
     WALLTIME,
-    Kind,
-    Option,
 )
+from mpiboot.option import BOOT, ENVIRONMENT, EVERYWHERE, FILE, PYTHON, SUBMIT, Kind, Option
 from mpiboot.protocol.variables import DASK_OPTIONS_PREFIX
 
 
@@ -289,8 +283,17 @@ def environment_layer(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def home(environ: Mapping[str, str], override: str | None = None) -> Path:
-    """Return mpiboot's folder on the shared file system: `--home`, else `MPIBOOT_HOME`, else `~/.mpiboot`."""
-    chosen = override or places.default_home(environ)
+    """Return mpiboot's folder on the shared file system: `--home`, else `MPIBOOT_HOME`, else `~/.mpiboot`.
+
+    Raises
+    ------
+    UsageError
+        `MPIBOOT_HOME` holds no absolute path, or the user has no home folder.
+    """
+    try:
+        chosen = override or places.default_home(environ)
+    except MalformedValueError as error:
+        raise UsageError(error.problem, f"Set {HOME_VARIABLE} to an absolute path") from error
     return Path(os.path.abspath(chosen))  # noqa: PTH100 - not resolve(): a link is the user's choice of name
 
 

@@ -1,7 +1,7 @@
 """Paths as people type them, in options, variables and files: one rule for all of them.
 
-`~`, `~user`, `$NAME` and `${NAME}` are replaced. A relative path counts from the working directory on a command line and in
-Python; in a variable or a file, which hold for every working directory, it is refused.
+`~`, `~user`, `$NAME` and `${NAME}` are replaced. A relative path starts from the working directory on a command line and
+in Python. In a variable or a file, which hold for every working directory, it is refused.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def expand(path: StrPath, environ: Mapping[str, str] = os.environ) -> str:
     def value(match: re.Match[str]) -> str:
         name = match[1] or match[2]
         if name not in environ:
-            raise MalformedValueError(f"{text!r}: the variable {name} is not set", "Write the path without it")
+            raise MalformedValueError(
+                f"{text!r}: the variable {name} is not set", "Write the path without it"
+            )
         return environ[name]
 
     home = ""
@@ -54,7 +56,9 @@ def _home_of(user: str, text: str, environ: Mapping[str, str]) -> str:
     try:
         return (pwd.getpwnam(user) if user else pwd.getpwuid(os.getuid())).pw_dir
     except (KeyError, ValueError):  # ValueError: getpwnam takes no NUL and no lone surrogate
-        problem = f"there is no user {user!r}" if user else "HOME is not set, and your user id has no home folder"
+        problem = (
+            f"there is no user {user!r}" if user else "HOME is not set, and your user id has no home folder"
+        )
         raise MalformedValueError(f"{text!r}: {problem}", "Write an absolute path") from None
 
 
@@ -104,5 +108,6 @@ def typed_path(text: str) -> str:
         return os.path.abspath(expand(text))  # noqa: PTH100 - a link in it is the user's name for it
     except FileNotFoundError as error:
         raise MalformedValueError(
-            f"{text!r} is a relative path, and the working directory no longer exists", "Write an absolute path"
+            f"{text!r} is a relative path, and the working directory no longer exists",
+            "Write an absolute path",
         ) from error

@@ -9,7 +9,8 @@ import click
 
 from mpiboot import config
 from mpiboot.errors import MpibootError
-from mpiboot.option import FLAG, PATH, SUBMIT, Option
+from mpiboot.kinds import FLAG, PATH
+from mpiboot.option import SUBMIT, Option
 
 
 class CommandWithExample(click.Command):

@@ -28,7 +28,7 @@ from mpiboot.examples import flights
 from mpiboot.examples.scheduler import connect_to_scheduler
 from mpiboot.examples.tables import text_table
 from mpiboot.examples.waiting import gather, wait_for
-from mpiboot.option import COUNT
+from mpiboot.kinds import COUNT
 
 if TYPE_CHECKING:
     from os import PathLike

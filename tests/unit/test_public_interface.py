@@ -15,7 +15,8 @@ import pytest
 import mpiboot
 from mpiboot import config, errors
 from mpiboot.client.options import JobOptions
-from mpiboot.option import COUNT, DURATION, FLAG, PATH, PORT, PYTHON, SIZE
+from mpiboot.kinds import COUNT, DURATION, FLAG, PATH, PORT, SIZE
+from mpiboot.option import PYTHON
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 ERRORS = [name for name, value in vars(errors).items() if getattr(value, "__module__", "") == errors.__name__]

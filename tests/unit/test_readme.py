@@ -15,7 +15,7 @@ import mpiboot
 from envpack.cli import _parser as envpack_parser
 from mpiboot import config
 from mpiboot.cli import main as cli
-from mpiboot.option import DURATION
+from mpiboot.kinds import DURATION
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 README = (CHECKOUT / "README.md").read_text()

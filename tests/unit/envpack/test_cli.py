@@ -222,3 +222,24 @@ def test_progress_on_a_terminal_only(archive: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0 and "staging" in done.stdout
     assert re.fullmatch(r"/.*/env-[0-9a-f]{16}\n", (tmp_path / "out").read_text())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "message"),
+    [
+        (["gc"], {"MPIBOOT_STAGE_ROOT": "x"}, "envpack: MPIBOOT_STAGE_ROOT: 'x' is a relative path, "),
+        (["gc", "--packs"], {"MPIBOOT_HOME": "x"}, "envpack: MPIBOOT_HOME: 'x' is a relative path, "),
+        (["gc", "--root", "~no-such-user"], {}, "envpack gc: error: argument --root: '~no-such-user': there is no "),
+        (["pack", "--output", "$NONE"], {}, "envpack pack: error: argument --output: '$NONE': the variable NONE is "),
+    ],
+)  # fmt: skip
+def test_a_path_that_cannot_be_meant(arguments: list[str], variables: dict[str, str], message: str) -> None:
+    done = envpack(*arguments, **variables)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].startswith(message)
+
+
+def test_a_path_in_quotes_is_expanded(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    done = envpack("verify", "~/root", HOME=os.fspath(tmp_path))
+    assert f"{tmp_path}/root" in done.stderr

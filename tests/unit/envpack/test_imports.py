@@ -30,7 +30,7 @@ STAGE = {"envpack.stage"} | {
 GC = {"envpack.archive", "envpack.archive.index", "envpack.stage"} | {
     f"envpack.stage.{name}" for name in ("gc", "marker", "root", "temporaries")
 }
-CLI = {"envpack.cli", "envpack.common.prefix", "envpack.common.units"}
+CLI = {"envpack.cli"} | {f"envpack.common.{name}" for name in ("paths", "prefix", "units")}
 # Each brings a dozen others, or more.
 HEAVY = {"asyncio", "concurrent", "dataclasses", "inspect", "logging", "shutil", "subprocess", "tempfile"}
 

@@ -23,7 +23,9 @@ def test_duration(text, seconds):
     assert parse_duration_s(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "soon", "-1", "1 fortnight", "0 fortnights", "1:30", "1e400", "inf", "1e10", "٣", True, None])
+@pytest.mark.parametrize(
+    "text", ["", "soon", "-1", "1 fortnight", "0 fortnights", "1:30", "1e400", "inf", "1e10", "٣", True, None]
+)
 def test_no_duration(text):
     with pytest.raises(ValueError, match="is not a time"):
         parse_duration_s(text)
@@ -46,7 +48,9 @@ def test_size(text, size_bytes):
     assert parse_size_bytes(text) == size_bytes
 
 
-@pytest.mark.parametrize("text", ["", "0", "-8G", "8X", "8iB", "G", "1e400", "9999999T", "0.1B", "٣", True, None, [8]])
+@pytest.mark.parametrize(
+    "text", ["", "0", "-8G", "8X", "8iB", "G", "1e400", "9999999T", "0.1B", "٣", True, None, [8]]
+)
 def test_no_size(text):
     with pytest.raises(ValueError, match="is not a size"):
         parse_size_bytes(text)
