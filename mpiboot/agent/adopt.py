@@ -16,6 +16,7 @@ import subprocess
 import threading
 from pathlib import Path
 
+from mpiboot.agent.folders import nameless_file
 from mpiboot.protocol.node import (
     AGENT_SOCKET_NAME,
     DESCRIPTORS_MAX,
@@ -47,6 +48,7 @@ class Ranks:
         self._output_reader = output_reader
         self.server: subprocess.Popen[bytes] | None = None
         self._to_server: socket.socket | None = None
+        self._path = folder
         self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listener.bind(socket_address(self._folder, AGENT_SOCKET_NAME))
@@ -73,9 +75,9 @@ class Ranks:
             assert self.server and self._to_server
             # The fork server's id, until rank 0 has its own: if the fork server fails to start, rank 0 has failed.
             report_scheduler(request["environment"], self.server.pid)
-            # The request is in a memory file (memfd_create(2)): only one byte with descriptors is sent, and neither side
-            # blocks.
-            with os.fdopen(os.memfd_create("request"), "w+b") as file:
+            # The request is in a file: only one byte with descriptors is sent, and neither side blocks. (A Python that
+            # was built against an old glibc has no os.memfd_create.)
+            with os.fdopen(nameless_file(self._path, "request"), "w+b") as file:
                 file.write(json.dumps(request).encode())
                 file.flush()
                 sent = [file.fileno(), connection.fileno(), *descriptors]

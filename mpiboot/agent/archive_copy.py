@@ -20,6 +20,7 @@ from pathlib import Path
 from envpack.archive.index import frame_check
 from envpack.common.places import STAGE_ROOT_VARIABLE
 from envpack.stage import arrival
+from mpiboot.agent.folders import nameless_file
 from mpiboot.agent.threads import in_thread, in_time
 from mpiboot.protocol.channel import Connection
 from mpiboot.protocol.channel_messages import ArchivePart, ArchiveRequest
@@ -80,7 +81,7 @@ class ArchiveCopy:
     def __init__(self, folder: Path, number: int, stages: Path) -> None:
         self.number = number
         self._stages = stages
-        self._file = nameless_file(folder)
+        self._file = nameless_file(folder, "archive-copy")
         pipe, end = os.pipe()
         self._ends = [end]  # empty once closed: the event loop and the filling thread may both close it
         self.descriptors = (self._file, pipe)
@@ -272,18 +273,6 @@ async def send_in_time(connection: Connection, data: bytes) -> None:
         await in_time(connection.send(ArchivePart(), data), SEND_TIMEOUT_S)
     except TimeoutError as error:
         raise ConnectionError(f"nothing was accepted for {SEND_TIMEOUT_S:g} s") from error
-
-
-def nameless_file(folder: Path) -> int:
-    """Open a new file without a name; the kernel removes it when the last process closes it."""
-    flags = os.O_RDWR | os.O_CLOEXEC
-    try:
-        return os.open(folder, flags | os.O_TMPFILE, 0o600)
-    except OSError:  # some file systems do not support O_TMPFILE
-        path = folder / "archive-copy"
-        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        path.unlink()
-        return descriptor
 
 
 def write_at(file: int, data: memoryview, offset: int) -> None:

@@ -74,6 +74,14 @@ def lock_folder(folder: Path) -> int | None:
     return None
 
 
+def nameless_file(folder: Path, name: str) -> int:
+    """Open a new file whose name is removed at once; the kernel removes the file when the last process closes it."""
+    path = folder / name
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    path.unlink()
+    return descriptor
+
+
 def clean_abandoned(root: Path) -> None:
     """Clean up after the jobs on this node whose agents were killed."""
     for folder in (user_folder(root) / ".jobs").iterdir():

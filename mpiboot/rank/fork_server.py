@@ -3,7 +3,7 @@
     python fork_server.py SOCKET,OUTPUT,LOG SCRIPT ARGUMENT...
 
 The node's agent (agent/adopt.py) starts the fork server, and requests each rank over the socket whose descriptor is
-SOCKET. A request is one byte, sent with these descriptors: a memory file with a `RankRequest`, the stand-in's
+SOCKET. A request is one byte, sent with these descriptors: a file with a `RankRequest`, the stand-in's
 connection, and MPI's connections. Each forked child becomes a rank, and runs SCRIPT (run_dask_mpi.py) as a newly
 started Python would. Workers do not profit: nannies spawn them as new processes.
 
@@ -135,7 +135,7 @@ def become(memory: int, connection: int, *mpi: int) -> None:
     Parameters
     ----------
     memory : int
-        Descriptor of the memory file with the `RankRequest`.
+        Descriptor of the file with the `RankRequest`.
     connection : int
         Descriptor of the stand-in's connection.
     mpi : int

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import conda_pack
+import oldglibc
 import pytest
 
 
@@ -47,6 +48,15 @@ def test_its_files_name_their_prefix(conda_env_small: Path) -> None:
         binary[-1:],
     )
     assert (share, rest) == (prefix + b"/share", b"\2")
+
+
+def test_its_python_lacks_what_an_old_glibc_lacks(conda_env_small: Path) -> None:
+    show = "import sys; print(*(n for m in sys.argv[1:] for n in dir(__import__(m))))"
+    modules = [*oldglibc.ABSENT, *oldglibc.PUBLIC.values()]
+    argv = [str(conda_env_small / "bin" / "python"), "-I", "-S", "-c", show, *modules]
+    names = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    assert {"open", "preadv", "SIGTERM", "AF_UNIX", "F_DUPFD_CLOEXEC"} <= set(names)
+    assert {name for absent in oldglibc.ABSENT.values() for name in absent}.intersection(names) == set()
 
 
 def test_its_bytecode_is_valid(conda_env_small: Path) -> None:

@@ -1,5 +1,7 @@
 """A local conda channel: the running interpreter as a `.conda` package, and a small package that tests relocation.
 
+The interpreter lacks what conda-forge's lacks, because that is built against an old glibc (oldglibc.py).
+
 For condaenv.py, which installs environments from it. No network is needed.
 """
 
@@ -19,6 +21,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import oldglibc
 from filelock import FileLock
 
 PLACEHOLDER = ("/opt/build/env" + "_placehold" * 25)[:255]  # 255 bytes, as in conda: no prefix may be longer
@@ -45,7 +48,8 @@ def digest(parts: Iterable[str | bytes]) -> str:
 
 def channel() -> Path:
     """Return the folder of a conda channel with this interpreter as `python`; made once per interpreter."""
-    recipe = digest([Path(__file__).read_bytes(), sys.version, sys.base_prefix])
+    sources = [Path(module).read_bytes() for module in (__file__, oldglibc.__file__)]
+    recipe = digest([*sources, sys.version, sys.base_prefix])
     return made_once(cache_folder() / f"channel-{recipe}", write_packages)
 
 
@@ -99,6 +103,8 @@ def stage_interpreter(base: Path, stage: Path) -> None:
         if not path.exists():  # a link to a file that was not copied
             path.unlink()
         elif not path.is_symlink():
+            if path.name == XY or ".so" in path.suffixes:
+                oldglibc.take_out(path)
             path.chmod(0o755 if os.access(path, os.X_OK) else 0o644)
             whole_s = int(
                 path.stat().st_mtime

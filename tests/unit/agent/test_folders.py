@@ -49,3 +49,11 @@ def test_what_may_be_another_jobs_goes_with_the_last_job(tmp_path, job_folder, m
         folders.clean(last, 0.0)
         assert process.poll() is not None
     assert [path.name for path in shared.iterdir()] == ["theirs"]
+
+
+def test_a_file_without_a_name(tmp_path):
+    descriptor = folders.nameless_file(tmp_path, "request")
+    assert list(tmp_path.iterdir()) == []
+    os.write(descriptor, b"abc")
+    assert os.pread(descriptor, 9, 0) == b"abc"
+    os.close(descriptor)
