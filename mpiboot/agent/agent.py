@@ -18,7 +18,6 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from mpiboot.agent.folders import clean, make_job_folder
 from mpiboot.agent.launch_guard import LaunchGuard
 from mpiboot.agent.output import RanksOutput
 from mpiboot.agent.threads import in_thread
+from mpiboot.common.faults import unexpected
 from mpiboot.common.interfaces import interfaces
 from mpiboot.common.processes import host_identity, process_ids, process_start
 from mpiboot.common.trust import check_trusted, open_trusted
@@ -129,7 +129,9 @@ def main() -> int:
         return asyncio.run(run(directory, address))
     except (OSError, ValueError, MpibootError) as error:
         print(f"mpiboot: the agent on {host_name()} cannot start: {error}", file=sys.stderr)
-        return 1
+    except Exception as error:
+        print(f"mpiboot: the agent on {host_name()} ends: {unexpected(error)}", file=sys.stderr)
+    return 1
 
 
 async def run(directory: JobDirectory, address: ChannelAddress) -> int:
@@ -186,12 +188,12 @@ class Agent:
     async def run(self) -> int:
         """Serve until there is a reason to end; then clean the node, and return the exit status."""
         cancelled = Ending("SIGTERM came: the job was cancelled, or somebody ended the agent", job_ends=True)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.end, cancelled)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self.end, cancelled)
+        loop.set_exception_handler(self._note_fault)
         self.start(self.follow_boot())
         self.start(self.watch_silence())
-        ending = await self.ending
-        await self.close(ending)
-        return ending.status
+        return (await self.close(await self.ending)).status
 
     def start(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         """Start a task. If it fails, the agent ends."""
@@ -203,8 +205,12 @@ class Agent:
     def _task_done(self, task: "asyncio.Task[None]") -> None:
         self.tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            trace = "".join(traceback.format_exception(error))
-            self.end(Ending(f"an error that should not happen; please report it:\n{trace}", status=1))
+            self.end(Ending(unexpected(error), status=1))
+
+    def _note_fault(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log an error in the service of one connection; the agent does not end."""
+        if error := context.get("exception"):
+            self.output.say(f"mpiboot: the agent on {self.node}: {unexpected(error)}\n".encode())
 
     def end(self, ending: Ending) -> None:
         """Let the agent end. Only the first call counts: its reason is reported."""
@@ -261,7 +267,7 @@ class Agent:
 
     async def follow(self, connection: Connection, orders: Orders) -> None:
         """Follow boot's orders; raise OSError when the connection is lost."""
-        heartbeats = asyncio.create_task(self.send_heartbeats(connection))
+        heartbeats = self.start(self.send_heartbeats(connection))
         try:
             self.orders = orders
             self.execute(orders, self.prepare)
@@ -527,8 +533,11 @@ class Agent:
 
     # The end.
 
-    async def close(self, ending: Ending) -> None:
-        """End the job's processes on this node, remove its folder, and report why. A step that fails stops no other."""
+    async def close(self, ending: Ending) -> Ending:
+        """End the job's processes on this node, remove its folder, and report why; return what was reported.
+
+        A step that fails stops no other.
+        """
         asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self.launch_is_over.set()
@@ -549,6 +558,7 @@ class Agent:
             left = f"{ending.reason}; something of the job may be left on this node: {'; '.join(faults)}"
             ending = Ending(left, status=1, job_ends=ending.job_ends)
         await self.say_why(ending)
+        return ending
 
     async def _free_descriptors(self, _: Ending) -> None:
         """Raise the limit of open files to the hard limit, so that the clean-up does not run out of descriptors."""
@@ -576,7 +586,10 @@ class Agent:
     async def _clean(self, _: Ending) -> None:
         """Clean the node in a thread, while the event loop reads the ranks' last output."""
         if self.folder:
-            await in_thread(CLEAN_TIMEOUT_S, clean, self.folder, LEFTOVERS_GRACE_S)
+            try:
+                await in_thread(CLEAN_TIMEOUT_S, clean, self.folder, LEFTOVERS_GRACE_S)
+            except RuntimeError:  # no thread can be started
+                clean(self.folder, LEFTOVERS_GRACE_S)
 
     async def _clear(self, ending: Ending) -> None:
         """Clear the job directory of secrets if boot may have been killed before it did so.
@@ -591,16 +604,16 @@ class Agent:
 
     async def say_why(self, ending: Ending) -> None:
         """Tell boot why the agent ends; without a connection, write it to the job's log, or print it."""
-        await self.output.finish(FLUSH_S)
-        if self.connection:
-            self.connection.post(Ended(ending.reason))
-            await self.connection.end(FLUSH_S)
-            return
         words = f"mpiboot: the agent on {self.node} ends: {ending.reason}\n"
-        last = self.output.close() + words.encode(errors="backslashreplace")
         try:
+            await self.output.finish(FLUSH_S)
+            if self.connection:
+                self.connection.post(Ended(shorten(ending.reason)))
+                await self.connection.end(FLUSH_S)
+                return
+            last = self.output.close() + words.encode(errors="backslashreplace")
             await in_thread(FILES_TIMEOUT_S, append, self.directory.ranks_log, last)
-        except OSError:  # and TimeoutError
+        except Exception:
             print(words, end="", file=sys.stderr, flush=True)
 
 

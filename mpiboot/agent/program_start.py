@@ -125,9 +125,13 @@ def install() -> None:
 
 
 def main() -> None:
-    install()
-    entry = CHILDREN.get(sys.argv[1], AGENT)
-    __import__(entry)
+    try:
+        install()
+        entry = CHILDREN.get(sys.argv[1], AGENT)
+        __import__(entry)
+    except Exception as error:
+        host = posix.uname().nodename
+        sys.exit(f"mpiboot: the agent on {host} cannot start: {type(error).__name__}: {error}")
     sys.exit(sys.modules[entry].main())
 
 

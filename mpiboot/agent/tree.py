@@ -18,6 +18,7 @@ from pathlib import Path
 from envpack.archive.damage import note_damage
 from envpack.stage import arrival
 from mpiboot.agent.archive_copy import ArchiveCopy, CopyError, DamagedError, send_in_time
+from mpiboot.common.faults import unexpected
 from mpiboot.protocol.channel import BlockingConnection, Connection
 from mpiboot.protocol.channel_messages import ArchivePart, ArchiveRequest, StageOrder
 
@@ -118,7 +119,7 @@ def _fill(
     addresses: Sequence[tuple[str, Sequence[str | int] | None]],
     context: ssl.SSLContext,
 ) -> None:
-    failure: str | None = "an error that should not happen; please report it"
+    failure: str | None = None
     try:
         for source, address in addresses:
             try:
@@ -131,7 +132,6 @@ def _fill(
                 copy.forget_unchecked()
         else:
             _from_file(copy, order)
-        failure = None
     except DamagedError as error:
         note_damage(Path(order.archive))
         failure = (
@@ -139,8 +139,9 @@ def _fill(
         )
     except (OSError, CopyError) as error:
         failure = str(error)
-    finally:
-        copy.end(failure)
+    except Exception as error:
+        failure = unexpected(error)
+    copy.end(failure)
 
 
 def _from_peer(copy: ArchiveCopy, host: str, port: int, context: ssl.SSLContext) -> None:

@@ -31,6 +31,7 @@ from mpiboot.boot.publish import publish
 from mpiboot.boot.signals import JobStop, Walltime, catch_signals, ignore_signals
 from mpiboot.boot.staging import agent_orders, find_archive, stage_all_nodes
 from mpiboot.boot.supervise import supervise, wait_for_workers
+from mpiboot.common.faults import unexpected
 from mpiboot.config import Config, home, parse_boot_arguments
 from mpiboot.protocol.events import EventLog
 from mpiboot.protocol.job_directory import JobDirectory
@@ -91,7 +92,7 @@ def boot(config: Config) -> int:
         logger.error("mpiboot: %s", error)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        logger.exception("mpiboot: an error that should not happen; please report it")
+        logger.error("mpiboot: %s", unexpected(error))
     finally:
         close(context, opened, status, reason)
     return status

@@ -10,6 +10,7 @@ import click
 from envpack.errors import ExplainedError
 from mpiboot.cli import checking, connecting, jobs, submitting
 from mpiboot.cli.output import echo_stderr
+from mpiboot.common.faults import unexpected
 from mpiboot.protocol.variables import NO_COLOR
 
 
@@ -81,3 +82,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # click raises Abort from a Ctrl-C.
         echo_stderr(f"mpiboot: {str(error.__cause__ or error) or 'interrupted'}")
         return 130
+    except Exception as error:
+        echo_stderr(f"mpiboot: {unexpected(error)}")
+        return 1

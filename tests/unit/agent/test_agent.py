@@ -349,6 +349,105 @@ agent.Agent.adopt_none = adopt_none
     assert not n2.folder.exists()
 
 
+WHAT = "AttributeError: module 'os' has no attribute 'memfd_create'"
+BREAK = """
+from mpiboot.agent import agent
+async def broken(*_, **__):
+    raise AttributeError("module 'os' has no attribute 'memfd_create'")
+{} = broken
+"""
+
+
+def broken_at(function, kind="async def"):
+    return BREAK.format(function).replace("async def", kind)
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [
+        ("agent.Agent.__init__", "def"),
+        ("agent.channel.dial_first", "async def"),
+        ("agent.Agent.greet", "async def"),
+    ],
+)
+def test_an_agent_that_fails_before_its_orders_says_why_and_where(node, function, kind):
+    n2 = node(program=broken_at(function, kind) + PROGRAM)
+    output, _ = n2.agent.communicate(timeout=20)
+    said = output + n2.log()
+    assert n2.agent.returncode == 1
+    assert said.startswith("mpiboot: the agent on ") and WHAT in said and "Traceback" not in said
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [
+        ("agent.Agent.send_heartbeats", "async def"),
+        ("agent.Agent.watch_silence", "async def"),
+        ("agent.Agent.execute", "def"),
+    ],
+)
+def test_an_agent_that_fails_with_its_orders_cleans_its_node_and_says_why(node, function, kind):
+    n2 = node(program=broken_at(function, kind) + PROGRAM)
+    status = n2.agent.wait(20)
+    n2.channel.wait(lambda: n2.state.ended is not None, 2)
+    said = (n2.state.ended or "") + n2.agent.stdout.read() + n2.log()
+    assert status == 1
+    assert WHAT in said and "Traceback" not in said
+    assert not n2.folder.exists()
+
+
+@pytest.mark.parametrize("function", ["make_job_folder", "Ranks", "interfaces", "Listener"])
+def test_a_step_that_fails_is_the_answer_with_the_reason(node, function):
+    n2 = node(program=broken_at(f"agent.{function}", "def") + PROGRAM)
+    assert n2.answer().error == "module 'os' has no attribute 'memfd_create'"
+    n2.channel.close_agents("failed")
+    assert n2.ends() == (0, "failed")
+    assert not n2.folder.exists()
+    assert "Traceback" not in n2.agent.stdout.read() + n2.log()
+
+
+@pytest.mark.parametrize("function", ["_end_stager", "_end_ranks", "_clear", "_free_descriptors"])
+def test_a_clean_up_that_fails_stops_no_other_and_is_told(node, function):
+    n2 = node(program=broken_at(f"agent.Agent.{function}") + PROGRAM)
+    n2.answer()
+    n2.channel.close_agents("stopped")
+    status, why = n2.ends()
+    assert (status, why) == (
+        1,
+        "stopped; something of the job may be left on this node: module 'os' has no attribute 'memfd_create'",
+    )
+    assert not n2.folder.exists()
+
+
+def test_a_node_without_room_for_a_thread_is_cleaned_all_the_same(node):
+    no_thread = """
+from mpiboot.agent import agent
+real = agent.in_thread
+async def in_thread(timeout_s, act, *arguments):
+    if act is agent.clean:
+        raise RuntimeError("can't start new thread")
+    return await real(timeout_s, act, *arguments)
+agent.in_thread = in_thread
+"""
+    n2 = node(program=no_thread + PROGRAM)
+    n2.answer()
+    n2.channel.close_agents("stopped")
+    assert n2.ends() == (0, "stopped")
+    assert not n2.folder.exists()
+
+
+def test_a_rank_that_a_fault_keeps_from_starting_is_told_and_costs_no_other(node):
+    n2 = node(program=broken_at("agent.Ranks.adopt", "def") + PROGRAM)
+    n2.answer()
+    with socket.socket(socket.AF_UNIX) as stand_in:
+        n2.is_connected_by(stand_in)
+        wait_until(lambda: "has no attribute 'memfd_create'" in n2.log(), "the rank's words", 20)
+    n2.channel.close_agents("stopped")
+    assert n2.ends() == (0, "stopped")
+    assert "a rank on" in n2.log() and "Traceback" not in n2.log()
+
+
 def test_an_agent_without_an_address_says_why(tmp_path):
     directory = JobDirectory.create(tmp_path / "home", "slurm-c-7")
     done = subprocess.run(

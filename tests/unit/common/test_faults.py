@@ -1,0 +1,23 @@
+import pytest
+
+from mpiboot.common.faults import unexpected
+
+
+def test_an_error_and_where_it_came_from_are_one_line():
+    def inner():
+        raise KeyError("two\nlines")
+
+    with pytest.raises(KeyError) as caught:
+        inner()
+    first = test_an_error_and_where_it_came_from_are_one_line.__code__.co_firstlineno
+    assert unexpected(caught.value) == (
+        "an error that should not happen; please report it: KeyError: 'two\\nlines' "
+        f"(common/test_faults.py:{first + 5} test_an_error_and_where_it_came_from_are_one_line "
+        f"> common/test_faults.py:{first + 2} inner)"
+    )
+
+
+def test_an_error_that_was_not_raised():
+    assert (
+        unexpected(ValueError("a\nb")) == "an error that should not happen; please report it: ValueError: a b"
+    )
