@@ -26,6 +26,8 @@ from mpiboot.kinds import (
     MPI,
     ORIGINS,
     PATH,
+    PORT,
+    PORT_RANGE,
     SIZE,
     TEXT,
     TRANSPORT,
@@ -110,6 +112,23 @@ class Config:
         "auto",
         metavar="IF",
         same_as="dask-mpi --interface",
+    )
+    scheduler_port: int | None = _option(
+        PORT,
+        "port of the scheduler",
+        metavar="P",
+        default_words="any, or one of worker-port",
+        same_as="dask-mpi --scheduler-port",
+    )
+    worker_port: str | None = _option(
+        PORT_RANGE,
+        "the ports on which the nodes may talk: of workers, nannies, and all else without an option of its own",
+        metavar="LOW:HIGH",
+        default_words="any",
+        same_as="dask worker --worker-port",
+    )
+    dashboard_port: int | None = _option(
+        PORT, "port of the dashboard", metavar="P", default_words="any, or one of worker-port"
     )
     mpi: str = _option(MPI, "MPI whose launcher starts the ranks", "auto")
     transport: str = _option(TRANSPORT, "how the archive reaches the nodes", "auto")

@@ -336,8 +336,13 @@ class Agent:
         asyncio.get_running_loop().add_reader(self.ranks.listener, self.accept_rank)
         port = 0
         if orders.n_nodes > 1:
+            low, high = orders.ports or (0, 0)
             listener = Listener(
-                "", channel.server_context(self.directory.tls), self.answer_peer, orders.n_nodes
+                "",
+                channel.server_context(self.directory.tls),
+                self.answer_peer,
+                orders.n_nodes,
+                range(low, high + 1),
             )
             self.start(listener.run())
             port = listener.port

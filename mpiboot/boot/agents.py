@@ -16,14 +16,16 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from envpack.common.places import host_name
 from mpiboot.boot.agent_program import write_agent_program
 from mpiboot.boot.channel import NODES_SHOWN, Answer, Channel
 from mpiboot.boot.context import Context
 from mpiboot.common.interfaces import interfaces, preferred_first
+from mpiboot.common.ports import other_ports
 from mpiboot.common.processes import host_identity, process_start
 from mpiboot.common.units import show_duration
 from mpiboot.common.version import VERSION
-from mpiboot.errors import StageError
+from mpiboot.errors import LaunchError, StageError
 from mpiboot.protocol.channel_messages import (
     AllStaged,
     ChannelAddress,
@@ -73,9 +75,16 @@ class Agents:
         self._log = context.directory.ranks_log
         self._log_start = self._log.stat().st_size
         several = context.system.several_hosts
-        self._channel = Channel(
-            context.allocation.node_names, "" if several else LOOPBACK, context.directory, orders
-        )
+        try:
+            self._channel = Channel(
+                context.allocation.node_names,
+                "" if several else LOOPBACK,
+                context.directory,
+                orders,
+                other_ports(context.config.worker_port),
+            )
+        except OSError as error:
+            raise LaunchError(f"{host_name()}: {error}", "See what listens there: ss -ltnp") from error
         try:
             addresses = preferred_first(interfaces(), context.config.interface) if several else []
             if len(context.allocation.nodes) == 1:

@@ -107,6 +107,8 @@ class Channel:
         The job's directory, with its TLS files.
     orders : Orders
         The orders that every agent gets when it has dialled.
+    ports : sequence of int, default (0,)
+        The ports to try; 0: the kernel chooses one.
 
     Attributes
     ----------
@@ -118,7 +120,14 @@ class Channel:
         What has happened to agents, oldest first; the reader removes it.
     """
 
-    def __init__(self, nodes: Sequence[str], host: str, directory: JobDirectory, orders: Orders) -> None:
+    def __init__(
+        self,
+        nodes: Sequence[str],
+        host: str,
+        directory: JobDirectory,
+        orders: Orders,
+        ports: Sequence[int] = (0,),
+    ) -> None:
         self.nodes = {node: NodeState() for node in nodes}
         self.changes: collections.deque[Change] = collections.deque()
         # All orders and their bytes. An agent that dials gets them in this order.
@@ -128,8 +137,8 @@ class Channel:
         self._changed = threading.Condition()
         self._wake_is_due = False
         self._output = WaitingOutput()
+        self._listener = Listener(host, server_context(directory.tls), self._serve, len(nodes), ports)
         self._loop = asyncio.new_event_loop()
-        self._listener = Listener(host, server_context(directory.tls), self._serve, len(nodes))
         self.port = self._listener.port
         self._main = self._loop.create_task(self._serve_all())
         self._thread = threading.Thread(target=self._run, daemon=True)

@@ -3,6 +3,7 @@
 Only boot imports this module.
 """
 
+import json
 import logging
 import os
 import subprocess
@@ -16,6 +17,7 @@ from mpiboot.batch.sizing import NodeWorkers, Sizing
 from mpiboot.boot import launchers
 from mpiboot.boot.choose_launcher import choose_launcher, launcher_environment
 from mpiboot.boot.context import Context, Network, Staged
+from mpiboot.boot.ports import RankPorts, choose_ports
 from mpiboot.common.processes import keep_orphans
 from mpiboot.protocol import rank_environment
 from mpiboot.protocol.job_directory import write_atomic
@@ -26,7 +28,11 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_ranks(
-    context: Context, staged: Staged, requested: Mapping[str, str], network: Network, sizing: Sizing
+    context: Context,
+    staged: Staged,
+    requested: Mapping[str, str],
+    network: Network,
+    sizing: Sizing,
 ) -> dict[str, str]:
     """Write `rank-environment.json`, the plan that each rank's stand-in reads first.
 
@@ -52,9 +58,12 @@ def prepare_ranks(
     ------
     StageError
         The prefix could not be activated.
+    UsageError
+        A port of the user's is taken, or `--worker-port` has too few.
     """
     context.events.phase("launch")
     config, directory = context.config, context.directory
+    ports = choose_ports(config, sizing)
     variables = rank_environment.rank_variables(
         os.environ,
         requested,
@@ -68,13 +77,14 @@ def prepare_ranks(
         encrypted=not config.insecure,
         dashboard_tls=config.dashboard_tls,
         dashboard_origins=config.dashboard_origins,
+        ports=ports.variables,
     )
     plan = RankPlan(
         set=variables,
         unset=[*PYTHON_VARIABLES, *context.system.unset_variables],
         required_files=[] if config.insecure else sorted(map(str, directory.tls.iterdir())),
         agent_folder=str(context.job_folder),
-        command=rank_command(context, staged, network),
+        command=rank_command(context, staged, network, ports),
         node_arguments={name: worker_arguments(node) for name, node in sizing.by_node.items()},
         server=str(module_file(staged.prefix, "rank/fork_server.py")),
         lock=str(staged.prefix) if staged.is_copy else None,
@@ -83,7 +93,7 @@ def prepare_ranks(
     return variables
 
 
-def rank_command(context: Context, staged: Staged, network: Network) -> list[str]:
+def rank_command(context: Context, staged: Staged, network: Network, ports: RankPorts) -> list[str]:
     """The command that all ranks share: dask-mpi, with the staged prefix's Python."""
     return [
         # The prefix may have no bin/dask-mpi: the package may lie in the base interpreter's site-packages.
@@ -93,7 +103,8 @@ def rank_command(context: Context, staged: Staged, network: Network) -> list[str
         *("--protocol", "tcp" if context.config.insecure else "tls"),
         *("--local-directory", str(context.job_folder)),
         *("--worker-class", "distributed.Nanny"),
-        *("--scheduler-port", "0", "--dashboard-address", ":0"),
+        *("--scheduler-port", str(ports.scheduler), "--dashboard-address", f":{ports.dashboard}"),
+        *(["--worker-options", json.dumps(ports.worker_options)] if ports.worker_options else []),
         *("--name", "mpiboot"),
     ]
 

@@ -24,6 +24,7 @@ from mpiboot.batch import registry
 from mpiboot.batch.runner import run
 from mpiboot.boot.agents import Agents
 from mpiboot.boot.context import Context, Staged
+from mpiboot.common.ports import other_ports
 from mpiboot.common.units import show_duration, show_size
 from mpiboot.errors import BatchError, EnvironmentUnfitError, StageError, UsageError
 from mpiboot.protocol.channel_messages import NodeReport, Orders, StageOrder, StageReport
@@ -110,6 +111,7 @@ def agent_orders(context: Context, archive: Path | None) -> Orders:
             ) from error
         pack_id = index.pack_id
         prefix = str(staged_prefix(context.config.stage_root, index.pack_id, index.name))
+    ports = other_ports(context.config.worker_port)
     return Orders(
         number=0,
         first_node=context.allocation.nodes[0].name,
@@ -120,6 +122,7 @@ def agent_orders(context: Context, archive: Path | None) -> Orders:
         prefix=prefix,
         pack_id=pack_id,
         cancel_command=context.system.cancel_command(context.allocation.job_id),
+        ports=[ports[0], ports[-1]],
     )
 
 

@@ -33,6 +33,9 @@ class JobOptions(TypedDict, total=False):
     account: str | None
     job_name: str
     interface: str
+    scheduler_port: int | None
+    worker_port: str | None
+    dashboard_port: int | None
     mpi: str
     transport: str
     no_stage: bool

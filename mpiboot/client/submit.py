@@ -20,6 +20,7 @@ from mpiboot.client.find import clear_ended, directories_to_clear
 from mpiboot.client.job import Job
 from mpiboot.client.options import JobOptions, documented
 from mpiboot.client.settings import load_config
+from mpiboot.common.ports import check_ports
 from mpiboot.common.units import show_duration, show_size
 from mpiboot.config import Config
 from mpiboot.errors import UsageError
@@ -82,6 +83,7 @@ def submit_config(
     UsageError, EnvironmentUnfitError, BatchError
         The request was refused before anything was submitted.
     """
+    check_named_ports(config)
     batch = choose(config.batch_system)
     clear_ended(directories_to_clear(), batch)
     environ = submit_environment(os.environ, job_variables(config))
@@ -111,6 +113,7 @@ def show_submission(config: Config, *, say: Callable[[str], None] = lambda line:
     """Return the shell command that submits the same job, without packing or submitting."""
     from envpack.pack.packing import unchanged_archive
 
+    check_named_ports(config)
     batch = choose(config.batch_system)
     check_source(config, submit_environment(os.environ, job_variables(config)), say)
     assert config.env
@@ -134,6 +137,22 @@ def show_submission(config: Config, *, say: Callable[[str], None] = lambda line:
     with job_script(config, batch) as script:
         command = submit_command(config, batch, script)
     return " ".join([*assignments, shlex.join([*unset, *command])])
+
+
+def check_named_ports(config: Config) -> None:
+    """Refuse ports with which no job can start.
+
+    Raises
+    ------
+    UsageError
+        Scheduler and dashboard have the same port, or `worker_port` has too few.
+    """
+    if config.scheduler_port and config.scheduler_port == config.dashboard_port:
+        raise UsageError(
+            f"--scheduler-port and --dashboard-port are both {config.scheduler_port}", "Name two ports"
+        )
+    if config.worker_port:
+        check_ports(config.worker_port, config.workers_per_node or 1, "a node")
 
 
 def check_source(config: Config, environ: Mapping[str, str], say: Callable[[str], None]) -> None:

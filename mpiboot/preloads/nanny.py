@@ -14,7 +14,7 @@ from distributed import Nanny
 
 from mpiboot.common.mpi import WORKER_UNSET_PREFIXES
 from mpiboot.distributed_internals import last_ended_for_memory, on_worker_exit, worker_memory_limit
-from mpiboot.protocol.variables import MPI_ONLY_VARIABLE
+from mpiboot.protocol.variables import MPI_ONLY_VARIABLE, WORKER_PAGES_VARIABLE
 
 WORKER_EXIT_TOPIC = "mpiboot-worker-exit"
 CGROUPS = Path("/sys/fs/cgroup")
@@ -23,7 +23,10 @@ OWN_CGROUPS = Path("/proc/self/cgroup")
 
 def dask_setup(nanny: Nanny) -> None:
     """Prepare a nanny; distributed calls this before the nanny starts its worker, and may call it twice."""
-    # With these variables, a task that imports mpi4py would start as the nanny's rank, and wait forever in MPI_Init.
+    # With MPI's variables, a task that imports mpi4py would start as the nanny's rank, and wait forever in MPI_Init.
+    if offset := os.environ.get(WORKER_PAGES_VARIABLE):
+        # One port per nanny, and so per worker, on this host. If another program has it, distributed takes any other.
+        nanny.worker_kwargs["dashboard_address"] = f"{nanny.ip}:{nanny.port + int(offset)}"
     mpi_only = (*os.environ.get(MPI_ONLY_VARIABLE, "").split(), MPI_ONLY_VARIABLE)
     for name in [name for name in os.environ if name.startswith(WORKER_UNSET_PREFIXES) or name in mpi_only]:
         del os.environ[name]

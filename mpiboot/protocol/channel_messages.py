@@ -74,6 +74,8 @@ class Orders:
         The staged prefix, and the id of the archive's content; None with `--no-stage`.
     cancel_command : list of str or None
         The command that cancels the job; None if the job ends with boot.
+    ports : list of int
+        The first and the last port on which an agent may listen; empty: any.
     """
 
     number: int
@@ -85,6 +87,7 @@ class Orders:
     prefix: str | None
     pack_id: str | None
     cancel_command: list[str] | None
+    ports: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

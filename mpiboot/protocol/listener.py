@@ -9,6 +9,7 @@ Boot and agents import this module. It imports `protocol.channel`.
 
 import asyncio
 import contextlib
+import errno
 import os
 import resource
 import socket
@@ -41,11 +42,18 @@ class Listener:
         Called with each authenticated `Connection`, which the listener closes when the call returns.
     n_peers : int
         How many of the job's processes may connect at once.
+    ports : sequence of int, default (0,)
+        The ports to try, in this order; 0: the kernel chooses one.
 
     Attributes
     ----------
     port : int
-        The port, chosen by the kernel.
+        The port.
+
+    Raises
+    ------
+    OSError
+        None of the ports is free.
     """
 
     def __init__(
@@ -54,6 +62,7 @@ class Listener:
         context: ssl.SSLContext,
         serve: Callable[[Connection], Awaitable[None]],
         n_peers: int,
+        ports: Sequence[int] = (0,),
     ) -> None:
         self._context = context
         self._serve = serve
@@ -65,7 +74,7 @@ class Listener:
         # The tasks of pending connections, the oldest first, with the address of the other side.
         self._pending: dict[asyncio.Task[None], str] = {}
         self._served: set[asyncio.Task[None]] = set()
-        self._socket = socket.create_server((host, 0), backlog=BACKLOG)
+        self._socket = listening_socket(host, ports)
         self._socket.setblocking(False)
         self.port: int = self._socket.getsockname()[1]
 
@@ -129,6 +138,20 @@ class Listener:
     def _forget(self, task: "asyncio.Task[None]") -> None:
         self._pending.pop(task, None)
         self._served.discard(task)
+
+
+def listening_socket(host: str, ports: Sequence[int]) -> socket.socket:
+    """Return a socket that listens on the first free one of `ports`; raise OSError if there is none."""
+    for port in ports:
+        try:
+            return socket.create_server((host, port), backlog=BACKLOG)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+    raise OSError(
+        f"no port from {ports[0]} to {ports[-1]} is free here (--worker-port): name a wider range that is open "
+        "between the nodes, or wait until your other jobs there have ended",
+    )
 
 
 def allow_descriptors(count: int) -> int:

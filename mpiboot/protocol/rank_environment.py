@@ -10,6 +10,7 @@ import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from envpack.common.prefix import is_conda
 from mpiboot.common.mpi import LAUNCH_PREFIXES, RANK_UNSET_PREFIXES
@@ -32,6 +33,7 @@ def rank_variables(
     encrypted: bool,
     dashboard_tls: bool,
     dashboard_origins: str | None = None,
+    ports: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, str]:
     """Make the environment of every rank, without the variables that its launcher adds.
 
@@ -60,6 +62,8 @@ def rank_variables(
         Whether an encrypted job's dashboard speaks https.
     dashboard_origins : str, optional
         Origins, with blanks in between, whose pages may show the dashboard.
+    ports : mapping, optional
+        Variables that limit the ports of MPI and of the workers' pages.
 
     Returns
     -------
@@ -71,7 +75,7 @@ def rank_variables(
     StageError
         The prefix could not be activated.
     """
-    mpi = dict(names.MPI_TCP_ONLY)
+    mpi = {**names.MPI_TCP_ONLY, **ports}
     if interface:
         # A UCX address that contains all of a node's devices exceeds the limit of a value in a batch system's PMI-1
         # (1024 bytes), and MPICH aborts.

@@ -14,6 +14,8 @@ MPIBOOT_PREFIX = "MPIBOOT_"
 JOB_KEY_VARIABLE = "MPIBOOT_JOB_KEY"  # marks the job's processes for its agents
 JOB_DIRECTORY_VARIABLE = "MPIBOOT_JOB_DIRECTORY"  # only if the job is encrypted
 DASHBOARD_ORIGINS_VARIABLE = "MPIBOOT_DASHBOARD_ORIGINS"  # separated by blanks
+# What to add to a nanny's port for the HTTP port of its worker.
+WORKER_PAGES_VARIABLE = "MPIBOOT_WORKER_PAGES"
 CONTROL_FOLDER_VARIABLE = "MPIBOOT_CONTROL_FOLDER"  # the job's folder on the node
 IDLE_TIMEOUT_VARIABLE = "MPIBOOT_IDLE_TIMEOUT_S"  # empty: no idle timeout
 MPI_ONLY_VARIABLE = (
@@ -87,6 +89,22 @@ MPI_TCP_ONLY = {
     "OMPI_MCA_pml": "ob1",
     "OMPI_MCA_btl": "^ofi,uct,openib,usnic",
     "OMPI_MCA_mpi_yield_when_idle": "1",
+}
+# The settings that limit MPI's ports, with places for the first one, the last one, their number, and the launcher's own.
+# Open MPI's launcher listens on all ports that it may use, so it gets few (oob/tcp of PRRTE 3; prte_info --all).
+MPI_PORTS = {
+    "PRTE_MCA_oob_tcp_dynamic_ipv4_ports": "{launcher}",
+    "PRTE_MCA_oob_tcp_dynamic_ipv6_ports": "{launcher}",
+    "OMPI_MCA_oob_tcp_dynamic_ipv4_ports": "{launcher}",  # Open MPI 4
+    "OMPI_MCA_btl_tcp_port_min_v4": "{low}",
+    "OMPI_MCA_btl_tcp_port_range_v4": "{count}",
+    "OMPI_MCA_btl_tcp_port_min_v6": "{low}",
+    "OMPI_MCA_btl_tcp_port_range_v6": "{count}",
+    "MPIR_CVAR_CH3_PORT_RANGE": "{low}:{high}",  # MPICH's Hydra reads it, too
+    "UCX_TCP_PORT_RANGE": "{low}-{high}",
+    "I_MPI_PORT_RANGE": "{low}:{high}",  # Intel MPI
+    "FI_TCP_PORT_LOW_RANGE": "{low}",  # libfabric, fi_tcp(7)
+    "FI_TCP_PORT_HIGH_RANGE": "{high}",
 }
 # UCX, below MPICH and Open MPI: its transports, and its network devices.
 UCX_TRANSPORTS = "UCX_TLS"

@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import time
 from types import SimpleNamespace
 
@@ -7,7 +8,8 @@ import pytest
 from mpiboot.boot import agents
 from mpiboot.boot.certificates import make_job_secrets
 from mpiboot.boot.channel import Change
-from mpiboot.errors import StageError
+from mpiboot.errors import LaunchError, StageError
+from mpiboot.protocol import listener
 from mpiboot.protocol.channel_messages import ChannelAddress, Failure, Orders, StageReport
 from mpiboot.protocol.events import EventLog
 from mpiboot.protocol.job_directory import JobDirectory
@@ -16,7 +18,7 @@ GOOD = StageReport(1, {})
 
 
 @contextlib.contextmanager
-def started_agents(tmp_path, monkeypatch, *nodes, command=("true",), close_s=1.0):
+def started_agents(tmp_path, monkeypatch, *nodes, command=("true",), close_s=1.0, worker_port=None):
     """Agents of a batch system with several hosts, on a host without a network, and the job directory."""
     directory = JobDirectory.create(tmp_path / "home", "slurm-c-7")
     make_job_secrets(directory.path, valid_for_s=600)
@@ -31,16 +33,16 @@ def started_agents(tmp_path, monkeypatch, *nodes, command=("true",), close_s=1.0
             on_every_node=lambda _allocation, _command: list(command),
         ),
         directory=directory,
-        config=SimpleNamespace(interface="auto"),
+        config=SimpleNamespace(interface="auto", worker_port=worker_port),
         events=EventLog(directory.events),
     )
     orders = Orders(0, "n1", len(nodes), "/tmp", "slurm-c-7", 1, None, None, None)
-    started = agents.Agents(context, orders)
-    try:
-        yield started, directory
-    finally:
-        started.close("stopped", close_s)
-        context.events.close()
+    with contextlib.closing(context.events):
+        started = agents.Agents(context, orders)
+        try:
+            yield started, directory
+        finally:
+            started.close("stopped", close_s)
 
 
 def test_the_only_node_of_a_job_needs_no_network(tmp_path, monkeypatch):
@@ -99,3 +101,21 @@ def test_every_node_that_failed_is_named(answers, ended, problem):
     assert str(error.value) == (
         f"{problem}\nCorrect these failures, or exclude the nodes, and submit the job again"
     )
+
+
+def test_boot_listens_in_the_range_of_the_user(tmp_path, monkeypatch):
+    with started_agents(tmp_path, monkeypatch, "n1", worker_port="41000:41099") as (_, directory):
+        assert ChannelAddress.from_json(directory.channel.read_bytes()).port in range(41080, 41100)
+
+
+def test_a_range_without_a_free_port_is_an_error_in_words(tmp_path, monkeypatch):
+    monkeypatch.setattr(listener.socket, "create_server", taken)
+    with (
+        pytest.raises(LaunchError, match=r"no port from 41080 to 41099 is free here \(--worker-port\): name"),
+        started_agents(tmp_path, monkeypatch, "n1", worker_port="41000:41099"),
+    ):
+        pass
+
+
+def taken(*_, **__):
+    raise OSError(errno.EADDRINUSE, "Address already in use")

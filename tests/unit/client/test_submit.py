@@ -55,6 +55,21 @@ def test_a_refusal_comes_with_the_partitions_limits_and_before_packing(commands,
     )
 
 
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"scheduler_port": 8786, "dashboard_port": 8786}, "--scheduler-port and --dashboard-port are both 8786"),
+        ({"worker_port": "40000:40010"}, r"--worker-port 40000:40010 has 11 ports; 1 worker\(s\) on a node need 30"),
+        ({"worker_port": "40000:40039", "workers_per_node": 8}, r"has 40 ports; 8 worker\(s\) on a node need 45"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("act", [submit.submit_config, submit.show_submission])
+def test_ports_with_which_no_job_can_start(monkeypatch, act, options, problem):
+    monkeypatch.setattr(submit, "choose", lambda name: pytest.fail("it was submitted"))
+    with pytest.raises(UsageError, match=problem):
+        act(configuration.merge(options))
+
+
 def test_a_home_that_cannot_be_made_is_named_with_the_remedy(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("MPIBOOT_HOME", str(tmp_path / "file"))

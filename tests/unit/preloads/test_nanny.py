@@ -25,6 +25,17 @@ def nanny(events):
     )
 
 
+@pytest.mark.parametrize(
+    ("offset", "expected"), [(None, {}), ("40", {"dashboard_address": "10.0.0.1:41043"})]
+)
+def test_a_worker_s_pages_have_a_port_of_the_range(nanny, monkeypatch, offset, expected):
+    nanny.port, nanny.worker_kwargs, nanny._on_worker_exit_sync = 41003, {}, lambda status: None
+    monkeypatch.setattr(preload, "count_oom_kills", lambda: 0)
+    monkeypatch.setattr(preload.os, "environ", {"MPIBOOT_WORKER_PAGES": offset} if offset else {})
+    preload.dask_setup(nanny)
+    assert nanny.worker_kwargs == expected
+
+
 def test_a_worker_that_dies_is_reported_with_all_that_is_known(nanny, events):
     preload.exit_reporter(nanny)(3)
     assert events == [

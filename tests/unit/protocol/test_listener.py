@@ -270,6 +270,15 @@ listener.close()
     assert tuple(map(int, subprocess.check_output(argv).split())) == expected
 
 
+def test_the_first_free_port_is_taken():
+    with listener.listening_socket("127.0.0.1", (0,)) as first:
+        port = first.getsockname()[1]
+        with listener.listening_socket("127.0.0.1", (port, 0)) as second:
+            assert second.getsockname()[1] not in (0, port)
+        with pytest.raises(OSError, match=rf"no port from {port} to {port} is free here"):
+            listener.listening_socket("127.0.0.1", (port,))
+
+
 def test_who_is_crowded_out_at_any_step_leaves_nothing(tls, monkeypatch):
     """Peers are crowded out by peers, while they shake hands."""
     monkeypatch.setattr(listener, "STRANGERS_MAX", 2)
