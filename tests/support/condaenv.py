@@ -175,10 +175,13 @@ def copy_user_env(
     user: str = "alice",
     uid: int = 61001,
     packages: Sequence[str] = (),
+    *,
+    linked: bool = False,
 ) -> Path:
     """Give a user of a minicluster an environment; return its prefix as the cluster sees it.
 
-    It has mpiboot with `extras`, unless they are None.
+    It has mpiboot with `extras`, unless they are None. `linked`: its files are hard links, four seconds sooner there,
+    for tests that never write into one.
 
     Built once per machine, where it will be used: in a mount namespace in which a cached folder is /home/USER. That
     folder's content (the environment, and conda's package cache) is then copied into `home`. Needs root.
@@ -199,7 +202,7 @@ def copy_user_env(
     with FileLock(f"{folder}.lock"):
         _build_once(folder, extras, build=at_home, reinstall=lambda: at_home("--reinstall"))
         (folder / user).chmod(0o700)  # `cp -a` gives the home its mode, too
-        run(["cp", "-a", f"{folder / user}/.", str(home)])
+        run(["cp", "-al" if linked else "-a", f"{folder / user}/.", str(home)])
     return prefix
 
 

