@@ -1,7 +1,7 @@
 """First preload of scheduler, worker and nanny (`protocol.secrets.GUARD_PRELOAD`): importing it guards the HTTP server.
 
 distributed imports preloads before it opens a port, so all sockets that listen at that time belong to MPI. An error here
-ends the rank. No other module imports this one; it imports `preloads.guard` and `preloads.mpi_ports`.
+ends the rank. No other module imports this one; it imports the other modules of this room.
 """
 
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mpiboot.errors import SecurityError
-from mpiboot.preloads import guard, mpi_ports
+from mpiboot.preloads import guard, log_lines, mpi_ports
 from mpiboot.protocol.variables import JOB_DIRECTORY_VARIABLE
 
 if JOB_DIRECTORY_VARIABLE not in os.environ:
@@ -18,6 +18,7 @@ if JOB_DIRECTORY_VARIABLE not in os.environ:
         "Let no script in the environment's etc/conda/activate.d unset it, and submit the job again",
     )
 guard.arm(Path(os.environ[JOB_DIRECTORY_VARIABLE]))
+log_lines.install()
 _MPI_SOCKETS = mpi_ports.listening_sockets()
 
 

@@ -55,7 +55,7 @@ CASES = (
     Case("fat", hosts=("cn1.hpc.example.org", "cn2.hpc.example.org")),
     Case("strict", variables={"MPIBOOT_HOME": "/mnt/alice/mpiboot"}),
     Case("accounting"),
-    Case("shut", options=("--interface", "eth0")),
+    Case("shut", options=("--interface", "eth0", "--worker-port", "40000:40100")),
 )
 
 
@@ -168,7 +168,11 @@ def test_stop(alice: SiteUser) -> None:
         job_id = alice.submit(*options).stdout.strip()
         alice.mpiboot("stop", job_id)
         wait_until(lambda: not alice.types("squeue", "--noheader", "--me").stdout, "end of the job", 60)
-        assert f"job {job_id}: CANCELLED" in alice.mpiboot("status", job_id).stdout
+        state = alice.mpiboot("status", job_id).stdout
+        # Slurm calls a job so whose end comes while it begins.
+        assert re.match(
+            rf"job {job_id}: (CANCELLED|FAILED \(JobLaunchFailure\)|COMPLETED \(stopped\))", state
+        ), state
     assert_nothing_remains(alice, NODES)
 
 
