@@ -258,46 +258,98 @@ def check_names(names: Iterable[str], place: str) -> None:
     valid = [option.name for option in options_in(place)]
     for name in names:
         if name in OPTIONS and name not in valid:
-            raise UsageError(f"{name} cannot be set in {place}", OPTIONS[name].elsewhere)
+            elsewhere = (
+                OPTIONS[name].elsewhere or f"Set it in {' or '.join(sorted(OPTIONS[name].allowed_in))}"
+            )
+            raise UsageError(f"{name} cannot be set in {place}", elsewhere)
         if name not in valid:
-            near = difflib.get_close_matches(name, valid, n=1)
+            near = difflib.get_close_matches(name.lower(), valid, n=1)
             meant = f" (did you mean {near[0]}?)" if near else ""
             raise UsageError(f"unknown option {name!r}{meant}", f"Use one of: {', '.join(valid)}")
 
 
-def merge(*layers: Mapping[str, Any], command: Sequence[str] = ()) -> Config:
-    """Merge the values of several layers into one Config.
+def parse_layer(layer: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Return the parsed values of a layer, without those that are None: not given.
 
     Parameters
     ----------
-    *layers : mapping
-        Values by option name, as typed; None means not given. Later layers have precedence.
-    command : sequence of str
-        The command of batch mode.
+    layer : mapping
+        Values by option name, as typed.
+    place : str
+        Where they stand, such as `option.FILE`.
 
     Raises
     ------
     UsageError
         A value does not fit its option.
     """
-    values: dict[str, Any] = {}
-    for layer in layers:
-        for name, value in layer.items():
-            if value is not None:
-                values[name] = OPTIONS[name].parse(value)
-    return replace(Config(command=tuple(command)), **values)
+    return {name: OPTIONS[name].parse(value, place) for name, value in drop_none(layer).items()}
 
 
-def environment_layer(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the options that environment variables set. Boot uses this; on the client, Dask reads the variables."""
-    upper = {
-        name.upper(): value for name, value in environ.items() if name.upper().startswith(DASK_OPTIONS_PREFIX)
-    }
-    layer = {}
+def drop_none(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a layer without the options that are None: not given."""
+    return {name: value for name, value in layer.items() if value is not None}
+
+
+def make_config(*layers: Mapping[str, Any], command: Sequence[str] = ()) -> Config:
+    """Make a Config of several layers of parsed values; later layers have precedence.
+
+    Parameters
+    ----------
+    *layers : mapping
+        Values by option name.
+    command : sequence of str
+        The command of batch mode.
+    """
+    return replace(Config(command=tuple(command)), **{k: v for layer in layers for k, v in layer.items()})
+
+
+def merge(*layers: Mapping[str, Any], command: Sequence[str] = ()) -> Config:
+    """Make a Config of several layers of values as typed on a command line; later layers have precedence.
+
+    Raises
+    ------
+    UsageError
+        A value does not fit its option.
+    """
+    return make_config(*(parse_layer(layer, SUBMIT) for layer in layers), command=command)
+
+
+def option_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment variables that set options, by the name of the option; without empty ones."""
+    in_dask = dask_variables(environ)
+    found: dict[str, str] = {}
     for option in options_in(ENVIRONMENT):
-        value = environ.get(option.variable) or upper.get(f"{DASK_OPTIONS_PREFIX}{option.name.upper()}")
-        if value is not None:
-            layer[option.name] = value
+        for variable in (option.variable, in_dask.get(option.name, "")):
+            if environ.get(variable):
+                found.setdefault(option.name, variable)
+    return found
+
+
+def dask_variables(environ: Iterable[str]) -> dict[str, str]:
+    """Return which of these variables are Dask's `DASK_MPIBOOT__...`, by the name of the option that they mean.
+
+    Dask reads names in upper and lower case after `DASK_` (`dask.config.collect_env`).
+    """
+    prefix, end = DASK_OPTIONS_PREFIX.partition("_")[0] + "_", len(DASK_OPTIONS_PREFIX)
+    return {
+        variable[end:].lower(): variable
+        for variable in environ
+        if variable.startswith(prefix) and variable[:end].upper() == DASK_OPTIONS_PREFIX
+    }
+
+
+def environment_layer(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return the parsed values of the options that environment variables set.
+
+    Raises
+    ------
+    UsageError
+        A value does not fit its option; the message names the variable.
+    """
+    layer = {}
+    for name, variable in option_variables(environ).items():
+        layer[name] = OPTIONS[name].parse(environ[variable], ENVIRONMENT, label=variable)
     return layer
 
 
@@ -342,10 +394,12 @@ def parse_boot_arguments(arguments: Sequence[str], environ: Mapping[str, str]) -
             settings["action"] = "append" if option.repeatable else "store"
         parser.add_argument(option.flag, **settings)
     given = vars(parser.parse_args(arguments[:end]))
-    return merge(environment_layer(environ), given, command=arguments[end + 1 :])
+    return make_config(environment_layer(environ), parse_layer(given, BOOT), command=arguments[end + 1 :])
 
 
-def boot_arguments(config: Config, leave_out: Collection[str] = ()) -> list[str]:
+def boot_arguments(
+    config: Config, leave_out: Collection[str] = (), environ: Mapping[str, str] | None = None
+) -> list[str]:
     """Return the arguments that `parse_boot_arguments` turns into the same `config`, without values of variables.
 
     Parameters
@@ -354,15 +408,18 @@ def boot_arguments(config: Config, leave_out: Collection[str] = ()) -> list[str]
         The options.
     leave_out : collection of str
         Names of options that boot learns from the batch system.
+    environ : mapping, optional
+        The job's environment: an option with a variable there is written, too, if it has its default value.
     """
     arguments = []
+    in_environment = option_variables(environ or {})
     for option in options_in(BOOT):
         value = getattr(config, option.name)
-        if option.name in leave_out or value == option.default:
+        if option.name in leave_out or (value == option.default and option.name not in in_environment):
             continue
         if option.kind is FLAG:
-            arguments.append(option.flag)
-        else:
+            arguments += [option.flag] if value else []
+        elif value is not None:
             values = value if option.repeatable else [value]
             # A single argument `--name=value`, since a value may begin with a dash.
             arguments += [f"{option.flag}={option.kind.write(item)}" for item in values]

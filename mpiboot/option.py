@@ -28,6 +28,8 @@ class Kind:
     ----------
     parse : callable
         Parses a value that a user typed or a file contains; raises MalformedValueError.
+    place : callable
+        Returns what a parsed value means in one of the places above; raises MalformedValueError.
     write : callable
         Returns the argument of `boot` that `parse` turns into the same value.
     show : callable
@@ -39,6 +41,7 @@ class Kind:
     """
 
     parse: Callable[[Any], Any]
+    place: Callable[[Any, str], Any] = lambda value, place: value
     write: Callable[[Any], str] = str
     show: Callable[[Any], str] = str
     units: str = ""
@@ -103,8 +106,17 @@ class Option:
     def show_default(self) -> str:
         return self.kind.show(self.default)
 
-    def parse(self, value: Any) -> Any:
+    def parse(self, value: Any, place: str = SUBMIT, label: str = "") -> Any:
         """Parse a value that a user typed or a file contains.
+
+        Parameters
+        ----------
+        value : object
+            A text, or what YAML or Python made of it.
+        place : str
+            Where the value stands, such as `SUBMIT`.
+        label : str
+            The option's name there, for errors (default: its flag, or its name).
 
         Raises
         ------
@@ -112,10 +124,12 @@ class Option:
             `value` is not a value of this option; the message says which values are.
         """
         try:
-            if self.repeatable:
-                return tuple(self.kind.parse(item) for item in ([value] if isinstance(value, str) else value))
-            return self.kind.parse(value)
+            if not self.repeatable:
+                return self.kind.place(self.kind.parse(value), place)
+            if not isinstance(value, str | list | tuple):
+                raise MalformedValueError(f"{value!r} is not a list", "Write a list of texts")
+            items = [value] if isinstance(value, str) else value
+            return tuple(self.kind.place(self.kind.parse(item), place) for item in items)
         except MalformedValueError as error:
-            raise UsageError(f"{self.flag}: {error.problem}", error.remedy) from error
-        except TypeError as error:
-            raise UsageError(f"{self.flag}: {value!r} is not a list", "Write a list of texts") from error
+            label = label or (self.flag if place in (SUBMIT, BOOT) else self.name)
+            raise UsageError(f"{label}: {error.problem}", error.remedy) from error

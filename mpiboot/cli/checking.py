@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from mpiboot.cli.options import CommandWithExample, job_options, typed_options
+from mpiboot.option import SUBMIT
 
 
 @click.command(cls=CommandWithExample, epilog="mpiboot doctor --env ~/envs/analysis --job-test")
@@ -17,4 +18,4 @@ def doctor(job_test: bool, **options: Any) -> int:
     from mpiboot.client import doctor as checks
     from mpiboot.client.settings import load_config
 
-    return checks.run_checks(load_config(typed_options(options)), job_test=job_test, out=click.echo)
+    return checks.run_checks(load_config(typed_options(options), SUBMIT), job_test=job_test, out=click.echo)

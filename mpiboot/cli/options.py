@@ -61,5 +61,5 @@ def _settings(option: Option) -> dict[str, Any]:
 
 
 def typed_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that the user typed."""
-    return {name: value for name, value in options.items() if value}
+    """Return the options that the user typed, empty texts too."""
+    return {name: value for name, value in options.items() if value not in (None, False, ())}

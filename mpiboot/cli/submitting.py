@@ -10,6 +10,7 @@ from mpiboot.batch import registry
 from mpiboot.cli.connecting import wait_and_show
 from mpiboot.cli.options import CommandWithExample, job_options, typed_options
 from mpiboot.cli.output import echo_stderr, warn_insecure
+from mpiboot.option import SUBMIT
 
 if TYPE_CHECKING:
     from mpiboot.client.job import Job
@@ -32,7 +33,7 @@ def submit(dry_run: bool, wait: bool, command: tuple[str, ...], **options: Any) 
     from mpiboot.client.settings import load_config
     from mpiboot.client.submit import show_submission, submit_config
 
-    config = load_config({**typed_options(options), "command": command})
+    config = load_config({**typed_options(options), "command": command}, SUBMIT)
     if config.insecure:
         warn_insecure()
     if dry_run:
@@ -70,7 +71,7 @@ def demo(**options: Any) -> int:
     from mpiboot.client.submit import submit_config
     from mpiboot.examples.demo import main_job
 
-    config = load_config({"batch_system": "local", "workers_per_node": 2, **typed_options(options)})
+    config = load_config({"batch_system": "local", "workers_per_node": 2, **typed_options(options)}, SUBMIT)
     if config.insecure:
         warn_insecure()
     job = submit_config(config, say=echo_stderr)

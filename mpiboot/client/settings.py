@@ -12,15 +12,22 @@ from envpack.common.units import parse_duration_s
 from envpack.errors import MalformedValueError
 from mpiboot import config as configuration
 from mpiboot.batch.sizing import check_min_workers
+from mpiboot.client import dask_options
 from mpiboot.config import Config
 from mpiboot.errors import UsageError
-from mpiboot.option import FILE, PYTHON
+from mpiboot.option import PYTHON
 from mpiboot.protocol import prefix_checks
-from mpiboot.protocol.variables import DASK_OPTIONS_PREFIX
 
 
-def load_config(options: Mapping[str, Any]) -> Config:
+def load_config(options: Mapping[str, Any], place: str = PYTHON) -> Config:
     """Return a job's options: the given ones, and the others from the environment, the configuration files and defaults.
+
+    Parameters
+    ----------
+    options : mapping
+        Values by option name, and `command`.
+    place : str
+        Where they stand: `option.PYTHON` or `option.SUBMIT`.
 
     Raises
     ------
@@ -29,13 +36,10 @@ def load_config(options: Mapping[str, Any]) -> Config:
     EnvironmentUnfitError
         No environment is given, and none is active.
     """
-    command = options.get("command") or ()
-    if isinstance(command, str):
-        raise UsageError(f"command={command!r} is not a list", "Write one, such as ['python', 'analysis.py']")
     given = {name: value for name, value in options.items() if name != "command"}
-    configuration.check_names(given, PYTHON)
-    merged = configuration.merge(
-        site_layer(), configuration.environment_layer(os.environ), given, command=tuple(map(str, command))
+    configuration.check_names(given, place)
+    merged = configuration.make_config(
+        *site_layers(), configuration.parse_layer(given, place), command=parse_command(options.get("command"))
     )
     prefix = Path(merged.env) if merged.env else prefix_checks.active_prefix()
     if merged.workers_per_node:
@@ -43,55 +47,43 @@ def load_config(options: Mapping[str, Any]) -> Config:
     return replace(merged, env=str(prefix.expanduser().absolute()))
 
 
-def site_layer() -> dict[str, Any]:
-    """Return the options in Dask's configuration, below the key `mpiboot`.
+def parse_command(command: Any) -> tuple[str, ...]:
+    """Return the command of batch mode, as texts.
 
     Raises
     ------
     UsageError
-        A key is unknown or has a value of the wrong type; the message names the file and lists the valid keys.
+        It is no list of texts, paths and numbers.
     """
-    try:
-        import dask
-    except ValueError as error:  # dask reads all of its configuration files when it is imported
-        raise UsageError(" ".join(str(error).split()), "Correct that file") from error
+    if command is None:
+        return ()
+    remedy = "Write a list of texts, such as ['python', 'analysis.py']"
+    if not isinstance(command, list | tuple):
+        raise UsageError(f"command={command!r} is not a list", remedy)
+    for word in command:
+        is_text = isinstance(word, str | os.PathLike | int | float) and not isinstance(word, bool)
+        if not is_text or "\0" in str(word):
+            raise UsageError(f"command: {word!r} is not a text that can be an argument", remedy)
+    if command and not str(command[0]):
+        raise UsageError("command: the name of the program is empty", remedy)
+    return tuple(map(str, command))
 
-    section = dask.config.get("mpiboot", {}) or {}
-    if not isinstance(section, Mapping):
-        raise UsageError(
-            f"{_source_of(None)}: what `mpiboot:` holds is not a mapping of keys to values",
-            "Write one option a line below it, such as `nodes: 2`",
-        )
-    layer = {}
-    for key, value in section.items():
-        name = str(key).replace("-", "_")
-        try:
-            configuration.check_names([name], FILE)
-            if value is not None:
-                configuration.OPTIONS[name].parse(value)
-        except UsageError as error:
-            raise UsageError(f"{_source_of(key)}: {error.problem}", error.remedy) from error
-        layer[name] = value
-    return layer
+
+def site_layers() -> list[dict[str, Any]]:
+    """Return the parsed options of Dask's files, of the environment, and of `dask.config.set`; the last has precedence.
+
+    Raises
+    ------
+    UsageError
+        A name is unknown, or a value does not fit its option. The message names the file or the variable.
+    """
+    files, program = dask_options.layers(os.environ)
+    return [files, configuration.environment_layer(os.environ), program]
 
 
 def load_site(name: str) -> Any:
     """Return one option of the site, such as `ssh_host`."""
-    return getattr(configuration.merge(site_layer(), configuration.environment_layer(os.environ)), name)
-
-
-def _source_of(key: Any) -> str:
-    """Return the configuration file that has the key, or the environment variable that sets it."""
-    import dask
-
-    variable = f"{DASK_OPTIONS_PREFIX}{str(key).upper().replace('-', '_')}"
-    if variable in os.environ:
-        return variable
-    for path, content in dask.config.collect_yaml(dask.config.paths, return_paths=True):
-        section = content.get("mpiboot")
-        if section is not None and (not isinstance(section, Mapping) or key in section):
-            return str(path)
-    return "dask.config"
+    return getattr(configuration.make_config(*site_layers()), name)
 
 
 def seconds_of(name: str, value: str | float) -> float:

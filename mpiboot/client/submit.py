@@ -22,11 +22,11 @@ from mpiboot.client.options import JobOptions, documented
 from mpiboot.client.settings import load_config
 from mpiboot.common.ports import check_ports
 from mpiboot.common.units import show_duration, show_size
-from mpiboot.config import Config
+from mpiboot.config import Config, dask_variables
 from mpiboot.errors import UsageError
 from mpiboot.protocol import prefix_checks
 from mpiboot.protocol.rank_environment import of_another_job, requested_variables
-from mpiboot.protocol.variables import DASK_OPTIONS_PREFIX, SETUP_VARIABLE
+from mpiboot.protocol.variables import SETUP_VARIABLE
 
 if TYPE_CHECKING:
     from importlib.abc import Traversable
@@ -132,7 +132,7 @@ def show_submission(config: Config, *, say: Callable[[str], None] = lambda line:
         for name, value in job_variables(config).items()
         if os.environ.get(name) != value
     ]
-    foreign = sorted(name for name in os.environ if describes_a_job(name) or of_another_job(name))
+    foreign = sorted(name for name in os.environ if is_foreign(name))
     unset = ["env", *(word for name in foreign for word in ("-u", name))] if foreign else []
     with job_script(config, batch) as script:
         command = submit_command(config, batch, script)
@@ -203,7 +203,9 @@ def submit_command(
     return batch.submit_command(
         config,
         script,
-        configuration.boot_arguments(boot_config, batch.passed_options),
+        configuration.boot_arguments(
+            boot_config, batch.passed_options, submit_environment(os.environ, job_variables(config))
+        ),
         environ=os.environ,
         variables=list(job_variables(config)),
         output_folder=output_folder,
@@ -215,13 +217,13 @@ def submit_environment(environ: Mapping[str, str], variables: Mapping[str, str])
 
     It is `environ` with `variables`, without the variables of a job that this process may itself run in.
     """
-    kept = {
-        name: value
-        for name, value in environ.items()
-        # mpiboot's own options are merged already; boot gets them as arguments.
-        if not (describes_a_job(name) or of_another_job(name) or name.startswith(DASK_OPTIONS_PREFIX))
-    }
+    kept = {name: value for name, value in environ.items() if not is_foreign(name)}
     return {**kept, **variables}
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a variable belongs to the job that this process may run in, or sets an option, which boot gets as argument."""
+    return describes_a_job(name) or of_another_job(name) or name in dask_variables([name]).values()
 
 
 @contextlib.contextmanager

@@ -1,9 +1,12 @@
-"""Fakes of a batch system's commands."""
+"""Fakes of a batch system's commands, and files of Dask's configuration."""
 
 import pytest
+from dask_files import dask_files
 
 from mpiboot.batch import registry
 from mpiboot.client import job_states
+
+__all__ = ["commands", "dask_files"]
 
 
 @pytest.fixture

@@ -36,7 +36,9 @@ def test_the_shell_completes(monkeypatch, arguments, incomplete, expected):
 
 def test_options_that_were_not_typed_are_left_to_the_lower_layers(run, monkeypatch):
     layers = []
-    monkeypatch.setattr("mpiboot.client.settings.load_config", lambda layer: layers.append(layer) or exit(9))
+    monkeypatch.setattr(
+        "mpiboot.client.settings.load_config", lambda layer, place: layers.append(layer) or exit(9)
+    )
     with pytest.raises(SystemExit):
         run("submit", "--nodes", "2", "--no-stage", "--env-var", "A", "--env-var", "B=1", "--", "x", "-y")
     assert layers == [

@@ -24,7 +24,7 @@ def test_a_dry_run_hands_values_on_in_front_of_the_command(monkeypatch, tmp_path
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.delenv("MPIBOOT_REQUIRE_CLUSTER", raising=False)
     config = configuration.merge(
-        {"batch_system": "slurm", "env": "/e", "env_var": ["A=b 'c'", "PATH"], "no_stage": True},
+        {"batch_system": "slurm", "env": "/e", "env_var": ["A=b 'c'", "HOME"], "no_stage": True},
         command=["x", "y z"],
     )
     words = shlex.split(submit.show_submission(config))
@@ -32,7 +32,7 @@ def test_a_dry_run_hands_values_on_in_front_of_the_command(monkeypatch, tmp_path
     assert words[words.index("sbatch") + 1] == "--parsable"
     script = next(i for i, word in enumerate(words) if word.endswith("jobscripts/slurm.sh"))
     assert words[script + 1 :] == [
-        *("--env=/e", "--no-stage", "--env-var=A", "--env-var=PATH", f"--home={tmp_path / 'a b'}"),
+        *("--env=/e", "--no-stage", "--env-var=A", "--env-var=HOME", f"--home={tmp_path / 'a b'}"),
         *("--", "x", "y z"),
     ]
 
