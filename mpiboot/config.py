@@ -34,15 +34,29 @@ from mpiboot.kinds import (
     VARIABLE,
     WALLTIME,
 )
-from mpiboot.option import BOOT, ENVIRONMENT, EVERYWHERE, FILE, PYTHON, SUBMIT, Kind, Option
+from mpiboot.option import (
+    BOOT,
+    ENVIRONMENT,
+    EVERYWHERE,
+    FILE,
+    JOB,
+    LIFE,
+    NETWORK,
+    PROGRAMS,
+    PYTHON,
+    SUBMIT,
+    WORKERS,
+    Kind,
+    Option,
+)
 from mpiboot.protocol.variables import DASK_OPTIONS_PREFIX
 
 
-def _option(kind: Kind, help: str, default: Any = None, **facts: Any) -> Any:
+def _option(kind: Kind, help: str, default: Any = None, *, group: str, **facts: Any) -> Any:
     """Return a field of `Config` that is an option."""
     if kind.choices:
         facts["metavar"] = "{" + ",".join(kind.choices) + "}"
-    return field(default=default, metadata={"option": Option(kind, help, default, **facts)})
+    return field(default=default, metadata={"option": Option(kind, help, default, group=group, **facts)})
 
 
 @dataclass(frozen=True)
@@ -50,13 +64,23 @@ class Config:
     """The options of one job, and the command of batch mode. Times are in seconds and sizes in bytes."""
 
     batch_system: str = _option(
-        BATCH_SYSTEM, "batch system that runs the job; auto: the first that this machine has", "auto"
+        BATCH_SYSTEM,
+        "batch system that runs the job; auto: the first that this machine has",
+        "auto",
+        group=JOB,
     )
     env: str | None = _option(
-        PATH, "prefix of the environment", metavar="PREFIX", default_words="the active one"
+        PATH, "prefix of the environment", metavar="PREFIX", default_words="the active one", group=PROGRAMS
     )
     nodes: int = _option(
-        COUNT, "nodes of the job", 1, metavar="N", same_as="sbatch --nodes", allowed_in=EVERYWHERE - {BOOT}
+        COUNT,
+        "nodes of the job",
+        1,
+        metavar="N",
+        same_as="sbatch --nodes",
+        allowed_in=EVERYWHERE - {BOOT},
+        group=WORKERS,
+        short="-N",
     )
     workers_per_node: int | None = _option(
         COUNT,
@@ -64,6 +88,7 @@ class Config:
         metavar="N",
         default_words="one per 4 CPUs, or per cpus-per-worker",
         same_as="sbatch --ntasks-per-node",
+        group=WORKERS,
     )
     cpus_per_worker: int | None = _option(
         COUNT,
@@ -71,16 +96,24 @@ class Config:
         metavar="N",
         default_words="the node's, divided among its workers",
         same_as="sbatch --cpus-per-task",
+        group=WORKERS,
     )
     mem: int | None = _option(
         SIZE,
-        "memory of each node",
+        "memory of each node; 0: all of it",
         metavar="SIZE",
         default_words="the batch system's",
         same_as="sbatch --mem",
+        group=WORKERS,
     )
     time: str | None = _option(
-        WALLTIME, "walltime", metavar="T", default_words="the batch system's", same_as="sbatch --time"
+        WALLTIME,
+        "walltime",
+        metavar="T",
+        default_words="the batch system's",
+        same_as="sbatch --time",
+        group=JOB,
+        short="-t",
     )
     partition: str | None = _option(
         TEXT,
@@ -89,6 +122,8 @@ class Config:
         default_words="the batch system's",
         same_as="sbatch --partition",
         allowed_in=EVERYWHERE - {BOOT},
+        group=JOB,
+        short="-p",
     )
     account: str | None = _option(
         TEXT,
@@ -97,6 +132,8 @@ class Config:
         default_words="the batch system's",
         same_as="sbatch --account",
         allowed_in=EVERYWHERE - {BOOT},
+        group=JOB,
+        short="-A",
     )
     job_name: str = _option(
         TEXT,
@@ -105,6 +142,8 @@ class Config:
         metavar="S",
         same_as="sbatch --job-name",
         allowed_in=EVERYWHERE - {BOOT},
+        group=JOB,
+        short="-J",
     )
     interface: str = _option(
         TEXT,
@@ -112,6 +151,7 @@ class Config:
         "auto",
         metavar="IF",
         same_as="dask-mpi --interface",
+        group=NETWORK,
     )
     scheduler_port: int | None = _option(
         PORT,
@@ -119,6 +159,7 @@ class Config:
         metavar="P",
         default_words="any, or one of worker-port",
         same_as="dask-mpi --scheduler-port",
+        group=NETWORK,
     )
     worker_port: str | None = _option(
         PORT_RANGE,
@@ -126,13 +167,16 @@ class Config:
         metavar="LOW:HIGH",
         default_words="any",
         same_as="dask worker --worker-port",
+        group=NETWORK,
     )
     dashboard_port: int | None = _option(
-        PORT, "port of the dashboard", metavar="P", default_words="any, or one of worker-port"
+        PORT, "port of the dashboard", metavar="P", default_words="any, or one of worker-port", group=NETWORK
     )
-    mpi: str = _option(MPI, "MPI whose launcher starts the ranks", "auto")
-    transport: str = _option(TRANSPORT, "how the archive reaches the nodes", "auto")
-    no_stage: bool = _option(FLAG, "run from the environment where it lies, without node-local copies", False)
+    mpi: str = _option(MPI, "MPI whose launcher starts the ranks", "auto", group=NETWORK)
+    transport: str = _option(TRANSPORT, "how the archive reaches the nodes", "auto", group=PROGRAMS)
+    no_stage: bool = _option(
+        FLAG, "run from the environment where it lies, without node-local copies", False, group=PROGRAMS
+    )
     pack_exclude: tuple[str, ...] = _option(
         TEXT,
         "files of the environment that are not packed, such as lib/*.a",
@@ -141,13 +185,14 @@ class Config:
         repeatable=True,
         same_as="envpack pack --exclude",
         allowed_in=EVERYWHERE - {ENVIRONMENT},
+        group=PROGRAMS,
     )
     idle_timeout: float = _option(
-        DURATION, "end the job after this long without a client or a task", 1800.0, metavar="T"
+        DURATION, "end the job after this long without a client or a task", 1800.0, metavar="T", group=LIFE
     )
-    min_workers: int = _option(COUNT, "end the job when fewer workers are left", 1, metavar="N")
+    min_workers: int = _option(COUNT, "end the job when fewer workers are left", 1, metavar="N", group=LIFE)
     warn_before: float = _option(
-        DURATION, "warn the clients this long before the walltime ends", 120.0, metavar="T"
+        DURATION, "warn the clients this long before the walltime ends", 120.0, metavar="T", group=LIFE
     )
     env_var: tuple[str, ...] = _option(
         VARIABLE,
@@ -156,6 +201,7 @@ class Config:
         metavar="NAME",
         repeatable=True,
         allowed_in=EVERYWHERE - {ENVIRONMENT},
+        group=PROGRAMS,
     )
     batch_arg: tuple[str, ...] = _option(
         TEXT,
@@ -164,6 +210,7 @@ class Config:
         metavar="ARG",
         repeatable=True,
         allowed_in=EVERYWHERE - {BOOT, ENVIRONMENT},
+        group=JOB,
     )
     # The user must type it each time: neither a file nor the environment may turn encryption off silently.
     insecure: bool = _option(
@@ -172,15 +219,17 @@ class Config:
         False,
         allowed_in=EVERYWHERE - {FILE, ENVIRONMENT},
         elsewhere="Type --insecure each time, or pass insecure=True",
+        group=NETWORK,
     )
     dashboard_tls: bool = _option(
-        FLAG, "serve the dashboard over https, with the job's own certificate", False
+        FLAG, "serve the dashboard over https, with the job's own certificate", False, group=NETWORK
     )
     dashboard_origins: str | None = _option(
         ORIGINS,
         "origins whose pages may show the dashboard, besides its own: a portal that rewrites Host",
         metavar="ORIGIN",
         default_words="none",
+        group=NETWORK,
     )
     stage_root: str = _option(
         PATH,
@@ -189,6 +238,7 @@ class Config:
         metavar="DIR",
         variable=STAGE_ROOT_VARIABLE,
         allowed_in=EVERYWHERE - {SUBMIT},
+        group=PROGRAMS,
     )
     home: str | None = _option(
         PATH,
@@ -197,6 +247,7 @@ class Config:
         default_words="~/.mpiboot",
         allowed_in=frozenset((BOOT,)),
         elsewhere=f"Set {HOME_VARIABLE}",
+        group=PROGRAMS,
     )
     archive: str | None = _option(
         PATH,
@@ -205,6 +256,7 @@ class Config:
         default_words="packed if needed",
         allowed_in=frozenset((BOOT,)),
         elsewhere="Leave it out: the environment is packed if needed",
+        group=PROGRAMS,
     )
     start_timeout: float = _option(
         DURATION,
@@ -212,6 +264,7 @@ class Config:
         600.0,
         metavar="T",
         allowed_in=EVERYWHERE - {SUBMIT},
+        group=LIFE,
     )
     setup: tuple[str, ...] = _option(
         TEXT,
@@ -219,18 +272,21 @@ class Config:
         (),
         repeatable=True,
         allowed_in=frozenset((FILE, PYTHON)),
+        group=PROGRAMS,
     )
     job_script: str | None = _option(
         PATH,
         "job script to submit",
         default_words="that of mpiboot jobscript",
         allowed_in=frozenset((FILE, PYTHON, ENVIRONMENT)),
+        group=PROGRAMS,
     )
     ssh_host: str | None = _option(
         TEXT,
         "host that you reach by ssh from home",
         default_words="this machine",
         allowed_in=frozenset((FILE, PYTHON, ENVIRONMENT)),
+        group=NETWORK,
     )
     command: tuple[str, ...] = ()
 
@@ -371,6 +427,10 @@ def home(environ: Mapping[str, str], override: str | None = None) -> Path:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         raise UsageError(f"mpiboot boot: {message}", "See: mpiboot boot --help")
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        # Before Python 3.13, argparse drops a value that is `--`.
+        return "--" if arg_strings == ["--"] else super()._get_values(action, arg_strings)
 
 
 def parse_boot_arguments(arguments: Sequence[str], environ: Mapping[str, str]) -> Config:

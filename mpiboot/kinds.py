@@ -4,11 +4,11 @@
 of it: a kind does not take a number for a text. Boot starts with this module: it imports neither click nor Dask.
 """
 
-import operator
 import os
 import re
 import urllib.parse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from envpack.common.paths import check_absolute, expand, typed_path
@@ -52,8 +52,8 @@ def _path(value: Any) -> str:
 
 def _place_path(path: str, place: str) -> str:
     """Return the absolute path that `path` means in one of the places where options stand."""
-    if place == BOOT:  # submit has expanded it, and the file system may have a `$` in a name
-        return typed_path(path) if path.startswith("~") else os.path.abspath(path)  # noqa: PTH100
+    if place == BOOT and not path.startswith("~"):  # submit has expanded it, and a name may hold a `$`
+        return str(Path(path).absolute())
     return check_absolute(expand(path)) if place in (FILE, ENVIRONMENT) else typed_path(path)
 
 
@@ -61,10 +61,8 @@ def _whole(value: Any) -> int | None:
     """Return a whole number; None if `value` is none. True and 2.0 are none."""
     if isinstance(value, str):
         return int(value) if re.fullmatch(r"\s*[0-9]{1,18}\s*", value, re.ASCII) else None
-    try:
-        return None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        return None
+    is_whole = hasattr(value, "__index__") and not isinstance(value, bool)
+    return int(value) if is_whole else None
 
 
 def _count(value: Any) -> int:

@@ -19,6 +19,14 @@ FILE = "a configuration file"
 ENVIRONMENT = "the environment"
 EVERYWHERE = frozenset((SUBMIT, BOOT, PYTHON, FILE, ENVIRONMENT))
 
+# The headings of a command line's help, in their order.
+JOB = "The job"
+WORKERS = "Its size"
+PROGRAMS = "Its environment"
+NETWORK = "Network and security"
+LIFE = "The job's life"
+GROUPS = (JOB, WORKERS, PROGRAMS, NETWORK, LIFE)
+
 
 @dataclass(frozen=True, eq=False)
 class Kind:
@@ -70,6 +78,10 @@ class Option:
         The remedy of the error if it is set in another place.
     repeatable : bool
         Whether it may be given several times; its value is then a tuple.
+    group : str
+        The heading that it stands under in a command line's help.
+    short : str
+        Its short form on a command line, such as `-N`.
     same_as : str
         The option of another program, such as dask-mpi, with the same meaning.
     variable : str
@@ -86,6 +98,8 @@ class Option:
     allowed_in: Collection[str] = EVERYWHERE
     elsewhere: str = ""
     repeatable: bool = False
+    group: str = ""
+    short: str = ""
     same_as: str = ""
     variable: str = ""
     name: str = ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envpack.errors import MalformedValueError
@@ -63,7 +64,7 @@ def _home_of(user: str, text: str, environ: Mapping[str, str]) -> str:
 
 
 def check_absolute(path: str) -> str:
-    """Return an absolute path as it is.
+    """Return an absolute path, without superfluous slashes.
 
     Raises
     ------
@@ -75,7 +76,7 @@ def check_absolute(path: str) -> str:
             f"{path!r} is a relative path, which means another file in each working directory",
             "Write an absolute path, or one that begins with ~/",
         )
-    return path
+    return str(Path(path))
 
 
 def path_of_variable(variable: str, environ: Mapping[str, str]) -> str | None:
@@ -105,7 +106,9 @@ def typed_path(text: str) -> str:
     if not text or "\0" in text:
         raise MalformedValueError(f"{text!r} is not a path", "Write the path of a file or a folder")
     try:
-        return os.path.abspath(expand(text))  # noqa: PTH100 - a link in it is the user's name for it
+        return str(
+            Path(expand(text)).absolute()
+        )  # a link in it is the user's name for it, `..` after one too
     except FileNotFoundError as error:
         raise MalformedValueError(
             f"{text!r} is a relative path, and the working directory no longer exists",

@@ -28,12 +28,11 @@ if TYPE_CHECKING:
 def connect(job_or_name: str | None, timeout: str, queue_timeout: str | None, insecure: bool) -> None:
     """Wait for a job's workers; show how to connect to them."""
     from mpiboot.client.find import find_job
-    from mpiboot.client.settings import load_site, seconds_of
+    from mpiboot.client.settings import seconds_of
 
     for name, value in (("--timeout", timeout), ("--queue-timeout", queue_timeout)):
         if value is not None:
             seconds_of(name, value)
-    load_site("ssh_host")  # a malformed file is named here, before Dask is imported and fails
     if insecure:
         warn_insecure()
     wait_and_show(find_job(job_or_name), timeout, queue_timeout, insecure)
@@ -64,12 +63,11 @@ def dashboard(job_or_name: str | None, open_browser: bool) -> None:
     from mpiboot.client.find import find_job
     from mpiboot.client.settings import load_site
 
-    ssh_host = load_site("ssh_host")
     job = find_job(job_or_name)
     endpoint = show.endpoint_of(job)
     link = show.link(job, endpoint, with_token=True)
     click.echo(link)
-    echo_stderr(f"from home:  {show.tunnel(endpoint, ssh_host)}")
+    echo_stderr(f"from home:  {show.tunnel(endpoint, load_site('ssh_host'))}")
     echo_stderr(f"then open:  {show.link(job, endpoint, with_token=True, host='localhost')}")
     if open_browser:
         import webbrowser

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import sys
 from collections.abc import Sequence
 
 import click
 
 from envpack.errors import ExplainedError
 from mpiboot.cli import checking, connecting, jobs, submitting
-from mpiboot.cli.output import echo_stderr
+from mpiboot.cli.output import echo_stderr, encode_everything
 from mpiboot.common.faults import unexpected
+from mpiboot.config import OPTIONS
 from mpiboot.protocol.variables import NO_COLOR
 
 
+class CommandGroups(click.Group):
+    """The commands, under headings in the help."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for heading, members in COMMANDS.items():
+            rows = [(str(each.name), each.get_short_help_str(limit=60)) for each in members]
+            with formatter.section(heading):
+                formatter.write_dl(rows)
+
+
 @click.group(
+    cls=CommandGroups,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
     invoke_without_command=True,
 )
@@ -41,12 +55,14 @@ def boot(arguments: tuple[str, ...]) -> int:
     return main(arguments)
 
 
-for command in (
-    *(submitting.submit, submitting.demo, submitting.jobscript),
-    *(jobs.list_jobs, jobs.status, jobs.logs, jobs.stop),
-    *(connecting.connect, connecting.dashboard),
-    *(checking.doctor, boot),
-):
+COMMANDS = {
+    "Start a cluster": (submitting.submit, submitting.demo, submitting.jobscript),
+    "Use it": (connecting.connect, connecting.dashboard),
+    "Look after it": (jobs.list_jobs, jobs.status, jobs.logs, jobs.stop),
+    "This site": (checking.doctor,),
+    "Inside a job": (boot,),
+}
+for command in (command for members in COMMANDS.values() for command in members):
     commands.add_command(command)
 
 
@@ -64,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0: success; 1: an explained failure; 2: wrong usage; 124: a deadline or the walltime has passed; 130: interrupted;
         in batch mode the exit status of the user's command.
     """
+    encode_everything()
     try:
         color = False if NO_COLOR in os.environ else None  # None: if the output is a terminal
         status = commands.main(args=arguments, prog_name="mpiboot", standalone_mode=False, color=color)
@@ -72,8 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         echo_stderr(f"mpiboot: {error}")
         return error.exit_status
     except click.UsageError as error:
-        command_path = error.ctx.command_path if error.ctx else "mpiboot"
-        echo_stderr(f"mpiboot: {error.format_message()}\nSee: {command_path} --help")
+        typed = sys.argv[1:] if arguments is None else arguments
+        echo_stderr(f"mpiboot: {usage_problem(error, typed)}")
         return error.exit_code
     except OSError as error:
         echo_stderr(f"mpiboot: {error}")
@@ -83,5 +100,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         echo_stderr(f"mpiboot: {str(error.__cause__ or error) or 'interrupted'}")
         return 130
     except Exception as error:
-        echo_stderr(f"mpiboot: {unexpected(error)}")
-        return 1
+        return unexpected_failure(error)
+
+
+def usage_problem(error: click.UsageError, arguments: Sequence[str]) -> str:
+    """Return the problem and its remedy, in one line."""
+    name = arguments[0] if arguments and arguments[0] in commands.commands else ""
+    see = f"mpiboot {name} --help".replace("  ", " ")
+    if isinstance(error, click.NoSuchOption):
+        typed = error.option_name
+        flags = [flag for each in commands.commands.get(name, commands).params for flag in each.opts]
+        same = [option.flag for option in OPTIONS.values() if option.same_as.endswith(f" {typed}")]
+        if meant := same or difflib.get_close_matches(typed, flags, n=1, cutoff=0.75):
+            return f"there is no option {typed} (did you mean {meant[0]}?). See: {see}"
+        if "--batch-arg" in flags:
+            return f"there is no option {typed}. One of the batch system's: --batch-arg={typed}; ours: {see}"
+    return f"{' '.join(error.format_message().split()).removesuffix('.')}. See: {see}"
+
+
+def unexpected_failure(error: Exception) -> int:
+    """Show an error that nobody has foreseen, in one line; return the exit status."""
+    from mpiboot.client.dask_options import import_dask
+
+    try:
+        import_dask()
+    except ExplainedError as reason:  # a malformed file makes every import of Dask fail
+        echo_stderr(f"mpiboot: {reason}")
+        return reason.exit_status
+    echo_stderr(f"mpiboot: {unexpected(error)}")
+    return 1

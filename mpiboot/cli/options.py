@@ -10,11 +10,23 @@ import click
 from mpiboot import config
 from mpiboot.errors import MpibootError
 from mpiboot.kinds import FLAG, PATH
-from mpiboot.option import SUBMIT, Option
+from mpiboot.option import GROUPS, SUBMIT, Option
 
 
 class CommandWithExample(click.Command):
-    """A command whose help ends with its epilog as an example."""
+    """A command whose help has its options in groups, and ends with its epilog as an example."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {name: [] for name in (*GROUPS, "Options")}
+        for parameter in self.get_params(ctx):
+            option = config.OPTIONS.get(parameter.name or "")
+            record = parameter.get_help_record(ctx)
+            if record and isinstance(parameter, click.Option):
+                groups[option.group if option else "Options"].append(record)
+        for name, records in groups.items():
+            if records:
+                with formatter.section(name):
+                    formatter.write_dl(records)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if self.epilog:
@@ -39,7 +51,8 @@ def job_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for option in reversed(options):
-            command = click.option(option.flag, option.name, **_settings(option))(command)
+            names = [name for name in (option.short, option.flag, option.name) if name]
+            command = click.option(*names, **_settings(option))(command)
         return command
 
     return decorate

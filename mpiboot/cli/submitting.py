@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from mpiboot.client.job import Job
 
 
-@click.command(cls=CommandWithExample, epilog="mpiboot submit --nodes 2 --workers-per-node 4 --interface ib0")
+# What follows the command's name is the command's, with or without `--`.
+@click.command(
+    cls=CommandWithExample,
+    epilog="mpiboot submit --nodes 2 --workers-per-node 4 --interface ib0",
+    context_settings={"allow_interspersed_args": False},
+)
 @job_options()
 @click.option("--dry-run", is_flag=True, help="print the command that would submit, and do nothing")
 @click.option(

@@ -60,17 +60,11 @@ def layers(environ: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
     UsageError
         A name is unknown, or a value does not fit its option; the message names the file, the variable or `dask.config`.
     """
+    dask = import_dask()
     try:
-        import dask
-
         entries = {name: entry for file in _sections(dask) for name, entry in _entries(*file).items()}
-    except ValueError as error:  # dask reads its files when it is imported
-        raise UsageError(" ".join(str(error).split()), "Correct that file") from error
-    except TypeError as error:  # for dask, all keys are texts; YAML reads `yes` as a boolean
-        raise UsageError(
-            f"Dask cannot read its configuration files: {error}",
-            "Look there for a key that is no text: ~/.config/dask, or DASK_CONFIG",
-        ) from error
+    except ValueError as error:
+        raise _malformed(error) from error
     files = configuration.drop_none({name: _parse_entry(name, entry) for name, entry in entries.items()})
 
     variables = _variables(environ)
@@ -86,6 +80,30 @@ def layers(environ: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
             _check_name(name, FILE, f"dask.config: {key}")
             program[name] = configuration.OPTIONS[name].parse(value, FILE, label=f"dask.config: {key}")
     return files, program
+
+
+def import_dask() -> Any:
+    """Import Dask, which reads its configuration files then; return it.
+
+    Raises
+    ------
+    UsageError
+        A file is malformed.
+    """
+    try:
+        import dask
+    except ValueError as error:
+        raise _malformed(error) from error
+    except TypeError as error:  # for Dask, all keys are texts; YAML reads `yes` as a boolean
+        raise UsageError(
+            f"Dask cannot read its configuration files: {error}",
+            "Look there for a key that is no text: ~/.config/dask, or DASK_CONFIG",
+        ) from error
+    return dask
+
+
+def _malformed(error: ValueError) -> UsageError:
+    return UsageError(" ".join(str(error).split()), "Correct that file")
 
 
 def _variables(environ: Mapping[str, str]) -> dict[str, str]:

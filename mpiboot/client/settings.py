@@ -44,7 +44,7 @@ def load_config(options: Mapping[str, Any], place: str = PYTHON) -> Config:
     prefix = Path(merged.env) if merged.env else prefix_checks.active_prefix()
     if merged.workers_per_node:
         check_min_workers(merged.min_workers, merged.nodes * merged.workers_per_node)
-    return replace(merged, env=str(prefix.expanduser().absolute()))
+    return replace(merged, env=str(prefix.absolute()))
 
 
 def parse_command(command: Any) -> tuple[str, ...]:

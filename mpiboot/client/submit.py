@@ -222,7 +222,7 @@ def submit_environment(environ: Mapping[str, str], variables: Mapping[str, str])
 
 
 def is_foreign(name: str) -> bool:
-    """Whether a variable belongs to the job that this process may run in, or sets an option, which boot gets as argument."""
+    """Whether a variable belongs to the job of this process, or sets an option, which boot gets as an argument."""
     return describes_a_job(name) or of_another_job(name) or name in dask_variables([name]).values()
 
 

@@ -90,7 +90,7 @@ def rank_variables(
         **mpi,
         **users,
         names.CONTROL_FOLDER_VARIABLE: str(job_folder),
-        names.IDLE_TIMEOUT_VARIABLE: "" if idle_timeout_s is None else f"{idle_timeout_s:g}",
+        names.IDLE_TIMEOUT_VARIABLE: "" if idle_timeout_s is None else f"{idle_timeout_s:.17g}",
         names.JOB_KEY_VARIABLE: job_directory.name,
         names.MPI4PY_FINALIZE: "0",
         names.MPI_ONLY_VARIABLE: " ".join(mpi.keys() - users.keys() - requested.keys()),

@@ -1,28 +1,13 @@
-import dask
-import hypothesis
 import pytest
-import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 
 from envpack.errors import MalformedValueError
 from mpiboot import config
-from mpiboot.client import settings
 from mpiboot.errors import UsageError
 from mpiboot.kinds import (
-    COUNT,
-    DURATION,
-    FLAG,
-    ORIGINS,
-    PATH,
     PORT,
     PORT_RANGE,
-    SIZE,
-    TEXT,
-    VARIABLE,
-    WALLTIME,
 )
-from mpiboot.option import BOOT, FILE, PYTHON
+from mpiboot.option import FILE, PYTHON
 
 
 def test_later_layers_win_and_none_is_not_given():
@@ -136,55 +121,6 @@ def test_the_arguments_that_boot_gets():
         ),
         *("--idle-timeout=3600", "--env-var=TOKEN", "--env-var=HOME", "--", "python", "a.py", "--", "-x"),
     ]
-
-
-# What an operating system takes as an argument.
-words = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
-VALUES = {
-    TEXT: words,
-    PATH: words,
-    VARIABLE: words,
-    COUNT: st.integers(1),
-    FLAG: st.booleans(),
-    SIZE: st.builds("{}{}".format, st.integers(1, 999), st.sampled_from(["K", "MiB", "G", "T", ""]))
-    | st.floats(1, 1e6).map("{:f}G".format),
-    ORIGINS: st.from_regex(r"\Ahttps?://[a-z0-9.-]*[a-z0-9](:[0-9]{1,4})?\Z"),
-    DURATION: st.floats(0, 1e9, allow_subnormal=False) | st.integers(0, 10**4).map("{} days".format),
-    PORT: st.integers(1024, 65535),
-    PORT_RANGE: st.lists(st.integers(1024, 65535), min_size=2, max_size=2).map(
-        lambda ports: "{}:{}".format(*sorted(ports))
-    ),
-    WALLTIME: st.from_regex(r"\A([0-9]+-)?[0-9]{1,3}(:[0-9]{2}){0,2}\Z", alphabet="0123456789-:"),
-}
-
-
-def values_of(option):
-    value = st.sampled_from(option.kind.choices) if option.kind.choices else VALUES[option.kind]
-    return st.lists(value) if option.repeatable else value
-
-
-# Threads that distributed has left in this process draw random numbers while Hypothesis watches for them.
-@pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
-@given(
-    typed=st.fixed_dictionaries(
-        {}, optional={option.name: values_of(option) for option in config.OPTIONS.values()}
-    ),
-    command=st.lists(words),
-)
-@hypothesis.settings(database=None, deadline=None)
-def test_boot_reads_exactly_what_submit_was_given(typed, command):
-    """Every option, by way of a configuration file for those that may stand in one."""
-    in_file = {option.name for option in config.options_in(FILE)}
-    file = yaml.safe_load(yaml.safe_dump({name: typed[name] for name in typed.keys() & in_file}))
-    with dask.config.set({"mpiboot": file}):
-        layers = settings.site_layer(), {name: typed[name] for name in typed.keys() - in_file}
-    asked = config.merge(*layers, command=command)
-    assert asked == config.merge(typed, command=command)
-    got = config.parse_boot_arguments(config.boot_arguments(asked), {})
-    expected = {option.name: getattr(asked, option.name) for option in config.options_in(BOOT)}
-    expected["env_var"] = tuple(item.partition("=")[0] for item in asked.env_var)
-    assert {name: getattr(got, name) for name in expected} == expected
-    assert got.command == tuple(command)
 
 
 def test_boot_takes_the_command_line_before_the_environment():

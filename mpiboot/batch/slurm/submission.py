@@ -91,7 +91,7 @@ class Slurm(Submission):
             "--nodes": config.nodes,
             "--ntasks-per-node": config.workers_per_node,
             "--cpus-per-task": config.cpus_per_worker,
-            "--mem": f"{config.mem // 1024}K" if config.mem else None,
+            "--mem": mem_option(config.mem),
             "--time": config.time,
             "--output": str(output_folder).replace("%", "%%") + "/slurm-%j.out" if output_folder else None,
             "--signal": f"B:USR1@{config.warn_before:.0f}" if config.warn_before != 120 else None,
@@ -201,6 +201,11 @@ class Slurm(Submission):
 def batch_system() -> BatchSystem:
     """Return Slurm as a batch system, for the registry."""
     return CommandBatchSystem(Slurm())
+
+
+def mem_option(size_bytes: int | None) -> str | None:
+    """Return the value of `--mem`: whole KiB, rounded up, since 0 is all of the node's memory."""
+    return f"{-(-size_bytes // 1024)}K" if size_bytes else None if size_bytes is None else "0"
 
 
 def squeue(*arguments: str) -> list[str]:

@@ -6,8 +6,10 @@ import pytest
 from click.testing import CliRunner
 
 from envpack.errors import EnvpackError
-from mpiboot.cli.main import commands
+from mpiboot.cli.main import COMMANDS, commands
+from mpiboot.config import options_in
 from mpiboot.errors import DeadlineError, JobEndedError
+from mpiboot.option import GROUPS, SUBMIT
 
 
 # The job script alone calls boot.
@@ -22,6 +24,26 @@ def test_help_has_an_example_and_fits_80_columns(run, name):
 def test_version(run):
     status, out, err = run("--version")
     assert (status, err) == (0, "") and out.startswith("mpiboot, version ")
+
+
+def test_the_help_has_every_option_under_a_heading(run):
+    _, out, _ = run("submit", "--help")
+    headings = {}
+    for line in out.splitlines():
+        if re.match(r"\S.*:$", line):
+            heading = headings.setdefault(line[:-1], [])
+        elif flag := re.match(r"  (?:-\w, )?(--[\w-]+)", line):
+            heading.append(flag[1])
+    assert list(headings) == [*GROUPS, "Options", "Example"]
+    for group in GROUPS:
+        assert headings[group] == [option.flag for option in options_in(SUBMIT) if option.group == group]
+    assert headings["Options"] == ["--dry-run", "--wait", "--help"]
+
+
+def test_the_help_has_every_command_under_a_heading(run):
+    _, out, _ = run("--help")
+    assert sorted(re.findall(r"^  (\w+)  ", out, re.MULTILINE)) == sorted(commands.commands)
+    assert re.findall(r"^(\S.*):$", out, re.MULTILINE)[1:] == list(COMMANDS)
 
 
 def test_without_a_command_there_is_help(run):
@@ -56,15 +78,34 @@ def test_errors_become_messages_and_exit_statuses(run, monkeypatch, error, statu
     ("arguments", "message"),
     [
         (["submit", "--nodes", "0"], r"--nodes: '0' is not a count\. Write a whole number of at least 1"),
-        (["submit", "--nodez"], "No such option.*--nodez.*\nSee: mpiboot submit --help"),
-        (["nonsense"], "No such command 'nonsense'.\nSee: mpiboot --help"),
+        (
+            ["submit", "--nodez"],
+            r"there is no option --nodez \(did you mean --nodes\?\)\. See: mpiboot submit --help",
+        ),
+        (
+            ["submit", "--ntasks-per-node", "4"],
+            r"there is no option --ntasks-per-node \(did you mean --workers-per-node",
+        ),
+        (
+            ["submit", "--qos=a"],
+            r"there is no option --qos\. One of the batch system's: --batch-arg=--qos; ours: mpib",
+        ),
+        (
+            ["submit", "-n", "4"],
+            r"there is no option -n\. One of the batch system's: --batch-arg=-n; ours: mpiboot su",
+        ),
+        (["submit", "--nodes"], r"Option '--nodes' requires an argument\. See: mpiboot submit --help"),
+        (["submit", "--env", ""], r"--env: the text is empty\. Leave the option out for its default"),
+        (["list", "x"], r"Got unexpected extra argument \(x\)\. See: mpiboot list --help"),
+        (["nonsense"], r"No such command 'nonsense'\. See: mpiboot --help"),
+        (["--nonsense"], r".*--nonsense.*\. See: mpiboot --help"),
         (["connect", "7", "--timeout", "abc"], "--timeout: 'abc' is not a time"),
         (["connect", "7", "--queue-timeout", "abc"], "--queue-timeout: 'abc' is not a time"),
     ],
 )
 def test_wrong_usage_is_status_2(run, arguments, message):
     status, out, err = run(*arguments)
-    assert (status, out) == (2, "")
+    assert (status, out, err.count("\n")) == (2, "", 1)
     assert re.match(f"mpiboot: {message}", err)
 
 

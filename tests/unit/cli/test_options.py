@@ -8,10 +8,20 @@ from mpiboot.option import SUBMIT
 
 @pytest.mark.parametrize("name", ["submit", "demo"])
 def test_a_command_that_submits_takes_every_option_of_a_job(name):
-    flags = [parameter.opts[0] for parameter in commands.commands[name].params]
-    assert [flag for flag in flags if flag.startswith("--")][: len(config.options_in(SUBMIT))] == [
-        option.flag for option in config.options_in(SUBMIT)
+    options = config.options_in(SUBMIT)
+    assert [parameter.opts for parameter in commands.commands[name].params][: len(options)] == [
+        [option.short, option.flag] if option.short else [option.flag] for option in options
     ]
+
+
+def test_the_short_forms_are_those_of_sbatch():
+    assert {option.short: option.same_as for option in config.OPTIONS.values() if option.short} == {
+        "-N": "sbatch --nodes",
+        "-p": "sbatch --partition",
+        "-t": "sbatch --time",
+        "-A": "sbatch --account",
+        "-J": "sbatch --job-name",
+    }
 
 
 @pytest.mark.parametrize(

