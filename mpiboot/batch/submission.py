@@ -167,6 +167,14 @@ class Submission(Protocol):
         """Return the cluster's name. In a job, `allocation.py` must find the same one."""
         return "cluster"
 
+    def site_commands(self) -> Mapping[str, list[str]]:
+        """Return commands that show facts of the site, such as its kinds of nodes, by the name of the fact."""
+        return {}
+
+    def describe_site(self, name: str, output: str) -> str:
+        """Return a fact of the site, in words, from the output of its command."""
+        return output.strip()
+
     def job_id_of(self, text: str) -> str | None:
         """Return the job id that a user means with `text`; None if this batch system has no such ids."""
         return text if text.isdigit() else None
@@ -241,3 +249,6 @@ class BatchSystem(Protocol):
 
     def describe(self) -> str:
         """Return a description of the batch system, after checking that it answers."""
+
+    def site(self) -> dict[str, str]:
+        """Return facts of the site for `doctor`, in words, by their names; without those that cannot be asked."""

@@ -155,6 +155,13 @@ class CommandBatchSystem:
         self._run(self.submission.ping_command())
         return version
 
+    def site(self) -> dict[str, str]:
+        facts = {}
+        for name, command in self.submission.site_commands().items():
+            with contextlib.suppress(BatchError):
+                facts[name] = self.submission.describe_site(name, self._run(command))
+        return facts
+
 
 def unknown(job_id: str) -> JobState:
     """Return the state of a job that the batch system does not know."""

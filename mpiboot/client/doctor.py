@@ -2,53 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import resource
-import shutil
-import socket
-import sys
 import textwrap
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from envpack.common.mounts import file_system, is_memory
+from envpack.common.mounts import file_system
 from envpack.common.places import HOME_VARIABLE
-from envpack.stage.gc import usage
 from mpiboot.batch import registry
 from mpiboot.client.job import Job
+from mpiboot.client.node_report import REPORT, Check, NodeReport, connection_error, node_checks
 from mpiboot.client.submit import submit_config
 from mpiboot.common.interfaces import interfaces
-from mpiboot.common.units import show_size
 from mpiboot.config import Config, home
 from mpiboot.errors import MpibootError
 from mpiboot.protocol import prefix_checks
 
-GIB = 1024**3
-NEEDED_BYTES = 2 * GIB
-NEEDED_FILES = 4096
-REPORT = "mpiboot.doctor: "
 JOB_TIMEOUT_S = 1800.0
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of the report.
-
-    Attributes
-    ----------
-    name : str
-        The thing that was checked.
-    found : str
-        The result: a fact about the machine, or the problem.
-    remedy : str
-        How to solve the problem; empty if the check passed.
-    """
-
-    name: str
-    found: str
-    remedy: str = ""
+SSH_PORT = 22  # a host that refuses it is reached, too
 
 
 def run_checks(config: Config, *, job_test: bool, out: Callable[[str], None]) -> int:
@@ -74,7 +48,11 @@ def show(check: Check, out: Callable[[str], None]) -> bool:
 
 def login_checks(config: Config) -> Iterator[Check]:
     """Yield the checks that need no job. They never call MPI_Init, which login nodes often forbid."""
-    yield batch_system_check(config)
+    system = batch_system_check(config)
+    yield system
+    if not system.remedy:
+        for name, found in registry.choose(config.batch_system).site().items():
+            yield Check(name, found)
     assert config.env
     prefix = Path(config.env)
     try:
@@ -132,52 +110,6 @@ def mpirun(prefix: Path, mpi: str) -> Check:
     return Check("mpirun", f"{path} ({name}), mpi4py uses {library}")
 
 
-def node_checks(root: Path) -> list[Check]:
-    """Return the checks that every node must pass, this machine included."""
-    up = {name: found["address"] for name, found in interfaces().items() if not found["loopback"]}
-    shown = ", ".join(f"{name} {address}" for name, address in up.items())
-    no_network = "" if up else "bring an interface up, with an IPv4 address"
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    remedy = (
-        f"ask the site to raise the hard limit (nofile) to {NEEDED_FILES} or more"
-        if 0 <= hard < NEEDED_FILES
-        else ""
-    )
-    return [
-        Check("interfaces", shown or "none", no_network),
-        staging_root(root),
-        Check("open files", f"{soft}, at most {hard}", remedy),
-    ]
-
-
-def staging_root(root: Path) -> Check:
-    """Check whether an environment can be staged below `root`: there is space, and programs can run there."""
-    if not root.is_dir() or not os.access(root, os.W_OK):
-        return Check(
-            "staging root",
-            f"{root} cannot be written",
-            "export MPIBOOT_STAGE_ROOT=FOLDER, on the node's own disk",
-        )
-    free, kind = shutil.disk_usage(root).free, file_system(root)[0]
-    copies = usage(root)
-    size = sum(copy.size_bytes for copy in copies)
-    used = sum(copy.size_bytes for copy in copies if copy.in_use)
-    found = f"{root}, {kind}{' (memory)' if is_memory(kind) else ''}, {show_size(free)} free"
-    if copies:
-        found += (
-            f"; {len(copies)} staged copies take {show_size(size)}, of which {show_size(used)} are in use"
-        )
-    remedy = ""
-    if os.statvfs(root).f_flag & os.ST_NOEXEC:
-        found, remedy = f"{found}, noexec", "programs cannot run there: export MPIBOOT_STAGE_ROOT=FOLDER"
-    elif free + size - used < NEEDED_BYTES:  # a job removes copies that nobody uses if it needs their room
-        end_jobs = "end the jobs that use the copies (mpiboot list, mpiboot stop), or " if used else ""
-        remedy = (
-            f"too little for most environments: {end_jobs}export MPIBOOT_STAGE_ROOT=FOLDER with more room"
-        )
-    return Check("staging root", found, remedy)
-
-
 def compute_network(config: Config) -> Check:
     """Check whether this machine has the network interface that the workers will use."""
     wanted = config.interface
@@ -205,52 +137,58 @@ def job_checks(config: Config, out: Callable[[str], None]) -> Iterator[Check]:
         cpus_per_worker=1,
         no_stage=True,
         job_name="mpiboot-doctor",
-        command=("python", "-m", "mpiboot.client.doctor", config.stage_root),
+        command=("python", "-m", "mpiboot.client.node_report", config.stage_root),
     )
+    logs = home(os.environ, config.home) / "logs"
     try:
-        job = submit_config(job_config, output_folder=home(os.environ, config.home) / "logs")
+        job = submit_config(job_config, output_folder=logs)
         out(f"      job {job.job_id} of {n_nodes} node(s) is submitted; waiting for it")
         state = job.wait(JOB_TIMEOUT_S)
     except MpibootError as error:
         yield Check("job", error.problem, error.remedy)
         return
     reports = read_reports(job)
-    if not reports or job.exit_status():
+    if not job.log_files():
+        yield Check(
+            "job",
+            f"{job.job_id} ended: {state.show()}; it could not write {logs}",
+            f"export {HOME_VARIABLE}=FOLDER, one that this machine and the nodes share and can write; if that "
+            "fails, too, ask your site's support about the job",
+        )
+    elif not reports or job.exit_status():
         yield Check("job", f"{job.job_id} ended: {state.show()}", f"read its log: mpiboot logs {job.job_id}")
-    for node, checks in reports.items():
-        for check in checks:
+    for node, report in reports.items():
+        for check in report.checks:
             yield replace(check, name=f"{node}: {check.name}")
+    if reports and not only_here:
+        node, report = next(iter(reports.items()))
+        errors = {name: connection_error(address, SSH_PORT) for name, address in report.addresses.items()}
+        yield route_check(node, errors, config.interface)
 
 
-def read_reports(job: Job) -> dict[str, list[Check]]:
-    """Return the checks of each node, as printed by the job's command among other output."""
+def route_check(node: str, errors: Mapping[str, int], wanted: str) -> Check:
+    """Return the check over which interfaces this machine, and so a client here, reaches a node."""
+    away = {
+        name: os.strerror(error) for name, error in errors.items() if error not in (0, errno.ECONNREFUSED)
+    }
+    reached = [name for name in errors if name not in away]
+    found = f"this machine reaches {node} over {', '.join(reached) or 'no interface'}"
+    if away:
+        found += f"; not over {', '.join(f'{name} ({reason})' for name, reason in away.items())}"
+    remedy = ""
+    if wanted in away or not reached:
+        other = f"--interface {reached[0]}, or " if reached else ""
+        remedy = f"{other}run clients on a machine that reaches the nodes"
+    return Check("route", found, remedy)
+
+
+def read_reports(job: Job) -> dict[str, NodeReport]:
+    """Return the report of each node, as printed by the job's command among other output."""
     text = "".join(path.read_text(errors="replace") for path in job.log_files()[:1])
     lines = [line.removeprefix(REPORT) for line in text.splitlines() if line.startswith(REPORT)]
-    return {
-        node: [Check(**check) for check in checks] for node, checks in (json.loads(line) for line in lines)
-    }
-
-
-def report_node(root: str) -> list[object]:
-    """Return this node's name and its checks; runs on a worker."""
-    return [socket.gethostname(), [asdict(check) for check in node_checks(Path(root))]]
+    return {node: NodeReport.of(report) for node, report in map(json.loads, lines)}
 
 
 def existing(path: Path) -> Path:
     """Return `path`, or the nearest folder above it that exists."""
     return path if path.exists() else existing(path.parent)
-
-
-def main(root: str) -> None:
-    """Let each worker check its node, and print the reports. This is the job's command."""
-    from distributed import Client
-
-    from mpiboot.client import doctor
-
-    with Client() as client:
-        for answer in client.run(doctor.report_node, root).values():
-            print(REPORT + json.dumps(answer), flush=True)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -40,6 +40,8 @@ class Case:
         Host names of the two nodes.
     login_report, node_report : tuple of str
         Patterns of lines of `doctor`, and of lines that `doctor --job-test` adds: the site's peculiarity.
+    wrong : tuple of (tuple of str, dict, str)
+        Options and variables that do not work here, and a pattern of what `doctor --job-test` says of them.
     """
 
     site: str
@@ -48,14 +50,53 @@ class Case:
     hosts: tuple[str, ...] = ("node1", "node2")
     login_report: tuple[str, ...] = ()
     node_report: tuple[str, ...] = ()
+    wrong: tuple[tuple[tuple[str, ...], dict[str, str], str], ...] = ()
 
 
+CONFINED = ("node1: CPUs: 1 of 2 usable",) if Path("/sys/fs/cgroup/memory/cgroup.procs").exists() else ()
 CASES = (
-    Case("plain"),
-    Case("fat", hosts=("cn1.hpc.example.org", "cn2.hpc.example.org")),
-    Case("strict", variables={"MPIBOOT_HOME": "/mnt/alice/mpiboot"}),
-    Case("accounting"),
-    Case("shut", options=("--interface", "eth0", "--worker-port", "40000:40100")),
+    Case(
+        "plain",
+        login_report=(r"nodes: 2 of 8 CPUs, \d+ MB$", "settings: ended jobs are forgotten after 300 sec$"),
+        node_report=(r"node2: ports: 10\.7\d\.0\.1:\d+, .* is reached$", "route: .* over eth0, ib0$"),
+    ),
+    Case(
+        "fat",
+        hosts=("cn1.hpc.example.org", "cn2.hpc.example.org"),
+        login_report=(
+            r"nodes: 1 of 8 CPUs \(4 cores of 2 threads\), \d+ MB, gpu:2; "
+            r"1 of 4 CPUs \(2 cores of 2 threads\), \d+ MB, gpu:2$",
+        ),
+        node_report=(r"cn2\.hpc\.example\.org: interfaces: .* eth12 10\.90\.0\.2$",),
+    ),
+    Case(
+        "strict",
+        variables={"MPIBOOT_HOME": "/mnt/alice/mpiboot"},
+        login_report=("settings: each job has its own /tmp, so none uses another's staged copy; ",),
+        node_report=(
+            r"node1: home: /home/alice, \S+, read-only: output and MPIBOOT_HOME must lie elsewhere$",
+            "node2: limits: none of CPU time, memory and file size$",
+            *CONFINED,
+        ),
+        wrong=(
+            (
+                *((), {"MPIBOOT_HOME": "/home/alice/.mpiboot"}),
+                r"^FAIL  job: \d+ ended: .*; it could not write /home/alice/\.mpiboot/logs\n"
+                r" +remedy: export MPIBOOT_HOME=FOLDER, ",
+            ),
+        ),
+    ),
+    Case("accounting", login_report=("settings: slurmdbd remembers ended jobs$",)),
+    Case(
+        "shut",
+        options=("--interface", "eth0", "--worker-port", "40000:40100"),
+        login_report=("settings: .*srun listens on ports 50000-50100$",),
+        node_report=(
+            r"node2: ports: .* is not reached \(Connection refused\): use --worker-port$",
+            r"route: this machine reaches node1 over eth0; not over ib0 \(Network is unreachable\)$",
+        ),
+        wrong=((("--interface", "ib0"), {}, "^FAIL  compute network: this machine has no ib0"),),
+    ),
 )
 
 
@@ -199,12 +240,17 @@ def test_doctor(alice: SiteUser) -> None:
 
 
 def test_doctor_with_a_job(alice: SiteUser) -> None:
+    """The same, of the nodes; and what does not work here is said, with a remedy."""
     report = alice.mpiboot("doctor", "--job-test", *alice.case.options).stdout
     assert "FAIL" not in report
     for host in alice.case.hosts:
         assert re.search(rf"^ok    {host}: interfaces: .*eth0 10\.77\.0\.", report, re.M), report
     for pattern in alice.case.node_report:
         assert re.search(pattern, joined(report), re.M), report
+    for options, variables, pattern in alice.case.wrong:
+        done = alice.mpiboot("doctor", "--job-test", *options, check=False, **variables)
+        assert done.returncode == 1
+        assert re.search(pattern, joined(done.stdout), re.M), done.stdout
 
 
 def joined(report: str) -> str:

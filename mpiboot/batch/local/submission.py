@@ -117,6 +117,9 @@ class Local:
     def describe(self) -> str:
         return f"{self.name}: jobs run on this machine"
 
+    def site(self) -> dict[str, str]:
+        return {}
+
 
 def batch_system() -> BatchSystem:
     """Return the local batch system, for the registry."""

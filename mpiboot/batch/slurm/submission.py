@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpiboot.batch.job_state import JobState, Phase
-from mpiboot.batch.slurm import FACTS
+from mpiboot.batch.slurm import FACTS, site
 from mpiboot.batch.slurm.text import find_word, plain_environment, slurm_time
 from mpiboot.batch.submission import BatchSystem, Submission
 from mpiboot.batch.system import CommandBatchSystem
@@ -190,6 +190,12 @@ class Slurm(Submission):
             if line.startswith("ClusterName"):
                 return line.partition("=")[2].strip()
         return "cluster"
+
+    def site_commands(self) -> Mapping[str, list[str]]:
+        return site.COMMANDS
+
+    def describe_site(self, name: str, output: str) -> str:
+        return site.describe(name, output)
 
     def is_away(self, text: str) -> bool:
         return bool(AWAY.search(text)) and NO_CONFIGURATION not in text

@@ -1,11 +1,17 @@
+import errno
 import json
+import resource
+import socket
 import sys
 from pathlib import Path
 
+import pytest
+
 from envpack.stage.gc import Usage
 from mpiboot import config as configuration
-from mpiboot.client import doctor
-from mpiboot.client.doctor import Check
+from mpiboot.batch import registry
+from mpiboot.client import doctor, node_report
+from mpiboot.client.node_report import Check, NodeReport
 
 
 def checks_of(**options):
@@ -55,26 +61,26 @@ def test_another_mpi_than_mpi4pys(tmp_path):
 
 
 def test_a_staging_root_that_is_not_there():
-    check = doctor.staging_root(Path("/nowhere"))
+    check = node_report.staging_root(Path("/nowhere"))
     assert (check.found, check.remedy[:25]) == ("/nowhere cannot be written", "export MPIBOOT_STAGE_ROOT")
 
 
 def test_too_little_space(tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda root: type("Usage", (), {"free": 1024**3}))
-    check = doctor.staging_root(tmp_path)
+    monkeypatch.setattr(node_report.shutil, "disk_usage", lambda root: type("Usage", (), {"free": 1024**3}))
+    check = node_report.staging_root(tmp_path)
     assert check.found.endswith(", 1 GiB free")
     assert check.remedy == "too little for most environments: export MPIBOOT_STAGE_ROOT=FOLDER with more room"
 
 
 def test_staged_copies_are_counted_and_unused_ones_are_no_lack_of_room(tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda root: type("Usage", (), {"free": 1024**3}))
+    monkeypatch.setattr(node_report.shutil, "disk_usage", lambda root: type("Usage", (), {"free": 1024**3}))
     copies = [Usage(tmp_path, 1024**3, in_use=True), Usage(tmp_path, 2 * 1024**3, in_use=False)]
-    monkeypatch.setattr(doctor, "usage", lambda root: copies)
-    check = doctor.staging_root(tmp_path)
+    monkeypatch.setattr(node_report, "usage", lambda root: copies)
+    check = node_report.staging_root(tmp_path)
     assert check.found.endswith(", 1 GiB free; 2 staged copies take 3 GiB, of which 1 GiB are in use")
     assert check.remedy == ""
     del copies[1]
-    assert doctor.staging_root(tmp_path).remedy == (
+    assert node_report.staging_root(tmp_path).remedy == (
         "too little for most environments: end the jobs that use the copies (mpiboot list, mpiboot stop), or export "
         "MPIBOOT_STAGE_ROOT=FOLDER with more room"
     )
@@ -87,10 +93,88 @@ def test_no_address_in_the_compute_network():
 
 def test_reports_are_read_among_other_output(tmp_path):
     output = tmp_path / "out"
-    report = ["node1", [{"name": "interfaces", "found": "ib0", "remedy": ""}]]
+    checks = [{"name": "interfaces", "found": "ib0", "remedy": ""}]
+    report = ["node1", {"checks": checks, "addresses": {"ib0": "10.78.0.1"}}]
     output.write_text(f"a banner\n{doctor.REPORT}{json.dumps(report)}\nmore\n")
     job = type("Job", (), {"job_id": "7", "log_files": lambda self: [output]})()
-    assert doctor.read_reports(job) == {"node1": [Check("interfaces", "ib0")]}
+    expected = NodeReport((Check("interfaces", "ib0"),), {"ib0": "10.78.0.1"})
+    assert doctor.read_reports(job) == {"node1": expected}
+
+
+@pytest.mark.parametrize(
+    ("errors", "wanted", "found", "remedy"),
+    [
+        ({"eth0": 0, "ib0": errno.ECONNREFUSED}, "auto", "over eth0, ib0", ""),
+        (
+            {"eth0": 0, "ib0": errno.ENETUNREACH},
+            *("auto", "over eth0; not over ib0 (Network is unreachable)", ""),
+        ),
+        (
+            {"eth0": 0, "ib0": errno.ETIMEDOUT},
+            *("ib0", "over eth0; not over ib0 (Connection timed out)"),
+            "--interface eth0, or run clients on a machine that reaches the nodes",
+        ),
+        (
+            {"ib0": errno.EHOSTUNREACH},
+            *("auto", "over no interface; not over ib0 (No route to host)"),
+            "run clients on a machine that reaches the nodes",
+        ),
+    ],
+)
+def test_routes(errors, wanted, found, remedy):
+    expected = Check("route", f"this machine reaches node1 {found}", remedy)
+    assert doctor.route_check("node1", errors, wanted) == expected
+
+
+def test_a_connection():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert node_report.connection_error("127.0.0.1", port) == 0
+    assert node_report.connection_error("127.0.0.1", port) == errno.ECONNREFUSED
+
+
+def test_what_jobs_find_on_a_node(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(node_report.os, "sched_getaffinity", lambda pid: {0})
+    monkeypatch.setattr(node_report.os, "cpu_count", lambda: 8)
+    limits = {resource.RLIMIT_CPU: (120, 120)}
+    no_limit = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    monkeypatch.setattr(node_report.resource, "getrlimit", lambda limit: limits.get(limit, no_limit))
+    cpus, home, limits_check = node_report.job_node_checks()
+    assert cpus == Check("CPUs", "1 of 8 usable")
+    assert (home.found.startswith(f"{tmp_path}, "), home.found.endswith(", can be written")) == (True, True)
+    assert limits_check == Check("limits", "120 CPU seconds")
+    monkeypatch.setattr(node_report.os, "access", lambda path, mode: False)
+    assert node_report.job_node_checks()[1].found.endswith(
+        ", read-only: output and MPIBOOT_HOME must lie elsewhere"
+    )
+    monkeypatch.setenv("HOME", str(tmp_path / "gone"))
+    assert node_report.job_node_checks()[1] == Check("home", f"{tmp_path}/gone, not there")
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [(0, "is reached"), (errno.ECONNREFUSED, "is not reached (Connection refused): use --worker-port")],
+)
+def test_ports_between_nodes(error, found):
+    expected = Check("ports", f"10.77.0.1:4, a port that nobody chose, {found}")
+    assert node_report.ports_check(error, "10.77.0.1:4") == expected
+
+
+def test_facts_of_a_site(commands):
+    config = "echo 'JobContainerType        = job_container/tmpfs'; echo 'MinJobAge               = 2 sec'"
+    commands(
+        sinfo="""case $1 in --noheader) echo '2|8|1:4:2|12052|gpu:2'; echo '1|4|2:2:1|9039|(null)';; esac""",
+        scontrol=config,
+    )
+    facts = registry.choose("slurm").site()
+    assert facts == {
+        "nodes": "2 of 8 CPUs (4 cores of 2 threads), 12052 MB, gpu:2; 1 of 4 CPUs, 9039 MB",
+        "settings": "each job has its own /tmp, so none uses another's staged copy; "
+        "ended jobs are forgotten after 2 sec",
+    }
+    commands(sinfo="exit 1", scontrol="exit 1")
+    assert registry.choose("slurm").site() == {}
 
 
 def test_a_failed_check_names_its_remedy():
