@@ -13,7 +13,7 @@ from mpiboot.option import SUBMIT
 @click.command(cls=CommandWithExample, epilog="mpiboot doctor --env ~/envs/analysis --job-test")
 @job_options(
     *("env", "partition", "account", "interface", "time", "nodes", "batch_system", "mpi", "batch_arg"),
-    *("scheduler_port", "worker_port", "dashboard_port"),
+    *("mem", "scheduler_port", "worker_port", "dashboard_port"),
 )
 @click.option("--job-test", is_flag=True, help="make the same checks on two nodes, in a job")
 def doctor(job_test: bool, **options: Any) -> int:

@@ -5,8 +5,8 @@ from pathlib import Path
 FRAMES_SHOWN = 6
 
 
-def unexpected(error: BaseException) -> str:
-    """Return one line about an error that should not happen: what it is, and where, the innermost function last."""
+def one_line(error: BaseException) -> str:
+    """Return what an error is, and where it happened, the innermost function last."""
     places = []
     trace = error.__traceback__
     while trace:
@@ -15,5 +15,9 @@ def unexpected(error: BaseException) -> str:
         places.append(f"{path.parent.name}/{path.name}:{trace.tb_lineno} {code.co_name}")
         trace = trace.tb_next
     where = f" ({' > '.join(places[-FRAMES_SHOWN:])})" if places else ""
-    what = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"an error that should not happen; please report it: {what}{where}"
+    return " ".join(f"{type(error).__name__}: {error}".split()) + where
+
+
+def unexpected(error: BaseException) -> str:
+    """Return one line about an error that should not happen: what it is, and where, the innermost function last."""
+    return f"an error that should not happen; please report it: {one_line(error)}"

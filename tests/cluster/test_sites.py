@@ -62,6 +62,7 @@ CASES = (
     ),
     Case(
         "fat",
+        options=("--mem", "3G"),
         hosts=("cn1.hpc.example.org", "cn2.hpc.example.org"),
         login_report=(
             r"nodes: 1 of 8 CPUs \(4 cores of 2 threads\), \d+ MB, gpu:2; "
@@ -228,6 +229,7 @@ def test_a_job_that_fails(alice: SiteUser) -> None:
     assert "Invalid time unit: nonsense" in done.stderr
     assert re.search(rf"mpiboot logs {job_id}\n$", done.stderr)
     assert f"job {job_id}: FAILED (the scheduler ended" in alice.mpiboot("status", job_id).stdout
+    assert "Invalid time unit: nonsense" in alice.mpiboot("logs", job_id).stdout
     assert_nothing_remains(alice, NODES)
 
 
