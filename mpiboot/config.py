@@ -258,6 +258,15 @@ class Config:
         elsewhere="Leave it out: the environment is packed if needed",
         group=PROGRAMS,
     )
+    client_networks: tuple[str, ...] = _option(
+        TEXT,
+        "networks of the submitting host, such as 10.0.0.0/24; interface auto prefers one that lies in them",
+        (),
+        metavar="NETWORK",
+        repeatable=True,
+        allowed_in=frozenset((BOOT,)),
+        elsewhere="Leave it out: submit knows the networks of its host",
+    )
     start_timeout: float = _option(
         DURATION,
         "give up if the workers have not started by then",

@@ -33,7 +33,7 @@ from mpiboot.agent.launch_guard import LaunchGuard
 from mpiboot.agent.output import RanksOutput
 from mpiboot.agent.threads import in_thread
 from mpiboot.common.faults import unexpected
-from mpiboot.common.interfaces import interfaces
+from mpiboot.common.interfaces import interfaces, unusable_interfaces
 from mpiboot.common.processes import host_identity, process_ids, process_start
 from mpiboot.common.trust import check_trusted, open_trusted
 from mpiboot.common.units import show_duration
@@ -349,12 +349,13 @@ class Agent:
         prefix = orders.prefix
         return NodeReport(
             number=orders.number,
-            interfaces=interfaces(),
+            interfaces=interfaces(orders.interface),
             memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             cpus=os.cpu_count() or 1,
             root_is_memory=is_memory(file_system(self.folder)[0]),
             has_stage=prefix is not None and has_stage(Path(prefix), orders.pack_id),
             port=port,
+            unusable_interfaces=unusable_interfaces(),
         )
 
     def accept_rank(self) -> None:

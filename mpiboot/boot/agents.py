@@ -19,8 +19,9 @@ from typing import Any, TypeVar
 from envpack.common.places import host_name
 from mpiboot.boot.agent_program import write_agent_program
 from mpiboot.boot.channel import NODES_SHOWN, Answer, Channel
+from mpiboot.boot.choose_interface import preferred_first
 from mpiboot.boot.context import Context
-from mpiboot.common.interfaces import interfaces, preferred_first
+from mpiboot.common.interfaces import interfaces
 from mpiboot.common.ports import other_ports
 from mpiboot.common.processes import host_identity, process_start
 from mpiboot.common.units import show_duration

@@ -3,10 +3,11 @@
 Only boot imports this module.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mpiboot.batch.allocation import Allocation, AllocationSystem
+from mpiboot.common.interfaces import device_of
 from mpiboot.config import Config
 from mpiboot.protocol.events import EventLog
 from mpiboot.protocol.job_directory import JobDirectory
@@ -53,10 +54,18 @@ class Network:
         The interface that all nodes use.
     node_of_address : dict of str to str
         Each node's name, by its IPv4 address on that interface.
+    addresses : dict of str to str
+        The first node's addresses on all interfaces that the nodes could use, by the interface's name.
     """
 
     interface: str
     node_of_address: dict[str, str]
+    addresses: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def device(self) -> str:
+        """The interface's device, which MPI takes: `ib0` for the alias `ib0:1`."""
+        return device_of(self.interface)
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def prepare_ranks(
         prefix=staged.prefix,
         job_directory=directory.path,
         job_folder=context.job_folder,
-        interface=network.interface if context.system.several_hosts else None,
+        interface=network.device if context.system.several_hosts else None,
         idle_timeout_s=None if config.command else config.idle_timeout,
         encrypted=not config.insecure,
         dashboard_tls=config.dashboard_tls,
@@ -134,7 +134,7 @@ def start_ranks(
         *(str(staged.prefix / "bin/python"), "-I", "-S"),
         *(str(module_file(staged.prefix, "rank/stand_in.py")), str(context.directory.path)),
     ]
-    launch = choose_launcher(context, staged.prefix, variables, place, network.interface, stand_in)
+    launch = choose_launcher(context, staged.prefix, variables, place, network.device, stand_in)
     logger.info("%s", " ".join(launch.command))
     context.directory.host_file.write_text(launch.host_file)
     keep_orphans()

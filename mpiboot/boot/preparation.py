@@ -15,8 +15,9 @@ from pathlib import Path
 from mpiboot.batch.sizing import Sizing, check_min_workers, size_workers
 from mpiboot.boot.agents import Agents
 from mpiboot.boot.certificates import make_job_secrets
+from mpiboot.boot.choose_interface import choose_interface, common_interfaces
 from mpiboot.boot.context import Context, Network, Staged
-from mpiboot.common.interfaces import choose_interface, interfaces
+from mpiboot.common.interfaces import interfaces
 from mpiboot.common.trust import remove_files
 from mpiboot.config import Config
 from mpiboot.protocol.channel_messages import NodeReport
@@ -84,10 +85,17 @@ def choose_network(context: Context, agents: Agents, reports: Mapping[str, NodeR
     wanted = context.config.interface
     if wanted == "auto" and not context.system.several_hosts:
         wanted = "lo"
-    interface = choose_interface(wanted, {node: report.interfaces for node, report in reports.items()})
-    addresses = {node: report.interfaces[interface]["address"] for node, report in reports.items()}
+    of_nodes = {node: report.interfaces for node, report in reports.items()}
+    unusable = {node: report.unusable_interfaces for node, report in reports.items()}
+    interface = choose_interface(wanted, of_nodes, unusable, context.config.client_networks)
+    addresses = {node: of_node[interface]["address"] for node, of_node in of_nodes.items()}
     agents.introduce({node: [address, reports[node].port] for node, address in addresses.items()})
-    return Network(interface, {address: node for node, address in addresses.items()})
+    first = next(iter(of_nodes.values()))
+    return Network(
+        interface,
+        {address: node for node, address in addresses.items()},
+        {name: first[name]["address"] for name in dict.fromkeys([interface, *common_interfaces(of_nodes)])},
+    )
 
 
 def make_secrets(context: Context) -> None:

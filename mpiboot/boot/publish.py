@@ -46,6 +46,7 @@ def publish(
         memory_bytes=sizing.memory_bytes,
         nodes=list(allocation.node_names),
         interface=network.interface,
+        addresses=network.addresses,
         prefix=str(staged.prefix),
         source_prefix=str(context.source),
         end_time=allocation.end_time,

@@ -122,6 +122,7 @@ def agent_orders(context: Context, archive: Path | None) -> Orders:
         prefix=prefix,
         pack_id=pack_id,
         cancel_command=context.system.cancel_command(context.allocation.job_id),
+        interface=context.config.interface,
         ports=[ports[0], ports[-1]],
     )
 

@@ -113,7 +113,7 @@ def mpirun(prefix: Path, mpi: str) -> Check:
 def compute_network(config: Config) -> Check:
     """Check whether this machine has the network interface that the workers will use."""
     wanted = config.interface
-    here = interfaces()
+    here = interfaces(wanted)
     if wanted in ("auto", *here):
         return Check(
             "compute network",

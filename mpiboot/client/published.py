@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from distributed import Security
 
+from mpiboot.client.reach import no_route_remedy
 from mpiboot.client.verify import ATTEMPT_S, ask_scheduler, check_identity, refuse_plain
 from mpiboot.common.trust import check_trusted
 from mpiboot.errors import BatchError, RendezvousError
@@ -77,6 +78,12 @@ class PublishedEndpoint:
             security = Security(**client_security_arguments(self.job.directory.path))
         else:
             refuse_plain(endpoint.address, self.insecure)
-        identity = ask_scheduler(endpoint.address, security, ATTEMPT_S)
+        try:
+            identity = ask_scheduler(endpoint.address, security, ATTEMPT_S)
+        except RendezvousError as error:
+            where = f"{error.problem} (interface {endpoint.interface} of {endpoint.nodes[0]})"
+            raise RendezvousError(
+                where, no_route_remedy(endpoint, self.job.job_id) or error.remedy
+            ) from error
         check_identity(identity, endpoint.scheduler_id, endpoint.address, endpoint.source_prefix)
         return security

@@ -18,6 +18,7 @@ import dask
 from mpiboot.batch.job_state import JobState
 from mpiboot.client import timeline
 from mpiboot.client.job import Job
+from mpiboot.client.reach import reached_dashboard
 from mpiboot.common.units import show_duration
 from mpiboot.errors import BatchError, UsageError
 from mpiboot.protocol import secrets as security
@@ -79,7 +80,7 @@ def endpoint_of(job: Job) -> Endpoint:
         raise BatchError(
             f"job {job.job_id} is {state.show()}, and not ready", f"Wait for it: mpiboot connect {job.job_id}"
         )
-    return endpoint
+    return endpoint._replace(dashboard=reached_dashboard(endpoint))
 
 
 def link(job: Job, endpoint: Endpoint, *, with_token: bool, host: str | None = None) -> str:

@@ -20,6 +20,7 @@ from mpiboot.client.find import clear_ended, directories_to_clear
 from mpiboot.client.job import Job
 from mpiboot.client.options import JobOptions, documented
 from mpiboot.client.settings import load_config
+from mpiboot.common.interfaces import networks_here
 from mpiboot.common.ports import check_ports
 from mpiboot.common.units import show_duration, show_size
 from mpiboot.config import Config, dask_variables
@@ -199,7 +200,11 @@ def submit_command(
                 f"the folder {output_folder} could not be made: {error.strerror}",
                 f"Set {HOME_VARIABLE} to a folder on the shared file system that you can write",
             ) from error
-    boot_config = replace(config, home=str(home) if os.environ.get(HOME_VARIABLE) else None)
+    boot_config = replace(
+        config,
+        home=str(home) if os.environ.get(HOME_VARIABLE) else None,
+        client_networks=tuple(networks_here()) if config.interface == "auto" else (),
+    )
     return batch.submit_command(
         config,
         script,

@@ -1,21 +1,31 @@
-"""Network interfaces of a node, and the choice of one that all nodes have.
+"""Network interfaces of a node, and the networks that it has a route to.
 
-Agents and `doctor` list them, and boot chooses. It imports the errors.
+Agents and `doctor` list the interfaces, boot chooses one (`boot.choose_interface`), and submit lists the networks. It
+imports the standard library alone.
 """
 
 import fcntl
+import re
 import socket
 import struct
-from collections.abc import Mapping, Sequence
+import sys
 from pathlib import Path
 from typing import TypedDict
-
-from mpiboot.errors import UsageError
 
 # linux/sockios.h, linux/if.h, linux/if_arp.h. The facts come from ioctl, since /sys may show another network namespace.
 _SIOCGIFFLAGS, _SIOCGIFADDR, _SIOCGIFHWADDR = 0x8913, 0x8915, 0x8927
 _IFF_UP, _IFF_LOOPBACK, _IFF_RUNNING = 0x1, 0x8, 0x40
 INFINIBAND = 32
+# Names that container and virtual machine programs, VPNs and management controllers give to their interfaces.
+INTERNAL = re.compile(
+    r"docker|virbr|veth|cni|flannel|podman|lxcbr|lxdbr|vmnet|vboxnet|cali|kube|tailscale|wg\d|tun\d|tap\d|ppp\d|usb\d|idrac"
+    r"|br-[0-9a-f]{12}"
+)
+LINK_LOCAL = "169.254."
+# linux/route.h
+_RTF_UP, _RTF_REJECT = 0x1, 0x200
+# A job script's arguments hold the networks.
+_NETWORKS_MAX = 20
 
 
 class Interface(TypedDict):
@@ -39,23 +49,81 @@ class Interface(TypedDict):
     speed_mbits: int
 
 
-def interfaces() -> dict[str, Interface]:
-    """Return the interfaces of this node that are up and have an IPv4 address, by name."""
+def interfaces(alias: str = "") -> dict[str, Interface]:
+    """Return the interfaces of this node that are up and have an IPv4 address, by name.
+
+    Parameters
+    ----------
+    alias : str, optional
+        A further name, such as `ib0:1`; no list of the kernel's has those (netdevice(7)).
+    """
     result: dict[str, Interface] = {}
+    names = [name for _, name in socket.if_nameindex()]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            request = struct.pack("256s", name.encode()[:15])
+        for name in [*names, *([alias] if ":" in alias else [])]:
             try:
-                flags = struct.unpack("H", fcntl.ioctl(probe, _SIOCGIFFLAGS, request)[16:18])[0]
-                address = socket.inet_ntoa(fcntl.ioctl(probe, _SIOCGIFADDR, request)[20:24])
-                kind = struct.unpack("H", fcntl.ioctl(probe, _SIOCGIFHWADDR, request)[16:18])[0]
+                flags = _flags(probe, name)
+                address = socket.inet_ntoa(_ask(probe, _SIOCGIFADDR, name)[20:24])
+                kind = struct.unpack("H", _ask(probe, _SIOCGIFHWADDR, name)[16:18])[0]
             except OSError:
                 continue  # no IPv4 address
             if flags & _IFF_UP and flags & _IFF_RUNNING:  # a port without a cable is up too
                 result[name] = Interface(
-                    address=address, kind=kind, loopback=bool(flags & _IFF_LOOPBACK), speed_mbits=_speed(name)
+                    address=address,
+                    kind=kind,
+                    loopback=bool(flags & _IFF_LOOPBACK),
+                    speed_mbits=_speed(device_of(name)),
                 )
     return result
+
+
+def unusable_interfaces() -> dict[str, str]:
+    """Return why the other interfaces of this node cannot be used, by name."""
+    usable, result = interfaces(), {}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            if name not in usable:
+                try:
+                    flags = _flags(probe, name)
+                except OSError:
+                    continue
+                result[name] = _why_unusable(name, flags)
+    return result
+
+
+def _why_unusable(name: str, flags: int) -> str:
+    if not flags & _IFF_UP:
+        return "it is down"
+    if not flags & _IFF_RUNNING:
+        return "it has no link"
+    return (
+        "it has IPv6 addresses alone, and Dask needs IPv4"
+        if name in _names_with_ipv6()
+        else "it has no address"
+    )
+
+
+def device_of(name: str) -> str:
+    """Return the device of an interface: `ib0` for its alias `ib0:1`."""
+    return name.partition(":")[0]
+
+
+def _ask(probe: socket.socket, question: int, name: str) -> bytes:
+    return fcntl.ioctl(probe, question, struct.pack("256s", name.encode()[:15]))
+
+
+def _flags(probe: socket.socket, name: str) -> int:
+    flags: int = struct.unpack("H", _ask(probe, _SIOCGIFFLAGS, name)[16:18])[0]
+    return flags
+
+
+def _names_with_ipv6() -> set[str]:
+    """Return the interfaces with an IPv6 address that other networks know: not one of the link alone (scope 20)."""
+    try:
+        lines = Path("/proc/net/if_inet6").read_text().splitlines()
+    except OSError:  # the kernel has no IPv6
+        return set()
+    return {line.split()[5] for line in lines if line.split()[3] != "20"}
 
 
 def _speed(name: str) -> int:
@@ -66,78 +134,25 @@ def _speed(name: str) -> int:
         return -1
 
 
-def choose_interface(wanted: str, of_nodes: Mapping[str, Mapping[str, Interface]]) -> str:
-    """Choose the interface that all nodes use.
-
-    `auto` considers the interfaces that are up on every node with an IPv4 address of the node's own: InfiniBand first,
-    then the fastest, then the first by name. A single node that has nothing else uses its loopback.
+def networks_here(routes: str | None = None) -> list[str]:
+    """Return the IPv4 networks to which this host has a route of their own: not the default route, nor its loopback.
 
     Parameters
     ----------
-    wanted : str
-        The name of an interface, or `auto`.
-    of_nodes : mapping of str to mapping
-        The `interfaces()` of each node, by the node's name.
-
-    Returns
-    -------
-    str
-        The name of the interface.
-
-    Raises
-    ------
-    UsageError
-        A node lacks the interface; the message names the nodes and the interfaces that they have.
+    routes : str, optional
+        The text of /proc/net/route (proc(5)); None: read it.
     """
-    if wanted != "auto":
-        nodes_without = {node: names for node, names in of_nodes.items() if wanted not in names}
-        if nodes_without:
-            existing = "; ".join(
-                f"{node} has {', '.join(sorted(names)) or 'none'}" for node, names in nodes_without.items()
-            )
-            raise UsageError(
-                f"--interface {wanted}: not up with an IPv4 address on {', '.join(nodes_without)}. {existing}",
-                "Name one of these, or leave --interface out",
-            )
-        if len(of_nodes) > 1 and not _distinct(wanted, of_nodes):
-            raise UsageError(
-                f"--interface {wanted}: several nodes have the same address on it, so they cannot reach each other",
-                "Name another one, or leave --interface out",
-            )
-        return wanted
-    first = next(iter(of_nodes.values()))
-    common = [
-        name
-        for name in first
-        if all(name in node and not node[name]["loopback"] for node in of_nodes.values())
-        and _distinct(name, of_nodes)
-    ]
-    if not common:
-        if len(of_nodes) == 1 and "lo" in first:
-            return "lo"
-        existing = "; ".join(
-            f"{node}: {', '.join(sorted(names)) or 'none'}" for node, names in of_nodes.items()
-        )
-        raise UsageError(
-            f"no interface is up with an IPv4 address of its own on every node ({existing})",
-            "Look at the nodes' network: ip -4 addr",
-        )
-    return min(common, key=lambda name: _rank(name, [node[name] for node in of_nodes.values()]))
-
-
-def preferred_first(of_host: Mapping[str, Interface], wanted: str) -> list[str]:
-    """Return the addresses at which other hosts may reach this one: the interface `wanted` first, then the fastest."""
-    names = [name for name, interface in of_host.items() if not interface["loopback"]]
-    names.sort(key=lambda name: (name != wanted, *_rank(name, [of_host[name]])))
-    return list(dict.fromkeys(of_host[name]["address"] for name in names))
-
-
-def _rank(name: str, interfaces: Sequence[Interface]) -> tuple[bool, int, str]:
-    """Return the sort key of the interfaces of one name on several nodes: InfiniBand first, then the fastest."""
-    infiniband = all(interface["kind"] == INFINIBAND for interface in interfaces)
-    return not infiniband, -min(interface["speed_mbits"] for interface in interfaces), name
-
-
-def _distinct(name: str, of_nodes: Mapping[str, Mapping[str, Interface]]) -> bool:
-    """Whether all nodes have different addresses on that interface."""
-    return len({node[name]["address"] for node in of_nodes.values()}) == len(of_nodes)
+    if routes is None:
+        try:
+            routes = Path("/proc/net/route").read_text()
+        except OSError:
+            return []
+    networks = []
+    for line in routes.splitlines()[1:]:
+        name, destination, _, flags, _, _, _, mask, *_ = line.split()
+        if not int(flags, 16) & _RTF_UP or int(flags, 16) & _RTF_REJECT or not int(mask, 16):
+            continue
+        network = socket.inet_ntoa(int(destination, 16).to_bytes(4, sys.byteorder))
+        if not network.startswith(LINK_LOCAL) and not INTERNAL.match(name):
+            networks.append(f"{network}/{int(mask, 16).bit_count()}")
+    return list(dict.fromkeys(networks))[:_NETWORKS_MAX]

@@ -74,6 +74,8 @@ class Orders:
         The staged prefix, and the id of the archive's content; None with `--no-stage`.
     cancel_command : list of str or None
         The command that cancels the job; None if the job ends with boot.
+    interface : str
+        The interface that the user has named, or `auto`; it may be an alias.
     ports : list of int
         The first and the last port on which an agent may listen; empty: any.
     """
@@ -87,6 +89,7 @@ class Orders:
     prefix: str | None
     pack_id: str | None
     cancel_command: list[str] | None
+    interface: str = "auto"
     ports: list[int] = field(default_factory=list)
 
 
@@ -100,6 +103,8 @@ class NodeReport:
         Number of the order that this answers.
     interfaces : dict of str to Interface
         The node's network interfaces, by name.
+    unusable_interfaces : dict of str to str
+        Why its other interfaces cannot be used, by name.
     memory_bytes, cpus : int
         The host's memory, and its number of CPUs.
     root_is_memory : bool
@@ -117,6 +122,7 @@ class NodeReport:
     root_is_memory: bool
     has_stage: bool
     port: int
+    unusable_interfaces: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from mpiboot.errors import RendezvousError
 
-ENDPOINT_VERSION = 2
+ENDPOINT_VERSION = 3
 MAX_ENDPOINT_BYTES = 1024**2
 
 
@@ -44,6 +44,9 @@ class Endpoint(NamedTuple):
         Names of the job's nodes; the first has the scheduler.
     interface : str
         Network interface of scheduler and workers.
+    addresses : dict of str to str
+        The first node's addresses on the interfaces that all nodes have, by name. The scheduler listens on one of them,
+        the dashboard on all.
     prefix : str
         The prefix that the ranks run from: the staged prefix, or the source prefix with `--no-stage`.
     source_prefix : str
@@ -68,6 +71,7 @@ class Endpoint(NamedTuple):
     memory_bytes: int
     nodes: list[str]
     interface: str
+    addresses: dict[str, str]
     prefix: str
     source_prefix: str
     end_time: float | None
@@ -82,6 +86,7 @@ _JSON_TYPES: dict[Any, tuple[type, ...]] = {
     float: (int, float),
     float | None: (int, float, NoneType),
     list[str]: (list,),
+    dict[str, str]: (dict,),
 }
 
 
@@ -117,14 +122,14 @@ def parse_endpoint(data: bytes, path: Path) -> Endpoint:
                 f"{path} has version {content['version']!r}; this mpiboot reads version {ENDPOINT_VERSION}",
                 "Use the same mpiboot in the job and here",
             )
-        endpoint = Endpoint(**{name: content[name] for name in Endpoint._fields})
         wrong = [
             name
             for name, kind in Endpoint.__annotations__.items()
             if not isinstance(content[name], _JSON_TYPES[kind]) or isinstance(content[name], bool)
         ]
-        if wrong:
-            raise TypeError(f"wrong type of {', '.join(wrong)}")
+        if wrong or not all(isinstance(address, str) for address in content["addresses"].values()):
+            raise TypeError(f"wrong type of {', '.join(wrong) or 'addresses'}")
+        endpoint = Endpoint(**{name: content[name] for name in Endpoint._fields})
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RendezvousError(
             f"{path} is not an endpoint of mpiboot: {type(error).__name__}: {error}",

@@ -60,6 +60,7 @@ def endpoint_of(cluster, **changes):
             "memory_bytes": 1,
             "nodes": ["node1"],
             "interface": "lo",
+            "addresses": {},
         },
         **{"prefix": "/p", "source_prefix": "/p", "end_time": None, "published": time.time()},
     }

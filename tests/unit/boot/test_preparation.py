@@ -65,10 +65,24 @@ def test_the_network_of_several_hosts_and_of_one():
     job = context(Node("n1", 1), Node("n2", 1))
     told = []
     agents = SimpleNamespace(introduce=told.append)
-    network = Network("ib0", {"10.0.0.1": "n1", "10.0.0.2": "n2"})
+    network = Network("ib0", {"10.0.0.1": "n1", "10.0.0.2": "n2"}, {"ib0": "10.0.0.1"})
     assert preparation.choose_network(job, agents, reports) == network
     assert told.pop() == {"n1": ["10.0.0.1", 7], "n2": ["10.0.0.2", 7]}
     local = context(Node("n1", 1), batch_system="local")
     assert preparation.choose_network(local, agents, {"n1": reports["n1"]}) == Network(
-        "lo", {"127.0.0.1": "n1"}
+        "lo", {"127.0.0.1": "n1"}, {"lo": "127.0.0.1", "ib0": "10.0.0.1"}
     )
+
+
+def test_the_login_node_s_networks_and_what_nodes_lack_decide():
+    reports = {f"n{k}": report(ib0=f"10.0.0.{k}", ib1=f"10.1.0.{k}") for k in (1, 2)}
+    job = context(Node("n1", 1), Node("n2", 1), client_networks=("10.1.0.0/16",))
+    agents = SimpleNamespace(introduce=lambda addresses: None)
+    network = preparation.choose_network(job, agents, reports)
+    assert (network.interface, network.addresses) == ("ib1", {"ib1": "10.1.0.1", "ib0": "10.0.0.1"})
+    reports["n2"].interfaces.pop("ib0")
+    reports["n2"].unusable_interfaces["ib0"] = "it is down"
+    with pytest.raises(
+        UsageError, match=r"--interface ib0: n2: it is down \(ib1 can be used\)\. Name one that"
+    ):
+        preparation.choose_network(context(*job.allocation.nodes, interface="ib0"), agents, reports)

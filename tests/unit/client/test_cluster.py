@@ -60,6 +60,7 @@ def job(monkeypatch, local):
             "memory_bytes": 1,
             "nodes": ["n1"],
             "interface": "lo",
+            "addresses": {},
         },
         **{
             "prefix": "/p",

@@ -42,6 +42,7 @@ def test_links_and_the_ssh_line(two, monkeypatch):
             "memory_bytes": 1,
             "nodes": ["n1"],
             "interface": "ib0",
+            "addresses": {"ib0": "10.0.0.1"},
             "prefix": "/p",
         },
         **{"source_prefix": "/p", "end_time": None, "published": 1.0},

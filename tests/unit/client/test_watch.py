@@ -81,7 +81,7 @@ def test_a_plain_address_is_refused_unless_it_is_asked_for(job, cluster):
         ),
         ({"scheduler_id": "Scheduler-old"}, "answers as Scheduler-.*, not as Scheduler-old"),
         ({"job_key": "stand-in-8"}, "endpoint.json is of job stand-in-8, not of stand-in-7"),
-        ({"version": 1}, "version 1; this mpiboot reads version 2"),
+        ({"version": 1}, "version 1; this mpiboot reads version 3"),
     ],
     ids=["nobody-listens", "another-scheduler", "another-job", "another-version"],
 )

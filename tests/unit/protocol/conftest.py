@@ -18,6 +18,7 @@ def endpoint():
         memory_bytes=1,
         nodes=["n1"],
         interface="ib0",
+        addresses={"ib0": "10.0.0.1"},
         prefix="/tmp/e",
         source_prefix="/home/e",
         end_time=None,

@@ -24,7 +24,7 @@ def test_what_is_no_endpoint_is_refused(text):
 @pytest.mark.parametrize("name", Endpoint._fields)
 def test_a_field_of_another_type_or_no_field_is_refused(endpoint, name):
     content = endpoint._asdict()
-    for wrong in (True, {"a": 1}):
+    for wrong in (True, [{"a": 1}] if name != "nodes" else "n1", {"a": 1}):
         with pytest.raises(RendezvousError, match=rf"{name}|version"):
             parse_endpoint(json.dumps(content | {name: wrong}).encode(), PATH)
     del content[name]
