@@ -266,6 +266,7 @@ class Config:
         repeatable=True,
         allowed_in=frozenset((BOOT,)),
         elsewhere="Leave it out: submit knows the networks of its host",
+        group=NETWORK,
     )
     start_timeout: float = _option(
         DURATION,

@@ -129,7 +129,10 @@ def _is_fast(interfaces: Sequence[Interface]) -> bool:
 
 
 def _is_in(address: str, networks: Sequence[str]) -> bool:
-    return any(ipaddress.ip_address(address) in ipaddress.ip_network(network) for network in networks)
+    try:
+        return any(ipaddress.ip_address(address) in ipaddress.ip_network(network) for network in networks)
+    except ValueError as error:
+        raise UsageError(f"--client-networks: {error}", "Write networks such as 10.0.0.0/24") from error
 
 
 def preferred_first(of_host: Mapping[str, Interface], wanted: str) -> list[str]:

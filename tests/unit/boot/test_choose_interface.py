@@ -106,6 +106,13 @@ def test_auto_prefers_what_the_login_node_reaches_unless_it_is_much_slower(found
     assert choose_interface("auto", found, client_networks=client_networks) == expected
 
 
+def test_what_is_no_network():
+    with pytest.raises(
+        UsageError, match="--client-networks: 'ib0' does not appear to be an IPv4 or IPv6 network"
+    ):
+        choose_interface("auto", nodes(eth0=FAST), client_networks=["ib0"])
+
+
 INTERNAL = ("docker0", "virbr0", "br-0123456789ab", "cni0", "tun0", "wg0", "tailscale0", "usb0", "idrac")
 
 
