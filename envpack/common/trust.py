@@ -5,10 +5,15 @@ Callers raise the error that fits them. Imported on nodes, before anything is wr
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import stat
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from envpack.common.places import StrPath
 
 
 def ownership_fault(
@@ -39,6 +44,30 @@ def ownership_fault(
     if status.st_mode & forbidden:
         return f"is open to others (mode {stat.S_IMODE(status.st_mode):04o})"
     return None
+
+
+def make_private_folder(path: StrPath) -> None:
+    """Make a folder and the missing ones above it, all of mode 0700, whatever the umask.
+
+    `Path.mkdir` gives only the last folder its mode, and subtracts the umask.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        The folder; one that exists keeps its mode.
+
+    Raises
+    ------
+    OSError
+        A folder could not be made.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return
+    make_private_folder(path.parent)
+    with contextlib.suppress(FileExistsError):  # another process was faster
+        path.mkdir(mode=0o700)
+        path.chmod(0o700)
 
 
 def user_name(uid: int) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from envpack.archive.damage import is_damaged, mark, note_damage
 from envpack.common.places import host_name
 from envpack.common.prefix import kind_of
+from envpack.common.trust import make_private_folder
 from envpack.errors import ArchiveError, BrokenEnvironmentError, CorruptArchiveError, NotAnEnvironmentError
 from envpack.pack import store
 from envpack.pack.archive_writer import rules, write_archive
@@ -181,9 +182,7 @@ def pack(
         if result := reused(before):
             return result
         if output is None:
-            # One by one, as mkdir gives only the last folder this mode.
-            for path in (folder.parent.parent, folder.parent, folder):
-                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private_folder(folder)
         lock = store.locked(folder / ".lock", lock_timeout_s, say) if output is None else None
         with lock or contextlib.nullcontext():
             archives = _archives(folder, output)

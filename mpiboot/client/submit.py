@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envpack.common.places import HOME_VARIABLE
+from envpack.common.trust import make_private_folder
 from mpiboot import config as configuration
 from mpiboot.batch.registry import NAMES, choose, describes_a_job, facts
 from mpiboot.batch.submission import BatchSystem
@@ -22,6 +23,7 @@ from mpiboot.client.options import JobOptions, documented
 from mpiboot.client.settings import load_config
 from mpiboot.common.interfaces import networks_here
 from mpiboot.common.ports import check_ports
+from mpiboot.common.trust import check_trusted
 from mpiboot.common.units import show_duration, show_size
 from mpiboot.config import Config, dask_variables
 from mpiboot.errors import UsageError
@@ -86,6 +88,7 @@ def submit_config(
     """
     check_named_ports(config)
     batch = choose(config.batch_system)
+    prepare_home(configuration.home(os.environ))
     clear_ended(directories_to_clear(), batch)
     environ = submit_environment(os.environ, job_variables(config))
     check_source(config, environ, say)
@@ -116,6 +119,7 @@ def show_submission(config: Config, *, say: Callable[[str], None] = lambda line:
 
     check_named_ports(config)
     batch = choose(config.batch_system)
+    prepare_home(configuration.home(os.environ))
     check_source(config, submit_environment(os.environ, job_variables(config)), say)
     assert config.env
     if not config.no_stage:
@@ -156,6 +160,27 @@ def check_named_ports(config: Config) -> None:
         check_ports(config.worker_port, config.workers_per_node or 1, "a node")
 
 
+def prepare_home(home: Path) -> None:
+    """Make mpiboot's folders on the shared file system, and refuse what boot would refuse when the job starts.
+
+    Raises
+    ------
+    UsageError
+        A folder could not be made.
+    SecurityError
+        Others could change the folder of the jobs' directories.
+    """
+    for folder in (home / "jobs", home / "logs"):
+        try:
+            make_private_folder(folder)
+        except OSError as error:
+            raise UsageError(
+                f"the folder {folder} could not be made: {error.strerror}",
+                f"Set {HOME_VARIABLE} to a folder on the shared file system that you can write",
+            ) from error
+    check_trusted(home / "jobs", "directory")
+
+
 def check_source(config: Config, environ: Mapping[str, str], say: Callable[[str], None]) -> None:
     """Refuse an environment that no job can run from, or say a warning.
 
@@ -192,14 +217,6 @@ def submit_command(
     # The output of a batch command belongs in the working directory; that of a cluster does not.
     if output_folder is None and not config.command:
         output_folder = home / "logs"
-    if output_folder:
-        try:
-            output_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(
-                f"the folder {output_folder} could not be made: {error.strerror}",
-                f"Set {HOME_VARIABLE} to a folder on the shared file system that you can write",
-            ) from error
     boot_config = replace(
         config,
         home=str(home) if os.environ.get(HOME_VARIABLE) else None,

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from envpack.common.trust import make_private_folder
 from mpiboot.common.trust import check_trusted, open_trusted, remove_files
 from mpiboot.errors import RendezvousError
 
@@ -101,8 +102,7 @@ class JobDirectory:
         """
         path = home / "jobs" / key
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.mkdir(mode=0o700, exist_ok=True)
+            make_private_folder(path)
         except OSError as error:
             raise RendezvousError(
                 f"the job directory {path} could not be made: {error.strerror}",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envpack.common.places import default_home
+from envpack.common.trust import make_private_folder
 from mpiboot.batch.job_state import JobState
 from mpiboot.batch.local import FACTS
 from mpiboot.batch.submission import BatchSystem
@@ -53,7 +54,7 @@ class Local:
 
     def submit(self, command: Sequence[str], environ: Mapping[str, str]) -> str:
         logs = default_home(environ) / "logs"
-        logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_folder(logs)
         output = logs / f"{PREFIX}{os.getpid()}-{time.time_ns()}.out"
         with output.open("xb") as log:
             process = subprocess.Popen(

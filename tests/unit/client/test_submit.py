@@ -14,7 +14,7 @@ from envpack.pack.store import folder_for, leases
 from mpiboot import config as configuration
 from mpiboot.batch import registry
 from mpiboot.client import submit
-from mpiboot.errors import BatchError, UsageError
+from mpiboot.errors import BatchError, SecurityError, UsageError
 
 
 def test_a_dry_run_hands_values_on_in_front_of_the_command(monkeypatch, tmp_path):
@@ -70,15 +70,28 @@ def test_ports_with_which_no_job_can_start(monkeypatch, act, options, problem):
         act(configuration.merge(options))
 
 
-def test_a_home_that_cannot_be_made_is_named_with_the_remedy(monkeypatch, tmp_path):
+@pytest.mark.parametrize("act", [submit.submit_config, submit.show_submission])
+def test_a_home_that_cannot_be_made_is_named_with_the_remedy(monkeypatch, tmp_path, act):
     (tmp_path / "file").touch()
     monkeypatch.setenv("MPIBOOT_HOME", str(tmp_path / "file"))
-    config = configuration.merge({"env": "/e", "batch_system": "slurm"})
     with pytest.raises(UsageError) as error:
-        submit.submit_command(config, registry.batch_system("slurm"), tmp_path / "job.sh")
+        act(configuration.merge({"env": "/e", "batch_system": "local"}))
     assert str(error.value) == (
-        f"the folder {tmp_path}/file/logs could not be made: Not a directory. "
+        f"the folder {tmp_path}/file/jobs could not be made: Not a directory. "
         "Set MPIBOOT_HOME to a folder on the shared file system that you can write"
+    )
+
+
+def test_a_home_that_boot_would_refuse_is_refused_before(monkeypatch, tmp_path):
+    """As an earlier version made it under umask 0002."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home").chmod(0o775)
+    monkeypatch.setenv("MPIBOOT_HOME", str(tmp_path / "home"))
+    with pytest.raises(SecurityError) as error:
+        submit.submit_config(configuration.merge({"env": "/e", "batch_system": "local"}))
+    assert str(error.value) == (
+        f"{tmp_path}/home/jobs cannot be trusted: {tmp_path}/home can be written by others (mode 0775). "
+        f"If you trust what is in there: chmod go-w {tmp_path}/home"
     )
 
 
