@@ -1,6 +1,6 @@
 """Where things lie: the home on the shared file system, and the user's folder below a node's staging root.
 
-This module owns the names of the two environment variables that say so. mpiboot uses the same two places.
+This module owns the names of the environment variables that users set for them. mpiboot uses the same places.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 HOME_VARIABLE = "MPIBOOT_HOME"
 STAGE_ROOT_VARIABLE = "MPIBOOT_STAGE_ROOT"
 DEFAULT_STAGE_ROOT = "/tmp"
+# Folders, separated by colons, that the user trusts although others can write to them.
+TRUSTED_FOLDERS_VARIABLE = "MPIBOOT_TRUSTED_FOLDERS"
 
 
 def default_home(environ: Mapping[str, str] = os.environ) -> Path:

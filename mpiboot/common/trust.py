@@ -11,10 +11,11 @@ import errno
 import os
 import shlex
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from envpack.common.places import TRUSTED_FOLDERS_VARIABLE
 from envpack.common.trust import ownership_fault, user_name
 from mpiboot.errors import SecurityError
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 _LINKS_MAX = 40  # Linux's own limit, path_resolution(7)
 _OTHER_FOLDER = "Use a folder that only you and root can change: set MPIBOOT_HOME (or MPIBOOT_STAGE_ROOT)"
+# user_namespaces(7)
+_UID_MAP = Path("/proc/self/uid_map")
+_OVERFLOW_UID = Path("/proc/sys/kernel/overflowuid")
 
 
 def check_trusted(path: StrPath, kind: Literal["directory", "file"]) -> None:
@@ -52,8 +56,10 @@ def check_trusted(path: StrPath, kind: Literal["directory", "file"]) -> None:
         raise SecurityError(
             f"{path} cannot be trusted: {error.filename}: {error.strerror}", _OTHER_FOLDER
         ) from error
+    vouched_for = trusted_folders(os.environ)
     for component, component_status in passed:
-        if reason := _passable_fault(component_status):
+        reason = _passable_fault(component_status)
+        if reason and component not in vouched_for:
             raise SecurityError(
                 f"{path} cannot be trusted: {component} {reason}",
                 _remedy_on_the_way(component, component_status),
@@ -162,9 +168,29 @@ def _walk(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
             here = here.parent
 
 
+def trusted_folders(environ: Mapping[str, str]) -> frozenset[Path]:
+    """Return the folders that the user trusts although others can change them: `MPIBOOT_TRUSTED_FOLDERS`."""
+    listed = environ.get(TRUSTED_FOLDERS_VARIABLE, "").split(":")
+    return frozenset(Path(folder) for folder in listed if folder)
+
+
+def _owners_of_the_system() -> frozenset[int]:
+    """Return root's user id and, in a user namespace such as a rootless container's, the one that stands for it.
+
+    There, files of users that the namespace does not map, root among them, seem to belong to the overflow uid.
+    """
+    try:
+        ranges = [tuple(map(int, line.split())) for line in _UID_MAP.read_text().splitlines()]
+        overflow = int(_OVERFLOW_UID.read_text())
+    except (OSError, ValueError):
+        return frozenset((0,))
+    is_mapped = any(first <= overflow < first + count for first, _, count in ranges)
+    return frozenset((0,) if is_mapped else (0, overflow))
+
+
 def _passable_fault(status: os.stat_result) -> str | None:
     """Return why a directory or link on the way is not safe; None if it is safe."""
-    if status.st_uid not in (0, os.geteuid()):
+    if status.st_uid != os.geteuid() and status.st_uid not in _owners_of_the_system():
         return f"belongs to {user_name(status.st_uid)}, who could swap what lies behind it"
     if stat.S_ISLNK(status.st_mode):
         return None  # a link's own mode means nothing; its directory's mode says who may replace it
@@ -176,6 +202,11 @@ def _passable_fault(status: os.stat_result) -> str | None:
 def _remedy_on_the_way(path: Path, status: os.stat_result) -> str:
     if status.st_uid == os.geteuid() and stat.S_ISDIR(status.st_mode):
         return f"If you trust what is in there: chmod go-w {shlex.quote(str(path))}"
+    if stat.S_ISDIR(status.st_mode):
+        return (
+            f"{_OTHER_FOLDER}. Or, if you trust everyone who can write to {path}: "
+            f"export {TRUSTED_FOLDERS_VARIABLE}={shlex.quote(str(path))}"
+        )
     return _OTHER_FOLDER
 
 

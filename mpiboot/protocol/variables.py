@@ -4,10 +4,10 @@ Every room may import this module; agents do, so it imports almost nothing. Vari
 `batch/<system>/`, prefixes of MPI's variables in `common.mpi`. A test fails on any other name in the sources.
 """
 
-from envpack.common.places import HOME_VARIABLE, STAGE_ROOT_VARIABLE
+from envpack.common.places import HOME_VARIABLE, STAGE_ROOT_VARIABLE, TRUSTED_FOLDERS_VARIABLE
 
-# The two variables that users set; envpack owns their names.
-USER_VARIABLES = (HOME_VARIABLE, STAGE_ROOT_VARIABLE)
+# The variables that users set; envpack owns their names.
+USER_VARIABLES = (HOME_VARIABLE, STAGE_ROOT_VARIABLE, TRUSTED_FOLDERS_VARIABLE)
 
 # mpiboot's own, set by boot in the ranks, by boot in a batch command (SCHEDULER_FILE), and by submit for the job script.
 MPIBOOT_PREFIX = "MPIBOOT_"

@@ -269,3 +269,40 @@ def test_no_link_is_followed(place):
     with pytest.raises(OSError, match="Not a directory"):
         trust.remove_files(place / "tls")
     assert (place / "elsewhere/thesis").exists()
+
+
+@pytest.mark.parametrize(
+    ("uid_map", "is_trusted"),
+    [
+        ("         0          0 4294967295\n", False),  # no namespace of its own
+        ("0 1000 1\n1 100000 65536\n", False),  # a container that maps user 65534, too
+        ("0 1000 1\n1 100000 60000\n", True),
+        ("61001 61001 1\n", True),
+    ],
+)
+def test_in_a_user_namespace_root_may_seem_to_be_nobody(place, second_user, monkeypatch, uid_map, is_trusted):
+    """As in rootless containers, where / belongs to nobody."""
+    (place / "uid_map").write_text(uid_map)
+    monkeypatch.setattr(trust, "_UID_MAP", place / "uid_map")
+    folder = directory(place / "root/job")
+    os.chown(place / "root", int(Path("/proc/sys/kernel/overflowuid").read_text()), -1)
+    if is_trusted:
+        trust.check_trusted(folder, "directory")
+    else:
+        with pytest.raises(SecurityError, match=f"{place}/root belongs to"):
+            trust.check_trusted(folder, "directory")
+
+
+def test_a_projects_folder_that_the_user_vouches_for(place, second_user, monkeypatch):
+    """The group's head owns it, and the group may write: mode 2770."""
+    project = place / "project"
+    folder = directory(project / "me/jobs")
+    os.chown(project, second_user, -1)
+    project.chmod(0o2770)
+    with pytest.raises(SecurityError, match=f"export MPIBOOT_TRUSTED_FOLDERS={project}"):
+        trust.check_trusted(folder, "directory")
+    monkeypatch.setenv("MPIBOOT_TRUSTED_FOLDERS", f"/elsewhere:{project}/")
+    trust.check_trusted(folder, "directory")
+    folder.chmod(0o770)  # only folders on the way
+    with pytest.raises(SecurityError, match="is open to others"):
+        trust.check_trusted(folder, "directory")
