@@ -13,6 +13,7 @@ from mpiboot import config as configuration
 from mpiboot.batch.job_state import JobState
 from mpiboot.batch.registry import available
 from mpiboot.batch.submission import BatchSystem
+from mpiboot.client.directories import directory_batch_systems, missing_titles
 from mpiboot.client.job import Job
 from mpiboot.client.polling import FIRST_SILENCE_S, retry_while_away
 from mpiboot.common.trust import check_trusted
@@ -65,9 +66,13 @@ def find_job(wanted: str | Job | None = None) -> Job:
         raise errors[0]
     if by_id:
         raise BatchError(f"there is no job {wanted} here", "See the live ones: mpiboot list")
-    raise BatchError(
-        f"{wanted!r} is neither a job id nor the name of a live job", "See the live ones: mpiboot list"
-    )
+    remedy = "See the live ones: mpiboot list"
+    if missing := missing_titles(available()):
+        jobs = configuration.home(os.environ) / "jobs"
+        remedy += (
+            f". The commands of {missing} are not on this machine, and {jobs} has no live job of that name"
+        )
+    raise BatchError(f"{wanted!r} is neither a job id nor the name of a live job", remedy)
 
 
 def _by_id(text: str) -> tuple[list[Job], list[BatchError]]:
@@ -75,14 +80,18 @@ def _by_id(text: str) -> tuple[list[Job], list[BatchError]]:
 
     Also returns the errors of the batch systems that do not answer: another batch system may have the job.
     """
-    jobs, errors = [], []
-    for batch in available().values():
+    jobs: list[Job] = []
+    errors: list[BatchError] = []
+    systems = available()
+    for batch in list(systems.values()):
         if (job_id := batch.job_id_of(text)) is not None:
             try:
                 # The name of the job's directory contains the cluster's name, for which the batch system may be queried.
                 jobs.append(retry_while_away(functools.partial(Job, job_id, batch), FIRST_SILENCE_S))
             except BatchError as error:
                 errors.append(error)
+                del systems[batch.name]
+    jobs += [Job(text, other) for other in directory_batch_systems(systems) if other.job_id_of(text)]
     return jobs, errors
 
 
@@ -105,7 +114,8 @@ def live_jobs(patience_s: float = FIRST_SILENCE_S) -> list[tuple[Job, JobState]]
     to_clear = directories_to_clear()  # before the query: a job may start meanwhile
     jobs: list[tuple[Job, JobState]] = []
     errors: list[BatchError] = []
-    for batch in available().values():
+    systems, away = available(), set[str]()
+    for batch in systems.values():
         try:
             states = retry_while_away(batch.jobs, patience_s)
             live = [(Job(state.job_id, batch), state) for state in states]
@@ -114,6 +124,11 @@ def live_jobs(patience_s: float = FIRST_SILENCE_S) -> list[tuple[Job, JobState]]
             clear_ended([each for each in to_clear if each.path not in live_paths], batch)
         except BatchError as error:
             errors.append(error)
+            away.add(batch.name)
+    # Of a batch system that does not answer, and of other clusters, the directories are visible all the same.
+    answering = {name: batch for name, batch in systems.items() if name not in away}
+    for other in directory_batch_systems(answering):
+        jobs += [(Job(state.job_id, other), state) for state in other.jobs()]
     if errors and not jobs:
         raise errors[0]
     for each in errors:

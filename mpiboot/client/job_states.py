@@ -51,9 +51,9 @@ class JobStateCache:
             return self._states[job_id]
 
 
-_caches: dict[str, JobStateCache] = {}
+_caches: dict[tuple[str, str], JobStateCache] = {}
 
 
 def job_state_cache(batch: BatchSystem) -> JobStateCache:
     """Return this process's cache for a batch system."""
-    return _caches.setdefault(batch.name, JobStateCache(batch))
+    return _caches.setdefault((type(batch).__name__, batch.name), JobStateCache(batch))
