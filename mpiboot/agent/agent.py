@@ -32,6 +32,7 @@ from mpiboot.agent.folders import clean, make_job_folder
 from mpiboot.agent.launch_guard import LaunchGuard
 from mpiboot.agent.output import RanksOutput
 from mpiboot.agent.threads import in_thread
+from mpiboot.common.confinement import allowed_cpus, memory_limit_bytes
 from mpiboot.common.faults import unexpected
 from mpiboot.common.interfaces import interfaces, unusable_interfaces
 from mpiboot.common.processes import host_identity, process_ids, process_start
@@ -356,6 +357,8 @@ class Agent:
             has_stage=prefix is not None and has_stage(Path(prefix), orders.pack_id),
             port=port,
             unusable_interfaces=unusable_interfaces(),
+            allowed_cpus=allowed_cpus(),
+            memory_limit_bytes=memory_limit_bytes(),
         )
 
     def accept_rank(self) -> None:

@@ -28,17 +28,31 @@ class Node:
     name : str
         The node's name in the batch system.
     cpus : int
-        CPUs of the job on this node.
+        CPUs that the job may use on this node.
     memory_bytes : int or None
         Memory of the job on this node; None if the batch system sets no limit.
     tasks : int or None
         Tasks on this node; None unless the user asked for tasks.
+    given_cpus : int or None
+        CPUs of the job on this node, if the user asked to leave some of them unused, such as the second thread of each
+        core; None: `cpus`.
+    threads_per_core : int
+        How many CPUs, as threads, a core has.
+    devices : str
+        Devices of the job on this node, in words, such as `2 gpu`.
+    total_cpus, total_memory_bytes : int or None
+        The whole node's CPUs and memory; None if the batch system does not tell.
     """
 
     name: str
     cpus: int
     memory_bytes: int | None = None
     tasks: int | None = None
+    given_cpus: int | None = None
+    threads_per_core: int = 1
+    devices: str = ""
+    total_cpus: int | None = None
+    total_memory_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -77,11 +91,6 @@ class Allocation:
     def least_cpus(self) -> int:
         """The number of CPUs of the node that has the fewest."""
         return min(node.cpus for node in self.nodes)
-
-    @property
-    def equal_cpus(self) -> bool:
-        """Whether all nodes have the same number of CPUs."""
-        return len({node.cpus for node in self.nodes}) == 1
 
 
 @dataclass(frozen=True)
@@ -136,8 +145,6 @@ class AllocationSystem:
         Whether a job's nodes may be several hosts, which reach each other over a network.
     node_variable : str or None
         The variable with the node's name, in a program started on a node; None: the node's name is the host's name.
-    unset_variables : tuple of str
-        Variables of the job that the programs started on its nodes must not inherit.
     stop_start : bool
         Whether boot stops (SIGSTOP) the command of `on_every_node` once the agents have dialled: nobody needs it any
         more, and it might end them.
@@ -146,7 +153,6 @@ class AllocationSystem:
     several_hosts = False
     stop_start = False
     node_variable: str | None = None
-    unset_variables: tuple[str, ...] = ()
 
     def read(self, environ: Mapping[str, str], run: Run) -> Allocation:
         """The allocation of the job that this process runs in.
@@ -160,15 +166,27 @@ class AllocationSystem:
         """
         raise NotImplementedError
 
-    def end_time(self, job_id: str, run: Run) -> float | None:
-        """Ask the batch system when it ends the job, in seconds since the epoch; None if it reports no end.
+    def job_environment(self, allocation: Allocation, environ: Mapping[str, str]) -> dict[str, str]:
+        """Return the environment of commands that start programs on the job's nodes, mpirun included.
+
+        Parameters
+        ----------
+        allocation : Allocation
+            The job's nodes.
+        environ : mapping
+            Variables, among which may be some that change how the batch system's commands start programs.
+        """
+        return dict(environ)
+
+    def end_time(self, allocation: Allocation, run: Run) -> float | None:
+        """Ask the batch system when it ends the job, in seconds since the epoch; None if there is no end.
 
         Raises
         ------
         BatchError
             The batch system does not answer.
         """
-        return None
+        return allocation.end_time
 
     def on_every_node(self, allocation: Allocation, command: Sequence[str]) -> list[str]:
         """Return the command that starts `command` once per node. Its output goes to the log, and nothing parses it."""

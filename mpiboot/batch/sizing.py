@@ -85,6 +85,7 @@ def size_workers(
     workers_per_node: int | None,
     cpus_per_worker: int | None,
     stage_bytes: Mapping[str, int] | None = None,
+    allowed_cpus: Mapping[str, int] | None = None,
 ) -> Sizing:
     """Fill each node with workers, whose threads and memory never exceed what the job has there.
 
@@ -102,6 +103,9 @@ def size_workers(
     stage_bytes : mapping of str to int, optional
         Size of the staged environment on the nodes whose staging root is memory: it is subtracted from the node's
         memory.
+    allowed_cpus : mapping of str to int, optional
+        CPUs that the kernel allows on the nodes where it allows fewer than the batch system says: workers get fewer
+        threads, or there are fewer of them.
 
     Raises
     ------
@@ -117,6 +121,7 @@ def size_workers(
                 workers_per_node or node.tasks,
                 cpus_per_worker or allocation.cpus_per_task,
                 (stage_bytes or {}).get(node.name, 0),
+                (allowed_cpus or {}).get(node.name, node.cpus),
             )
             for node in allocation.nodes
         }
@@ -124,20 +129,26 @@ def size_workers(
 
 
 def _size_node(
-    node: Node, memory_bytes: int, n_workers: int | None, threads: int | None, stage_bytes: int
+    node: Node,
+    memory_bytes: int,
+    n_workers: int | None,
+    threads: int | None,
+    stage_bytes: int,
+    allowed_cpus: int,
 ) -> NodeWorkers:
+    cpus = min(node.cpus, allowed_cpus)
     if n_workers is None:
-        n_workers = max(1, node.cpus // (threads or CPUS_PER_WORKER))
+        n_workers = max(1, cpus // (threads or CPUS_PER_WORKER))
     if threads is None:
-        threads = max(1, node.cpus // n_workers)
+        threads = max(1, cpus // n_workers)
     if n_workers * threads > node.cpus:
         raise UsageError(
             f"{n_workers} workers of {threads} CPUs each need {n_workers * threads} CPUs; "
             f"the job has {node.cpus} on {node.name}",
             "Ask for fewer workers with --workers-per-node, or for fewer CPUs with --cpus-per-worker",
         )
-    available = memory_bytes - stage_bytes
-    limit = (available - min(2 * GIB, available // 10)) // n_workers
+    threads = max(1, min(threads, cpus // n_workers))
+    limit = (memory_bytes - stage_bytes - reserved_bytes(memory_bytes - stage_bytes)) // n_workers
     if limit < LEAST_WORKER_BYTES:
         stage = f", less the {show_size(stage_bytes)} of the staged environment," if stage_bytes else ""
         raise UsageError(
@@ -145,3 +156,8 @@ def _size_node(
             "Ask for more with --mem",
         )
     return NodeWorkers(n_workers, threads, limit)
+
+
+def reserved_bytes(available_bytes: int) -> int:
+    """Return how much of a node's memory is left to the scheduler, the nannies and the page cache."""
+    return min(2 * GIB, available_bytes // 10)

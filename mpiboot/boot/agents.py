@@ -112,12 +112,10 @@ class Agents:
         context = self._context
         # -S: site-packages of a slow file system is not searched; -B: nothing is written there.
         agent = [sys.executable, "-I", "-S", "-B", str(context.directory.agent_program)]
-        unset = context.system.unset_variables
         with self._log.open("ab") as log:
             return subprocess.Popen(
                 context.system.on_every_node(context.allocation, [*agent, str(context.directory.path)]),
-                env={name: value for name, value in os.environ.items() if name not in unset}
-                | LINKER_PLAIN_SEARCH,
+                env=context.job_environment(os.environ) | LINKER_PLAIN_SEARCH,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -3,6 +3,7 @@
 Only boot imports this module; `launchers` has the command of each MPI.
 """
 
+import functools
 import os
 import shutil
 import subprocess
@@ -67,7 +68,8 @@ def choose_launcher(
         except MpibootError as error:
             mpirun, unfit = None, error
     if native and (wanted == native or (wanted == "auto" and not mpirun and shutil.which(native, path=path))):
-        return context.system.launch(place, host_file, rank, run)
+        run_in_job = functools.partial(run, environ=context.job_environment(os.environ))
+        return context.system.launch(place, host_file, rank, run_in_job)
     if mpirun is None:
         if unfit:
             raise LaunchError(
@@ -121,7 +123,5 @@ def version_of(mpirun: str, variables: Mapping[str, str]) -> str:
 
 def launcher_environment(context: Context, variables: Mapping[str, str], launch: Launch) -> dict[str, str]:
     """Return the launcher's environment: the ranks' variables, the batch job's, and the launcher's own settings."""
-    result = {**batch_variables(os.environ), **variables, **launch.variables}
-    if os.getuid() == 0:
-        result |= MPI_AS_ROOT
-    return {name: value for name, value in result.items() if name not in context.system.unset_variables}
+    result = context.job_environment({**batch_variables(os.environ), **variables}) | launch.variables
+    return result | MPI_AS_ROOT if os.getuid() == 0 else result

@@ -3,6 +3,7 @@
 Only boot imports this module.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,6 +43,10 @@ class Context:
     events: EventLog
     source: Path
     job_folder: Path
+
+    def job_environment(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """Return the environment of a command that starts programs on the job's nodes (`AllocationSystem`)."""
+        return self.system.job_environment(self.allocation, environ)
 
 
 @dataclass(frozen=True)

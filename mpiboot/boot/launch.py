@@ -81,7 +81,7 @@ def prepare_ranks(
     )
     plan = RankPlan(
         set=variables,
-        unset=[*PYTHON_VARIABLES, *context.system.unset_variables],
+        unset=[*PYTHON_VARIABLES],
         required_files=[] if config.insecure else sorted(map(str, directory.tls.iterdir())),
         agent_folder=str(context.job_folder),
         command=rank_command(context, staged, network, ports),

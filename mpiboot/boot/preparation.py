@@ -3,7 +3,6 @@
 Only boot imports this module.
 """
 
-import itertools
 import logging
 import os
 import sys
@@ -12,12 +11,15 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from mpiboot.batch.allocation import Node
 from mpiboot.batch.sizing import Sizing, check_min_workers, size_workers
 from mpiboot.boot.agents import Agents
 from mpiboot.boot.certificates import make_job_secrets
 from mpiboot.boot.choose_interface import choose_interface, common_interfaces
 from mpiboot.boot.context import Context, Network, Staged
+from mpiboot.boot.usage import usage_lines
 from mpiboot.common.interfaces import interfaces
+from mpiboot.common.names import show_names
 from mpiboot.common.trust import remove_files
 from mpiboot.config import Config
 from mpiboot.protocol.channel_messages import NodeReport
@@ -58,15 +60,11 @@ def record(context: Context) -> None:
         context.directory.job,
         {"asked": options, "allocation": asdict(allocation), "python": sys.executable, "pid": os.getpid()},
     )
-    groups = (
-        f"{','.join(node.name for node in nodes)} with {cpus} CPUs"
-        for cpus, nodes in itertools.groupby(allocation.nodes, lambda node: node.cpus)
-    )
     logger.info(
-        "job %s: %d node(s): %s; restart %d",
+        "job %s: %d node(s), %s; restart %d",
         allocation.job_id,
         len(allocation.nodes),
-        "; ".join(groups),
+        show_names(allocation.node_names),
         allocation.restart_count,
     )
     context.events.phase("stage", restart_count=allocation.restart_count, nodes=list(allocation.node_names))
@@ -127,17 +125,34 @@ def size(context: Context, reports: Mapping[str, NodeReport], staged: Staged) ->
     UsageError
         The user's numbers exceed a node's CPUs or memory, or `--min-workers` exceeds the number of workers.
     """
-    config = context.config
-    memory_bytes, stage_bytes = {}, {}
-    for node in context.allocation.nodes:
-        report = reports[node.name]
-        # If neither batch system nor user set a limit: the same share of the host's memory as of its CPUs.
-        share = min(1.0, node.cpus / report.cpus)
-        memory_bytes[node.name] = node.memory_bytes or config.mem or int(report.memory_bytes * share)
-        if report.root_is_memory:
-            stage_bytes[node.name] = staged.size_bytes.get(node.name, 0)
+    config, allocation = context.config, context.allocation
+    usable = {node.name: usable_memory(node, reports[node.name], config.mem) for node in allocation.nodes}
+    stage_bytes = {
+        name: staged.size_bytes.get(name, 0) for name, report in reports.items() if report.root_is_memory
+    }
+    allowed_cpus = {name: report.allowed_cpus for name, report in reports.items() if report.allowed_cpus}
     sizing = size_workers(
-        context.allocation, memory_bytes, config.workers_per_node, config.cpus_per_worker, stage_bytes
+        allocation, usable, config.workers_per_node, config.cpus_per_worker, stage_bytes, allowed_cpus
     )
     check_min_workers(config.min_workers, sizing.n_workers)
+    for line in usage_lines(allocation, sizing, reports, usable, stage_bytes):
+        logger.info("%s", line)
     return sizing
+
+
+def usable_memory(node: Node, report: NodeReport, asked_bytes: int | None) -> int:
+    """Return how much of a node's memory the job may use.
+
+    Parameters
+    ----------
+    node : Node
+        The job's part of the node.
+    report : NodeReport
+        Describes the node, and what the kernel allows there.
+    asked_bytes : int or None
+        The user's `--mem`, which counts where the batch system sets no limit; without both, the job has the same share of
+        the host's memory as of its CPUs.
+    """
+    share = min(1.0, node.cpus / report.cpus)
+    limit = node.memory_bytes or asked_bytes or int(report.memory_bytes * share)
+    return min(limit, report.memory_limit_bytes or limit)

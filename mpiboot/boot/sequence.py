@@ -9,9 +9,12 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from envpack.errors import ExplainedError
 from mpiboot.batch import allocation as allocations
+from mpiboot.batch.allocation import Allocation, AllocationSystem
+from mpiboot.batch.runner import run
 from mpiboot.boot.agents import Agents
 from mpiboot.boot.closing import STATUS_OF_REASON, Opened, close
 from mpiboot.boot.cluster import Cluster
@@ -28,11 +31,12 @@ from mpiboot.boot.preparation import (
     source_prefix,
 )
 from mpiboot.boot.publish import publish
-from mpiboot.boot.signals import JobStop, Walltime, catch_signals, ignore_signals
+from mpiboot.boot.signals import ASK_TIMEOUT_S, JobStop, Walltime, catch_signals, ignore_signals
 from mpiboot.boot.staging import agent_orders, find_archive, stage_all_nodes
 from mpiboot.boot.supervise import supervise, wait_for_workers
 from mpiboot.common.faults import unexpected
 from mpiboot.config import Config, home, parse_boot_arguments
+from mpiboot.errors import BatchError
 from mpiboot.protocol.events import EventLog
 from mpiboot.protocol.job_directory import JobDirectory
 from mpiboot.protocol.node import job_folder
@@ -63,7 +67,12 @@ def boot(config: Config) -> int:
     catch_signals()
     os.environ.update(login_variables(os.environ))
     allocation = allocations.read_allocation(os.environ, config.batch_system, config.time)
-    walltime = Walltime(config.warn_before, allocation.end_time)
+    system = allocations.system(allocation.batch_system)
+    walltime = Walltime(
+        config.warn_before,
+        allocation.end_time,
+        lambda: end_time_now(system, allocation, walltime),
+    )
     requested = requested_variables(config.env_var, os.environ)
     source = source_prefix(config)
     directory = JobDirectory.create(home(os.environ, config.home), allocation.job_key)
@@ -71,7 +80,7 @@ def boot(config: Config) -> int:
     context = Context(
         config=config,
         allocation=allocation,
-        system=allocations.system(allocation.batch_system),
+        system=system,
         directory=directory,
         events=EventLog(directory.events),
         source=source,
@@ -96,6 +105,21 @@ def boot(config: Config) -> int:
     finally:
         close(context, opened, status, reason)
     return status
+
+
+def end_time_now(system: AllocationSystem, allocation: Allocation, walltime: Walltime) -> float | None:
+    """Ask the batch system, in a hurry, when it ends the job; if it does not answer, the last known end counts."""
+
+    def run_quickly(command: Sequence[str], **options: Any) -> str:
+        return run(command, **{**options, "timeout_s": ASK_TIMEOUT_S})
+
+    try:
+        return system.end_time(allocation, run_quickly)
+    except BatchError as error:
+        logger.warning(
+            "the walltime ends now, and the batch system did not say whether that has changed: %s", error
+        )
+        return walltime.end_time
 
 
 def run_cluster(

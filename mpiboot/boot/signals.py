@@ -5,6 +5,7 @@ Only boot imports this module; it imports no other of mpiboot.
 
 import signal
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
@@ -13,6 +14,10 @@ CLOSE_BEFORE_END_S = 30.0
 # A batch system may send the walltime's signal up to a minute early (sources: batch/<system>/allocation.py).
 EARLY_S = 60.0
 SOONEST_S = 0.1
+# Clients are told at least this long before boot closes.
+LEAST_NOTICE_S = 15.0
+# Asking for the end takes at most so much of the time that is left for closing.
+ASK_TIMEOUT_S = 5.0
 
 
 class JobStop(BaseException):
@@ -53,19 +58,27 @@ class Walltime:
     JobStop interrupts any step, staging too. A timer of this process keeps both times: the batch system's signal
     (SIGUSR1, which the job script requests) comes almost at once if the walltime is shorter than the signal's lead time,
     and some batch systems send none. The signal only makes boot ask for the end time again: an administrator may have
-    shortened the job.
+    shortened the job. Before it raises JobStop, the clock asks too: the job may have been lengthened, or suspended.
 
     Parameters
     ----------
     warn_before_s : float, seconds
-        How long before the end `end_is_near` becomes True.
+        How long before the end `end_is_near` becomes True; at least `LEAST_NOTICE_S` before boot closes.
     end_time : float, seconds since the epoch, or None
         The end as reported by the batch system; None: it reports none.
+    ask_end : callable, optional
+        Returns the end as the batch system reports it now.
     """
 
-    def __init__(self, warn_before_s: float, end_time: float | None) -> None:
-        self.warn_before_s = max(warn_before_s, CLOSE_BEFORE_END_S)
+    def __init__(
+        self,
+        warn_before_s: float,
+        end_time: float | None,
+        ask_end: Callable[[], float | None] | None = None,
+    ) -> None:
+        self.warn_before_s = max(warn_before_s, CLOSE_BEFORE_END_S + LEAST_NOTICE_S)
         self.end_is_near = False
+        self._ask_end = ask_end or (lambda: self.end_time)
         signal.signal(signal.SIGUSR1, self._on_warning)
         signal.signal(signal.SIGALRM, self._on_alarm)
         self.set_end(end_time)
@@ -80,6 +93,8 @@ class Walltime:
         """
         self.end_time = end_time
         if end_time is None:
+            self.end_is_near = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
             return
         warn_in_s = self.remaining_s() - self.warn_before_s
         self.end_is_near = warn_in_s <= SOONEST_S or (self.end_is_near and warn_in_s <= EARLY_S)
@@ -95,10 +110,12 @@ class Walltime:
             self._set_alarm(self.remaining_s() - CLOSE_BEFORE_END_S)
 
     def _on_alarm(self, number: int, frame: FrameType | None) -> None:
-        if self.end_is_near:
+        if not self.end_is_near:
+            return self._on_warning(number, frame)
+        self.set_end(self._ask_end())
+        if self.end_time is not None and self.remaining_s() <= CLOSE_BEFORE_END_S + SOONEST_S:
             ignore_signals()
             raise JobStop("walltime")
-        self._on_warning(number, frame)
 
     @staticmethod
     def _set_alarm(seconds: float) -> None:

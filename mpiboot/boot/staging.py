@@ -242,7 +242,11 @@ def _carry(context: Context, agents: Agents, archive: Path, transport: str) -> d
     """Let the batch system copy the archive to every node; each agent stages and removes its copy."""
     copy = context.job_folder / "archive"
     try:
-        run(context.system.carry_command(archive, copy), timeout_s=STAGE_TIMEOUT_S)
+        run(
+            context.system.carry_command(archive, copy),
+            environ=context.job_environment(os.environ),
+            timeout_s=STAGE_TIMEOUT_S,
+        )
     except BatchError as error:
         raise StageError(error.problem, "Submit the job again with --transport direct") from error
     return agents.stage(_order(archive, transport, carried=copy), STAGE_TIMEOUT_S)

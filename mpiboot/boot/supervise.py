@@ -295,8 +295,7 @@ class WalltimeWatch:
             return
         self._ask_again_at = time.monotonic() + ASK_END_S
         try:
-            end_time = self._context.system.end_time(self._context.allocation.job_id, run)
-            self._walltime.set_end(end_time or self._walltime.end_time)
+            self._walltime.set_end(self._context.system.end_time(self._context.allocation, run))
         except BatchError as error:
             logger.warning("the walltime ends soon, and the batch system did not say when: %s", error)
         end = self._walltime.end_time or time.time() + self._walltime.remaining_s()

@@ -113,6 +113,8 @@ class NodeReport:
         Whether the environment was staged here before, since the node's last boot.
     port : int
         The port on which other agents reach this one; 0 in a job of one node.
+    allowed_cpus, memory_limit_bytes : int or None
+        What the kernel allows the job on this node (`common.confinement`); None: all that the host has.
     """
 
     number: int
@@ -123,6 +125,8 @@ class NodeReport:
     has_stage: bool
     port: int
     unusable_interfaces: dict[str, str] = field(default_factory=dict)
+    allowed_cpus: int | None = None
+    memory_limit_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -85,10 +85,10 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         allocation=SimpleNamespace(node_names=names),
         directory=directory,
         events=SimpleNamespace(write=lambda event, **_: events.append(event)),
+        job_environment=dict,
         system=SimpleNamespace(
             several_hosts=False,
             node_variable=None,
-            unset_variables=(),
             on_every_node=lambda *_: ["sh", "-c", "trap '' USR2; " + " ".join(crowds) + " wait"],
         ),
     )

@@ -14,6 +14,17 @@ def plain_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if not name.startswith(changing)}
 
 
+# Of Slurm's variables, those that say how its commands reach slurmctld.
+ACCESS = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
+# How the names of variables start that Slurm's commands take options from (srun(1), sbcast(1), scancel(1), scontrol(1)).
+OPTIONS = ("SLURM_", "SRUN_", "SBCAST_", "SCANCEL_", "SCONTROL_", "SQUEUE_", "SACCT_")
+
+
+def step_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return `environ` without the variables that change what Slurm's commands do."""
+    return {name: value for name, value in environ.items() if name in ACCESS or not name.startswith(OPTIONS)}
+
+
 def find_word(text: str, key: str) -> str | None:
     """Return the value of `key=value` in the output of scontrol; None if there is none."""
     match = re.search(rf"(?:^|\s){key}=(\S*)", text)

@@ -85,3 +85,17 @@ def test_memory_that_the_staged_environment_uses_up():
     )
     with pytest.raises(UsageError, match=message):
         size(job(Node("n1", 1), Node("n2", 1)), GIB, 1, 1, {"n2": 960 * MIB})
+
+
+@pytest.mark.parametrize(
+    ("node", "workers", "cpus", "allowed", "expected"),
+    [
+        (Node("n1", 8), None, None, 4, NodeWorkers(1, 4, 18 * GIB)),
+        (Node("n1", 8, tasks=4), None, None, 2, NodeWorkers(4, 1, 18 * GIB // 4)),
+        (Node("n1", 8), 2, 4, 4, NodeWorkers(2, 2, 9 * GIB)),
+        (Node("n1", 4), None, None, 8, NodeWorkers(1, 4, 18 * GIB)),
+    ],
+)
+def test_workers_get_no_more_cpus_than_the_kernel_allows(node, workers, cpus, allowed, expected):
+    sizing = sizings.size_workers(job(node), {"n1": 20 * GIB}, workers, cpus, None, {"n1": allowed})
+    assert sizing.by_node == {"n1": expected}

@@ -29,12 +29,12 @@ def started_agents(tmp_path, monkeypatch, *nodes, command=("true",), close_s=1.0
         system=SimpleNamespace(
             several_hosts=True,
             node_variable=None,
-            unset_variables=(),
             on_every_node=lambda _allocation, _command: list(command),
         ),
         directory=directory,
         config=SimpleNamespace(interface="auto", worker_port=worker_port),
         events=EventLog(directory.events),
+        job_environment=dict,
     )
     orders = Orders(0, "n1", len(nodes), "/tmp", "slurm-c-7", 1, None, None, None)
     with contextlib.closing(context.events):

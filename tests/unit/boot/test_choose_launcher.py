@@ -29,6 +29,7 @@ def test_a_path_mpirun_of_another_mpi_than_mpi4pys_is_passed_over(tmp_path, monk
         config=SimpleNamespace(mpi="auto"),
         allocation=SimpleNamespace(batch_system="slurm"),
         directory=SimpleNamespace(host_file=HOSTS),
+        job_environment=dict,
         system=system("slurm"),
         source=tmp_path / "e",
     )

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -86,3 +87,14 @@ def test_the_login_node_s_networks_and_what_nodes_lack_decide():
         UsageError, match=r"--interface ib0: n2: it is down \(ib1 can be used\)\. Name one that"
     ):
         preparation.choose_network(context(*job.allocation.nodes, interface="ib0"), agents, reports)
+
+
+def test_the_kernels_limits_count_where_they_are_less_than_the_batch_systems(caplog):
+    caplog.set_level("INFO")
+    job = context(Node("n1", 8, 10 * GIB), Node("n2", 8, 10 * GIB))
+    reports = {"n1": report(), "n2": replace(report(), allowed_cpus=4, memory_limit_bytes=5 * GIB)}
+    assert preparation.size(job, reports, IN_PLACE).by_node == {
+        "n1": NodeWorkers(2, 4, 9 * GIB // 2),
+        "n2": NodeWorkers(1, 4, 5 * GIB - GIB // 2),
+    }
+    assert [line.partition(":")[0] for line in caplog.messages] == ["n1", "n2"]

@@ -71,3 +71,44 @@ def test_a_second_signal_interrupts_nothing():
         signal.raise_signal(signal.SIGTERM)
     assert stop.value.reason == "stopped"
     signal.raise_signal(signal.SIGINT)
+
+
+# ---- the end is asked for once more before the job is closed
+
+
+def rings(walltime):
+    """Let the clock's time come."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.raise_signal(signal.SIGALRM)
+    return walltime
+
+
+@pytest.mark.parametrize(("end_in_s", "alarm_s"), [(1000, 880), (60, 60 - signals.CLOSE_BEFORE_END_S)])
+def test_a_lengthened_or_suspended_job_is_not_closed_at_its_old_end(end_in_s, alarm_s):
+    walltime = Walltime(120, time.time() + 31, lambda: time.time() + end_in_s)
+    assert walltime.end_is_near
+    rings(walltime)
+    assert rings_in_s() == pytest.approx(alarm_s, abs=1)
+    assert walltime.end_is_near == (end_in_s < 120)
+
+
+def test_a_job_whose_limit_was_lifted_has_no_clock():
+    walltime = rings(Walltime(120, time.time() + 31, lambda: None))
+    assert (walltime.end_is_near, walltime.end_time, rings_in_s()) == (False, None, 0)
+
+
+def test_the_end_that_has_come_closes_the_job():
+    walltime = Walltime(120, time.time() + 31, lambda: time.time() + signals.CLOSE_BEFORE_END_S)
+    with pytest.raises(JobStop) as stop:
+        rings(walltime)
+    assert (stop.value.reason, rings_in_s()) == ("walltime", 0)
+
+
+@pytest.mark.parametrize("warn_before_s", [0, 10, 29, 30, 40])
+def test_clients_are_told_some_time_before_the_close(warn_before_s):
+    notice_s = signals.CLOSE_BEFORE_END_S + signals.LEAST_NOTICE_S
+    walltime = Walltime(warn_before_s, time.time() + 1000)
+    assert rings_in_s() == pytest.approx(1000 - notice_s, abs=1)
+    walltime.set_end(time.time() + notice_s)
+    assert walltime.end_is_near
+    assert rings_in_s() == pytest.approx(signals.LEAST_NOTICE_S, abs=1)
