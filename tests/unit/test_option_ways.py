@@ -203,7 +203,7 @@ def check_slurms_options(asked, options):
         else:
             assert options[name] == str(value)
     assert [option.name for option in OPTIONS.values() if option.name in Slurm.passed_options] == [
-        *("batch_system", "workers_per_node", "cpus_per_worker", "mem", "time")
+        *("batch_system", "workers_per_node", "mem", "time")
     ]
 
 

@@ -71,8 +71,8 @@ class Slurm(Submission):
     """One Slurm cluster, as this user sees it."""
 
     facts = FACTS
-    # sbatch passes them on in variables that `allocation` reads.
-    passed_options = ("batch_system", "workers_per_node", "cpus_per_worker", "mem", "time")
+    # What `allocation` reads in the job's record. One CPU per worker is not told there from no number at all.
+    passed_options = ("batch_system", "workers_per_node", "mem", "time")
 
     def submit_command(
         self,
