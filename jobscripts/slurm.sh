@@ -4,7 +4,8 @@
 #   sbatch --nodes=2 --ntasks-per-node=4 --partition=multiple slurm.sh --interface ib0
 #
 # sbatch's own options override the directives: --ntasks-per-node is workers per node, --cpus-per-task is CPUs per
-# worker (for one CPU: --cpus-per-worker 1 after the script's name). mpiboot's options follow the script's name (mpiboot boot --help); a command follows `--`:
+# worker (for one CPU: --cpus-per-worker 1 after the script's name). mpiboot's options follow the script's name (mpiboot
+# boot --help); a command follows `--`:
 #
 #   sbatch --nodes=2 slurm.sh -- python analysis.py
 #
