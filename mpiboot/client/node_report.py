@@ -13,13 +13,14 @@ import shutil
 import socket
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from envpack.common.mounts import file_system, is_memory
 from envpack.stage.gc import usage
+from mpiboot.common.faults import unexpected
 from mpiboot.common.interfaces import interfaces
 from mpiboot.common.units import show_size
 
@@ -136,11 +137,11 @@ class NodeReport:
         return cls(tuple(Check(**check) for check in values["checks"]), values["addresses"])
 
 
-def report_node(root: str) -> tuple[str, dict[str, Any]]:
+def report_node(root: str) -> tuple[str, NodeReport]:
     """Return this node's name and its report; runs on a worker."""
     checks = [*node_checks(Path(root)), *job_node_checks()]
     addresses = {name: found["address"] for name, found in interfaces().items() if not found["loopback"]}
-    return socket.gethostname(), asdict(NodeReport(tuple(checks), addresses))
+    return socket.gethostname(), NodeReport(tuple(checks), addresses)
 
 
 def connection_error(address: str, port: int) -> int:
@@ -165,10 +166,10 @@ def main(root: str) -> None:
         with socket.create_server((here, 0)) as server:
             port = server.getsockname()[1]
             errors = client.run(node_report.connection_error, here, port, workers=others) if others else {}
-    for worker, error in errors.items():
-        reports[worker][1]["checks"].append(asdict(ports_check(error, f"{here}:{port}")))
-    for report in reports.values():
-        print(REPORT + json.dumps(report), flush=True)
+    for worker, (node, report) in reports.items():
+        checks = [ports_check(errors[worker], f"{here}:{port}")] if worker in errors else []
+        report = replace(report, checks=(*report.checks, *checks))
+        print(REPORT + json.dumps([node, asdict(report)]), flush=True)
 
 
 def ports_check(error: int, address: str) -> Check:
@@ -182,4 +183,7 @@ def ports_check(error: int, address: str) -> Check:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    try:
+        main(sys.argv[1])
+    except Exception as error:
+        sys.exit(f"mpiboot: {unexpected(error)}")

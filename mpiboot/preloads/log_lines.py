@@ -1,17 +1,24 @@
-"""One line in `ranks.log`, instead of a traceback, where a connection has ended: each does when a cluster closes.
+"""Errors that distributed logs take one line of `ranks.log`, with their place, instead of a traceback.
 
-`preloads.secure` installs this in scheduler, worker and nanny; it imports no other module of mpiboot.
+Each end of a cluster logs lost connections. `preloads.secure` installs this in scheduler, worker and nanny.
 """
 
 import logging
 from asyncio import CancelledError
 
+from mpiboot.common.faults import one_line
+
 
 def shorten(record: logging.LogRecord) -> bool:
-    """Replace the traceback of a lost connection, or of what waited for one, by its message; keep the record."""
+    """Replace a record's traceback by one line; return whether the record is to be written."""
     error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, (OSError, CancelledError)):  # distributed's CommClosedError is an OSError
-        if record.levelno > logging.INFO:
+    if record.name == "distributed.nanny" and isinstance(error, TypeError):
+        return False  # a worker has closed the queue that its own thread still reads; it ends as it should
+    if error is not None:
+        ended = isinstance(error, (OSError, CancelledError))  # distributed's CommClosedError is an OSError
+        if not ended:
+            record.msg, record.args = f"{record.getMessage()}: {one_line(error)}", ()
+        elif record.levelno > logging.INFO:
             record.msg, record.args = f"{record.getMessage()}: {type(error).__name__}: {error}", ()
         record.exc_info = record.exc_text = None
     return True

@@ -90,7 +90,7 @@ CASES = (
     Case("accounting", login_report=("settings: slurmdbd remembers ended jobs$",)),
     Case(
         "shut",
-        options=("--interface", "eth0", "--worker-port", "40000:40100"),
+        options=("--worker-port", "40000:40100"),
         login_report=("settings: .*srun listens on ports 50000-50100$",),
         node_report=(
             r"node2: ports: .* is not reached \(Connection refused\): use --worker-port$",

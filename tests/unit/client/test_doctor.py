@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from distributed import LocalCluster, Worker
 
 from envpack.stage.gc import Usage
 from mpiboot import config as configuration
@@ -159,6 +160,30 @@ def test_what_jobs_find_on_a_node(monkeypatch, tmp_path):
 def test_ports_between_nodes(error, found):
     expected = Check("ports", f"10.77.0.1:4, a port that nobody chose, {found}")
     assert node_report.ports_check(error, "10.77.0.1:4") == expected
+
+
+def test_the_jobs_command_prints_a_report_of_each_node(monkeypatch, capsys, tmp_path):
+    """One worker beside the scheduler, and one at another address, which tries a port of the first one's host."""
+
+    async def start(address, host):
+        return await Worker(address, host=host, name=host)
+
+    with LocalCluster(
+        n_workers=0, processes=False, protocol="tcp", host="127.0.0.1", dashboard_address="127.0.0.1:0"
+    ) as cluster:
+        workers = [
+            cluster.sync(start, cluster.scheduler_address, host) for host in ("127.0.0.1", "127.0.0.2")
+        ]
+        monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", cluster.scheduler_address)
+        node_report.main(str(tmp_path))
+        for worker in workers:
+            cluster.sync(worker.close)
+    printed = [json.loads(line.removeprefix(doctor.REPORT)) for line in capsys.readouterr().out.splitlines()]
+    reports = [NodeReport.of(report) for _, report in printed]
+    assert [node for node, _ in printed] == [socket.gethostname()] * 2
+    names = ["interfaces", "staging root", "open files", "CPUs", "home", "limits"]
+    found = [[check.name for check in report.checks] for report in reports]
+    assert sorted(found) == [names, [*names, "ports"]]
 
 
 def test_facts_of_a_site(commands):

@@ -1,7 +1,8 @@
-"""What distributed logs of lost connections takes one line."""
+"""An error that distributed logs takes one line."""
 
 import io
 import logging
+import re
 from asyncio import CancelledError
 
 import pytest
@@ -22,12 +23,18 @@ def test_lost_connections(monkeypatch, level, error, expected):
     assert logged(monkeypatch, level, error) == expected
 
 
-def test_a_fault_keeps_its_traceback(monkeypatch):
+def test_a_fault_names_its_place(monkeypatch):
     text = logged(monkeypatch, logging.ERROR, ValueError("wrong"))
-    assert text.startswith("Batched Comm Closed <TLS>\nTraceback") and text.endswith("ValueError: wrong\n")
+    assert re.fullmatch(
+        r"Batched Comm Closed <TLS>: ValueError: wrong \(preloads/test_log_lines\.py:\d+ logged\)\n", text
+    )
 
 
-def logged(monkeypatch, level, error):
+def test_the_ordinary_end_of_a_worker_is_no_error(monkeypatch):
+    assert logged(monkeypatch, logging.ERROR, TypeError("NoneType"), "distributed.nanny") == ""
+
+
+def logged(monkeypatch, level, error, logger="distributed.batched"):
     """Return what a handler of distributed writes of `error`, logged by one of its modules."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
@@ -36,7 +43,7 @@ def logged(monkeypatch, level, error):
     try:
         raise error
     except BaseException:
-        logging.getLogger("distributed.batched").log(level, "Batched Comm Closed %r", TLS(), exc_info=True)
+        logging.getLogger(logger).log(level, "Batched Comm Closed %r", TLS(), exc_info=True)
     return stream.getvalue()
 
 
