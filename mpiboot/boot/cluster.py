@@ -58,6 +58,8 @@ class Cluster:
         Why the scheduler closed; None if it gave no reason.
     gone : bool
         Whether the scheduler has connected and then disconnected.
+    n_retired : int
+        How many workers clients have retired.
     newest_client : float
         When the newest client connected (time.monotonic).
     """
@@ -70,6 +72,7 @@ class Cluster:
         self.workers: dict[str, Worker] = {}
         self.close_reason: str | None = None
         self.gone = False
+        self.n_retired = 0
         self.newest_client = 0.0
         self._empty_since: dict[str, float] = {}
         self._lost_nodes: set[str] = set()
@@ -96,6 +99,8 @@ class Cluster:
                 self._note_worker(message)
             case "lost-worker":
                 self._note_lost_worker(message)
+            case "retired-worker":
+                self._note_retired_worker(message)
             case "worker-exit":
                 self._note_worker_exit(message)
             case "hung-worker":
@@ -131,6 +136,13 @@ class Cluster:
         if worker.node != UNKNOWN_NODE and all(other.node != worker.node for other in self.workers.values()):
             self._empty_since[worker.node] = time.monotonic()
             self._lost_nodes.discard(worker.node)
+
+    def _note_retired_worker(self, message: dict[str, Any]) -> None:
+        """Process the end of a worker that a client has retired: it is not lost, and nothing replaces it."""
+        worker = self.workers.pop(message["address"], Worker(UNKNOWN_NODE, None))
+        self.n_retired += 1
+        self._events.write(**message, host=worker.node, rank=worker.rank)
+        logger.info("a client has retired the worker of rank %s on %s", worker.rank, worker.node)
 
     def _note_worker_exit(self, message: dict[str, Any]) -> None:
         """Process a nanny's message about how its worker's process ended."""

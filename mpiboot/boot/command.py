@@ -49,8 +49,12 @@ def start_command(
     }
     try:
         return subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL)
-    except OSError as error:
-        raise UsageError(
-            f"{command[0]} could not be started: {error.strerror}",
-            "Write the full path of the command after --",
-        ) from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in an argument
+        cause = error.strerror if isinstance(error, OSError) else error
+        failure = UsageError(
+            f"{command[0]} could not be started: {cause}",
+            "Write the full path of an executable file after --",
+        )
+        # As of a shell: exit status 127 if there is no such command, 126 if it cannot be executed.
+        failure.exit_status = 127 if isinstance(error, FileNotFoundError) else 126
+        raise failure from error

@@ -36,6 +36,8 @@ NEW_CLIENT_S = 2.0
 KILLED = frozenset(
     status for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT) for status in (-number, 128 + number)
 )
+# How long a command that has lost its cluster may go on: its client notices after distributed's timeouts of 30 s.
+COMMAND_AFTER_LOSS_S = 60.0
 # In the last minutes, boot asks the batch system this often whether the end time has changed.
 ASK_END_S = 30.0
 
@@ -149,8 +151,8 @@ def supervise(
     walltime_watch = WalltimeWatch(context, cluster, walltime)
     while not cluster.gone and not launcher.died():
         cluster.listen()
-        if command and (status := command.poll()) is not None:
-            return (status if status >= 0 else 128 - status), f"command ended with status {status}"
+        if command and command.poll() is not None:
+            return command_result(command)
         cluster.note_lost_nodes()
         agents.note_changes()
         workers.check()
@@ -158,8 +160,45 @@ def supervise(
     cluster.listen()  # the reason of the close may have come last
     if cluster.close_reason is None:
         agents.settle_output()
-        raise loss(context, cluster, ranks)
+        error = loss(context, cluster, ranks)
+        if command and wait_for_command(command, str(error).partition("\n")[0], COMMAND_AFTER_LOSS_S):
+            return command_result(command)
+        raise error
+    if command:
+        wait_for_command(command, "the command has closed the cluster", None)
+        return command_result(command)
     return STATUS_OF_REASON.get(cluster.close_reason, 1), cluster.close_reason
+
+
+def wait_for_command(command: "subprocess.Popen[bytes]", why: str, timeout_s: float | None) -> bool:
+    """Wait for a command whose cluster has ended: it may still write its results.
+
+    Parameters
+    ----------
+    command : Popen
+        The command of batch mode.
+    why : str
+        Why the cluster has ended.
+    timeout_s : float or None, seconds
+        How long to wait; None: until the walltime.
+
+    Returns
+    -------
+    bool
+        Whether it has ended.
+    """
+    logger.info("%s; the job goes on until the command ends", why)
+    try:
+        command.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def command_result(command: "subprocess.Popen[bytes]") -> tuple[int, str]:
+    """Return the job's exit status, and the reason of its end, for a command that has ended."""
+    status = command.returncode
+    return (status if status >= 0 else 128 - status), f"command {how_ended(status)}"
 
 
 def loss(context: Context, cluster: Cluster, ranks: "subprocess.Popen[bytes]") -> ClusterLostError:
@@ -246,7 +285,7 @@ class WorkersWatch:
             Too few workers have been left for too long.
         """
         n_workers, grace = len(self._cluster.workers), show_duration(MIN_WORKERS_GRACE_S)
-        if n_workers >= self._min_workers or self._cluster.close_reason:
+        if n_workers + self._cluster.n_retired >= self._min_workers or self._cluster.close_reason:
             self._too_few_since = None
         elif self._too_few_since is None:
             self._too_few_since = time.monotonic()

@@ -164,7 +164,8 @@ def status(job: Job, state: JobState) -> str:
         lines.append(f"closed: {last['reason']}; the batch system still has to end the job")
     elif state.running:
         endpoint = job.endpoint
-        counted = [event["n"] for event in events if event["event"] in ("worker", "lost-worker")]
+        counts = ("worker", "lost-worker", "retired-worker")
+        counted = [event["n"] for event in events if event["event"] in counts]
         expected = endpoint.n_workers if endpoint else job.expected_workers()
         over = f", over {endpoint.interface}" if endpoint else ""
         of = f" of {expected}" if expected else ""

@@ -34,6 +34,8 @@ PLUGIN_NAME = "mpiboot"
 FLUSH_S = 0.1
 HUNG_WORKER_CHECK_S = 5.0
 IDLE_CHECK_MS = 1000
+# How the stimulus ids of `Scheduler.retire_workers` begin.
+RETIREMENT = "retire-workers"
 
 
 class Reporter(SchedulerPlugin):  # type: ignore[misc]
@@ -113,9 +115,12 @@ class Reporter(SchedulerPlugin):  # type: ignore[misc]
         state = scheduler.workers[worker]
         self.tell("worker", address=worker, name=str(state.name), ip=state.host, n=len(scheduler.workers))
 
-    def remove_worker(self, scheduler: Scheduler, worker: str, **details: Any) -> None:
+    def remove_worker(
+        self, scheduler: Scheduler, worker: str, *, stimulus_id: str = "", **details: Any
+    ) -> None:
         if scheduler.status.name == "running":
-            self.tell("lost-worker", address=worker, n=len(scheduler.workers))
+            event = "retired-worker" if stimulus_id.startswith(RETIREMENT) else "lost-worker"
+            self.tell(event, address=worker, n=len(scheduler.workers))
 
     def log_event(self, topic: str, message: Any) -> None:
         """Pass on to boot the nannies' reports of ended workers (preloads/nanny.py), and which workers hang."""

@@ -6,7 +6,8 @@ then ends the job.
 | event of the scheduler | keys besides `time`, in seconds since the epoch |
 |---|---|
 | `scheduler` | `id`, `address`, `dashboard_port` (None: no dashboard): the scheduler listens |
-| `worker`, `lost-worker` | `address`, `n`: the number of workers now; for a new worker also `name`, `ip` |
+| `worker`, `lost-worker`, `retired-worker` | `address`, `n`: the number of workers now; |
+|  | for a new worker also `name`, `ip` |
 | `worker-exit`, from a nanny | `address`, `name`, `ip`, `exit_status`, `limit_bytes`, `memory` |
 |  | (`limit`, `cgroup` or None: which memory limit ended it) |
 | `hung-worker` | `address`, `silent_s`: the worker is terminated |

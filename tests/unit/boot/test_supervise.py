@@ -1,3 +1,4 @@
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -165,3 +166,72 @@ def test_too_few_workers_end_the_job_after_the_grace(cluster, tmp_path, monkeypa
         "0 workers are left, fewer than --min-workers 1, for 30.0 s. "
         f"See what was lost, when and where, and submit the job again: cat {tmp_path}/events.jsonl"
     )
+
+
+# Batch mode: the command decides when the job ends, and with which status.
+
+CLOSED = {"event": "closed", "reason": "client-shutdown"}
+GONE = {"event": "disconnected"}
+
+
+def supervised(context, cluster, *command):
+    """Run `supervise` with a command."""
+    context.config = SimpleNamespace(min_workers=1, warn_before=120.0)
+    context.allocation = SimpleNamespace(nodes=[SimpleNamespace(name="n1")], job_id="12")
+    context.directory.events = context.directory.ranks_log
+    walltime = SimpleNamespace(end_is_near=False)
+    process = subprocess.Popen(command)
+    try:
+        return supervise.supervise(context, AGENTS, cluster, RUNNING, process, walltime)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "reason"),
+    [
+        ("exit 0", 0, "command ended with status 0"),
+        ("exit 7", 7, "command ended with status 7"),
+        ("exit 124", 124, "command ended with status 124"),
+        ("kill -SEGV $$", 139, "command was killed by SIGSEGV"),
+    ],
+)
+def test_a_command_that_closed_the_cluster_ends_by_itself(context, cluster, tmp_path, script, status, reason):
+    """It writes its results after `client.shutdown()`; before, it was killed, and the job reported 0."""
+    cluster.note(SCHEDULER)
+    cluster._control.polls = [[CLOSED, GONE]]
+    done = tmp_path / "results"
+    end = f"sleep 0.5; touch {done}; {script}"
+    assert supervised(context, cluster, "sh", "-c", end) == (status, reason)
+    assert done.exists()
+
+
+def test_a_command_that_loses_the_cluster_ends_by_itself(context, cluster):
+    cluster.note(SCHEDULER)
+    cluster._control.polls = [[GONE]]
+    assert supervised(context, cluster, "sh", "-c", "sleep 0.5; exit 3") == (3, "command ended with status 3")
+
+
+def test_a_command_that_waits_for_a_lost_cluster_is_ended(context, cluster, monkeypatch):
+    monkeypatch.setattr(supervise, "COMMAND_AFTER_LOSS_S", 0.1)
+    cluster.note(SCHEDULER)
+    cluster._control.polls = [[GONE]]
+    with pytest.raises(ClusterLostError, match=r"the scheduler \(rank 0, on n1\) died"):
+        supervised(context, cluster, "sleep", "60")
+
+
+def test_workers_that_a_client_retires_are_not_lost(cluster, monkeypatch):
+    monkeypatch.setattr(supervise, "MIN_WORKERS_GRACE_S", -1.0)
+    watch = WorkersWatch(cluster, 1, Path("/events"))
+    cluster.note(WORKER)
+    watch.check()
+    cluster.note({**LOST, "event": "retired-worker"})
+    watch.check()
+    watch.check()
+    cluster.note(WORKER)
+    cluster.n_retired = 0
+    cluster.note(LOST)
+    watch.check()
+    with pytest.raises(ClusterLostError):
+        watch.check()

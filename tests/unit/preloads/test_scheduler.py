@@ -71,6 +71,20 @@ def test_boot_hears_of_the_scheduler_its_workers_and_its_close(control):
     ]
 
 
+def test_boot_hears_whether_a_worker_was_retired(control):
+    async def scenario(scheduler):
+        async with Worker(scheduler.address, name="mpiboot-3", host="127.0.0.1", dashboard_address=":0"):
+            await scheduler.retire_workers(names=["mpiboot-3"])
+            heard.extend(await asyncio.to_thread(receive, control, "retired-worker"))
+
+    heard = []
+    run(scenario)
+    assert [(message["event"], message.get("n")) for message in heard[1:]] == [
+        ("worker", 1),
+        ("retired-worker", 0),
+    ]
+
+
 def test_a_scheduler_whose_boot_dies_closes(control):
     async def scenario(scheduler):
         await asyncio.to_thread(receive, control, "scheduler")
