@@ -5,6 +5,7 @@ import socket
 import sys
 from pathlib import Path
 
+import dask
 import pytest
 from distributed import LocalCluster, Worker
 
@@ -162,7 +163,7 @@ def test_ports_between_nodes(error, found):
     assert node_report.ports_check(error, "10.77.0.1:4") == expected
 
 
-def test_the_jobs_command_prints_a_report_of_each_node(monkeypatch, capsys, tmp_path):
+def test_the_jobs_command_prints_a_report_of_each_node(capsys, tmp_path):
     """One worker beside the scheduler, and one at another address, which tries a port of the first one's host."""
 
     async def start(address, host):
@@ -174,8 +175,8 @@ def test_the_jobs_command_prints_a_report_of_each_node(monkeypatch, capsys, tmp_
         workers = [
             cluster.sync(start, cluster.scheduler_address, host) for host in ("127.0.0.1", "127.0.0.2")
         ]
-        monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", cluster.scheduler_address)
-        node_report.main(str(tmp_path))
+        with dask.config.set({"scheduler-address": cluster.scheduler_address}):
+            node_report.main(str(tmp_path))
         for worker in workers:
             cluster.sync(worker.close)
     printed = [json.loads(line.removeprefix(doctor.REPORT)) for line in capsys.readouterr().out.splitlines()]
