@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import click
 
-from mpiboot.cli.options import CommandWithExample, job_argument
+from mpiboot.cli.options import CommandWithExample, TypedPath, job_argument
 from mpiboot.cli.output import echo_stderr
 
 
@@ -30,7 +30,7 @@ def list_jobs(as_json: bool) -> None:
 @click.command(cls=CommandWithExample, epilog="mpiboot status 1234")
 @job_argument
 @click.option("--json", "as_json", is_flag=True, help="for programs")
-@click.option("--plot", metavar="FILE", type=click.Path(), help="draw the timeline (needs matplotlib)")
+@click.option("--plot", metavar="FILE", type=TypedPath(), help="draw the timeline (needs matplotlib)")
 def status(job_or_name: str | None, as_json: bool, plot: str | None) -> None:
     """Show the state of a job, and the phases of its boot with their times."""
     from mpiboot.client import show, timeline

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from envpack.common.paths import typed_path
+from envpack.errors import MalformedValueError
 from mpiboot import config
 from mpiboot.errors import MpibootError
 from mpiboot.kinds import FLAG, PATH
@@ -31,6 +33,16 @@ class CommandWithExample(click.Command):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if self.epilog:
             formatter.write(f"\nExample:\n  {self.epilog}\n")
+
+
+class TypedPath(click.Path):
+    """The path of a file that a command writes or reads, expanded as those of a job's options are."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return typed_path(value)
+        except MalformedValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 def complete_job_id(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:

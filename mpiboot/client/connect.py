@@ -11,12 +11,14 @@ from mpiboot.client.find import find_job
 from mpiboot.client.job import Job
 from mpiboot.client.progress import Progress
 from mpiboot.client.scheduler_file import connect_scheduler_file
-from mpiboot.client.settings import seconds_of
+from mpiboot.client.settings import parse_argument, seconds_of
 from mpiboot.client.watch import connect_job
+from mpiboot.errors import UsageError
+from mpiboot.kinds import COUNT, PATH
 
 
 def connect(
-    job: str | Job | None = None,
+    job: str | int | Job | None = None,
     *,
     scheduler_file: str | Path | None = None,
     n_workers: int | None = None,
@@ -29,7 +31,7 @@ def connect(
 
     Parameters
     ----------
-    job : str or Job, optional
+    job : str, int or Job, optional
         A job id, the name of a job, or a `Job`. Default: the only live job.
     scheduler_file : str or path, optional
         Instead of a job: Dask's scheduler file of a cluster that was started by hand.
@@ -61,10 +63,15 @@ def connect(
         The endpoint or the scheduler file cannot be trusted, or the right scheduler does not answer there.
     BatchError
         There is no such job, or the batch system does not answer.
+    UsageError
+        An argument has a value of the wrong type.
     """
     # Check these before the query of the batch system, which can take long.
     timeout_s = seconds_of("timeout", timeout)
     queue_timeout_s = None if queue_timeout is None else seconds_of("queue_timeout", queue_timeout)
+    n_workers = n_workers and parse_argument("n_workers", COUNT, n_workers)
+    if job is not None and scheduler_file is not None:
+        raise UsageError("both a job and a scheduler_file are given", "Give one of them")
     if scheduler_file is None:
         return connect_job(
             find_job(job),
@@ -74,5 +81,6 @@ def connect(
             insecure=insecure,
             progress=progress,
         )
+    path = Path(parse_argument("scheduler_file", PATH, scheduler_file))
     with display.choose_display(progress) as tell:
-        return connect_scheduler_file(Path(scheduler_file), n_workers, timeout_s, insecure, tell)
+        return connect_scheduler_file(path, n_workers, timeout_s, insecure, tell)

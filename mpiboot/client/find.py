@@ -17,7 +17,7 @@ from mpiboot.client.directories import directory_batch_systems, missing_titles
 from mpiboot.client.job import Job
 from mpiboot.client.polling import FIRST_SILENCE_S, retry_while_away
 from mpiboot.common.trust import check_trusted
-from mpiboot.errors import BatchError, MpibootError
+from mpiboot.errors import BatchError, MpibootError, UsageError
 from mpiboot.protocol.job_directory import JobDirectory
 
 logger = logging.getLogger(__name__)
@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 FORGOTTEN_S = 86400.0
 
 
-def find_job(wanted: str | Job | None = None) -> Job:
-    """Return a job by its id or its name; None: the only live one.
+def find_job(wanted: str | int | Job | None = None) -> Job:
+    """Return a job by its id (a number, too) or its name; None: the only live one.
 
     Raises
     ------
@@ -36,6 +36,11 @@ def find_job(wanted: str | Job | None = None) -> Job:
     """
     if isinstance(wanted, Job):
         return wanted
+    if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, str | int)):
+        raise UsageError(
+            f"{wanted!r} is neither a job id nor a name", "Give a text, such as '1234', or a Job"
+        )
+    wanted = None if wanted is None else str(wanted)
     by_id, errors = ([], []) if wanted is None else _by_id(wanted)
     for job in by_id:
         if job.directory.path.is_dir():

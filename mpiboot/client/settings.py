@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from envpack.common.units import parse_duration_s
 from envpack.errors import MalformedValueError
 from mpiboot import config as configuration
 from mpiboot.batch.sizing import check_min_workers
 from mpiboot.client import dask_options
 from mpiboot.config import Config
 from mpiboot.errors import UsageError
-from mpiboot.option import PYTHON
+from mpiboot.kinds import DURATION
+from mpiboot.option import PYTHON, Kind
 from mpiboot.protocol import prefix_checks
 
 
@@ -86,6 +86,20 @@ def load_site(name: str) -> Any:
     return getattr(configuration.make_config(*site_layers()), name)
 
 
+def parse_argument(name: str, kind: Kind, value: Any) -> Any:
+    """Return the value of an argument of a Python call that is no option of a job.
+
+    Raises
+    ------
+    UsageError
+        The value is not of this kind.
+    """
+    try:
+        return kind.place(kind.parse(value), PYTHON)
+    except MalformedValueError as error:
+        raise UsageError(f"{name}: {error.problem}", error.remedy) from error
+
+
 def seconds_of(name: str, value: str | float) -> float:
     """Return the value of the argument `name` in seconds.
 
@@ -94,7 +108,4 @@ def seconds_of(name: str, value: str | float) -> float:
     UsageError
         The value is no duration.
     """
-    try:
-        return parse_duration_s(value)
-    except MalformedValueError as error:
-        raise UsageError(f"{name}: {error.problem}", error.remedy) from error
+    return float(parse_argument(name, DURATION, value))

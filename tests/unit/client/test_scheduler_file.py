@@ -26,6 +26,13 @@ def test_a_scheduler_file(file, cluster):
         assert client.submit(sum, [1, 2]).result() == 3
 
 
+def test_the_path_of_a_scheduler_file_is_expanded(file, cluster, monkeypatch):
+    write(file, cluster)
+    monkeypatch.setenv("HOME", str(file.parent))
+    monkeypatch.setenv("NAME", file.name)
+    connect(scheduler_file="~/$NAME", insecure=True).close()
+
+
 def test_a_scheduler_file_that_comes_late_and_in_pieces(file, cluster):
     later(0.5, lambda: file.write_text('{"id": '))
     later(0.8, lambda: write(file, cluster))
