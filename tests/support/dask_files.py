@@ -11,10 +11,9 @@ class DaskFiles:
 
     def __init__(self, folder, monkeypatch):
         self.folder = folder
+        self.monkeypatch = monkeypatch
         monkeypatch.setattr(dask.config, "paths", [str(folder)])
-        self.config = {}
-        for name in ("config", "global_config"):
-            monkeypatch.setattr(dask.config, name, self.config)
+        self.read()
 
     def write(self, text, name="mpiboot.yaml"):
         """Write a file, and read all; return its path."""
@@ -22,9 +21,10 @@ class DaskFiles:
         self.read()
         return self.folder / name
 
-    def read(self, environ=os.environ):
-        """Read the files and the variables again."""
-        dask.config.refresh(self.config, defaults=[], paths=[str(self.folder)], env=environ)
+    def read(self):
+        """Read the files and the variables again: mpiboot's section; clusters of this process need the others."""
+        section = dask.config.collect(paths=[str(self.folder)]).get("mpiboot", {})
+        self.monkeypatch.setitem(dask.config.global_config, "mpiboot", section)
 
 
 @pytest.fixture
