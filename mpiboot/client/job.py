@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from envpack.common.places import HOME_VARIABLE
 from mpiboot import config as configuration
 from mpiboot.batch.job_state import JobState
 from mpiboot.batch.submission import BatchSystem
@@ -111,12 +112,27 @@ class Job:
 
         Boot's log itself is in the list only if there is no output.
         """
-        output = self.batch.output(self.job_id)
-        # The batch system no longer knows the file, or shows the pattern of its name instead of the name.
-        if output is None or not output.is_file():
-            output = self._submitted_log
+        output = self._output()
         own = self._own_logs()
         return [path for path in ([output, *own[1:]] if output.is_file() else own) if path.is_file()]
+
+    def _output(self) -> Path:
+        """Return the file of the job's output, whether it exists or not."""
+        output = self.batch.output(self.job_id)
+        # The batch system no longer knows the file, or shows the pattern of its name instead of the name.
+        if output is None or not (output.is_file() or output.parent.is_dir() and "%" not in output.name):
+            return self._submitted_log
+        return output
+
+    def why_no_log(self, state: JobState) -> tuple[str, str]:
+        """Return why an ended job may have no log, and the remedy."""
+        if not state.nodes:
+            return NO_LOG, "Submit it again: mpiboot submit"
+        return (
+            f"{NO_LOG} Perhaps the node could not write {self._output()}",
+            "Find out: mpiboot doctor --job-test; if so, "
+            f"export {HOME_VARIABLE}=FOLDER, one that this machine and all nodes can write, and submit it again",
+        )
 
     def _own_logs(self) -> list[Path]:
         """Return boot's log and the log of the ranks; none if another user could have made the job directory."""

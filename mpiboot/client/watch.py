@@ -146,12 +146,12 @@ class Watch:
                 self.tell(f"job {self.job.job_id}: {error.problem}; asking again")
             self.next_question = now + interval_s
         if not self.state.live:
-            job_id, log = self.job.job_id, self.job.log_tail()
+            job_id, log, remedy = self.job.job_id, self.job.log_tail(), ""
+            if log == NO_LOG:
+                log, remedy = self.job.why_no_log(self.state)
             raise JobEndedError(
                 f"job {job_id} has ended: {self.state.show()}\n{log}",
-                "Submit it again: mpiboot submit"
-                if log == NO_LOG
-                else f"Read all of it: mpiboot logs {job_id}",
+                remedy or f"Read all of it: mpiboot logs {job_id}",
             )
         return self.state
 

@@ -225,6 +225,19 @@ def test_an_ended_job_of_which_nothing_is_known(job, batch):
         connect(job)
 
 
+def test_an_ended_job_whose_node_could_not_write_its_log(job, batch):
+    """As where homes are read-only on the nodes."""
+    batch.state = JobState("7", "", "ended", "FAILED", "JobLaunchFailure", nodes="node1")
+    with pytest.raises(JobEndedError) as error:
+        connect(job)
+    assert str(error.value) == (
+        "job 7 has ended: FAILED (JobLaunchFailure)\n"
+        f"It left no log. Perhaps the node could not write {job.directory.path.parents[1]}/logs/stand-in-7.out\n"
+        "Find out: mpiboot doctor --job-test; if so, export MPIBOOT_HOME=FOLDER, one that this machine and all nodes can "
+        "write, and submit it again"
+    )
+
+
 def test_a_job_that_can_never_start(job, batch):
     batch.state = JobState("7", "mpiboot", "pending", "PENDING", "PartitionNodeLimit", cannot_start=True)
     said = []
