@@ -120,7 +120,7 @@ class Job:
         """Return the file of the job's output, whether it exists or not."""
         output = self.batch.output(self.job_id)
         # The batch system no longer knows the file, or shows the pattern of its name instead of the name.
-        if output is None or not (output.is_file() or output.parent.is_dir() and "%" not in output.name):
+        if output is None or not (output.is_file() or (output.parent.is_dir() and "%" not in output.name)):
             return self._submitted_log
         return output
 

@@ -42,6 +42,8 @@ class Case:
         Patterns of lines of `doctor`, and of lines that `doctor --job-test` adds: the site's peculiarity.
     wrong : tuple of (tuple of str, dict, str)
         Options and variables that do not work here, and a pattern of what `doctor --job-test` says of them.
+    failing : tuple of (dict, str)
+        Variables with which a job fails here, and a pattern of what `submit --wait` says of it.
     """
 
     site: str
@@ -51,6 +53,7 @@ class Case:
     login_report: tuple[str, ...] = ()
     node_report: tuple[str, ...] = ()
     wrong: tuple[tuple[tuple[str, ...], dict[str, str], str], ...] = ()
+    failing: tuple[tuple[dict[str, str], str], ...] = ()
 
 
 CONFINED = ("node1: CPUs: 1 of 2 usable",) if Path("/sys/fs/cgroup/memory/cgroup.procs").exists() else ()
@@ -84,6 +87,13 @@ CASES = (
                 *((), {"MPIBOOT_HOME": "/home/alice/.mpiboot"}),
                 r"^FAIL  job: \d+ ended: .*; it could not write /home/alice/\.mpiboot/logs\n"
                 r" +remedy: export MPIBOOT_HOME=FOLDER, ",
+            ),
+        ),
+        failing=(
+            (
+                {"MPIBOOT_HOME": "/home/alice/.mpiboot"},
+                r"It left no log\. Perhaps the node could not write /home/alice/\.mpiboot/logs/slurm-\d+\.out\n"
+                r"Find out: mpiboot doctor --job-test; if so, export MPIBOOT_HOME=FOLDER, ",
             ),
         ),
     ),
@@ -230,6 +240,10 @@ def test_a_job_that_fails(alice: SiteUser) -> None:
     assert re.search(rf"mpiboot logs {job_id}\n$", done.stderr)
     assert f"job {job_id}: FAILED (the scheduler ended" in alice.mpiboot("status", job_id).stdout
     assert "Invalid time unit: nonsense" in alice.mpiboot("logs", job_id).stdout
+    for variables, pattern in alice.case.failing:
+        done = alice.submit("--wait", check=False, **variables)
+        assert done.returncode == 1
+        assert re.search(pattern, done.stderr), done.stderr
     assert_nothing_remains(alice, NODES)
 
 
