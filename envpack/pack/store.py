@@ -155,9 +155,15 @@ def _is_leased(archive: Path) -> bool:
     return any(archive.parent.glob(glob.escape(archive.name + _LEASE) + "*"))
 
 
-def remove_unfinished(folder: Path) -> list[Path]:
-    """Remove the temporary files of killed packs: those that no process has locked. Return what was removed."""
-    removed = []
+def remove_unfinished(folder: Path) -> dict[Path, int]:
+    """Remove the temporary files of killed packs: those that no process has locked.
+
+    Returns
+    -------
+    dict[Path, int]
+        The files that were removed, and their sizes in bytes.
+    """
+    removed = {}
     for path in folder.glob(".envpack-*.tmp"):
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -165,8 +171,9 @@ def remove_unfinished(folder: Path) -> list[Path]:
             continue
         try:
             if try_lock(fd, path):
+                size_bytes = os.fstat(fd).st_size
                 path.unlink(missing_ok=True)
-                removed.append(path)
+                removed[path] = size_bytes
         except OSError:
             pass
         finally:
@@ -192,28 +199,49 @@ def _remove(archive: Path) -> bool:
     return False
 
 
-def gc(home: StrPath | None = None) -> list[Path]:
+def gc(home: StrPath | None = None, *, older_than_s: float = 0.0, dry_run: bool = False) -> dict[Path, int]:
     """Remove all archives but the newest of each environment and those with leases, and what killed packs have left.
 
     Parameters
     ----------
     home : str or os.PathLike, optional
         mpiboot's folder on the shared file system (default: MPIBOOT_HOME, then ~/.mpiboot).
+    older_than_s : float, seconds, default 0
+        Keep archives that were made or reused within this time.
+    dry_run : bool, default False
+        Remove no archive; return those that would be removed.
 
     Returns
     -------
-    list[Path]
-        The files that were removed.
+    dict[Path, int]
+        The files that were removed, and their sizes in bytes.
     """
-    removed = []
+    removed: dict[Path, int] = {}
     for folder in sorted(packs_folder(home).glob("*-*/")):
         archives = newest_first(folder)
         newest = next((path for path in archives if not is_damaged(path)), None)
-        removed += [path for path in archives if path != newest and _remove(path)]
-        removed += remove_unfinished(folder)
+        for path, used_at in archives.items():
+            size_bytes = _size(path)
+            if (
+                path != newest
+                and (not older_than_s or time.time() - used_at > older_than_s)
+                and (not _is_leased(path) if dry_run else _remove(path))
+            ):
+                removed[path] = size_bytes
+        if dry_run:
+            continue
+        removed |= remove_unfinished(folder)
         for path in folder.glob("*.tar.zst.damaged"):
             with contextlib.suppress(OSError):
                 if not path.with_suffix("").exists():
                     path.unlink(missing_ok=True)
-                    removed.append(path)
+                    removed[path] = 0
     return removed
+
+
+def _size(path: Path) -> int:
+    """Return a file's size in bytes; 0 if another process has removed it."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

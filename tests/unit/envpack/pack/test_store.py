@@ -59,7 +59,7 @@ def test_gc_keeps_the_newest_and_those_with_leases(home: Path) -> None:
     note_damage(a[3])
     mark(a[0].with_name("gone.tar.zst")).touch()
     (a[0].parent / ".envpack-x.tmp").touch()
-    assert store.gc(home) == [
+    assert list(store.gc(home)) == [
         a[1], a[3], a[0].parent / ".envpack-x.tmp", a[0].with_name("gone.tar.zst.damaged"),
     ]  # fmt: skip
     kept = ["a-0.tar.zst", "a-2.tar.zst", "b-0.tar.zst"]
@@ -73,17 +73,30 @@ def test_gc_keeps_the_newest_and_those_with_leases(home: Path) -> None:
     }
     for path in store.leases(home)["slurm-c-12"]:
         path.unlink()
-    assert store.gc(home) == [] and names(home) == sorted([*kept, leases[1]])
+    assert list(store.gc(home)) == [] and names(home) == sorted([*kept, leases[1]])
     for path in store.leases(home)["slurm-c-13"]:
         path.unlink()
-    assert store.gc(home) == [a[2]] and names(home) == ["a-0.tar.zst", "b-0.tar.zst"]
-    assert store.gc(home / "none") == []
+    assert list(store.gc(home)) == [a[2]] and names(home) == ["a-0.tar.zst", "b-0.tar.zst"]
+    assert store.gc(home / "none") == {}
+
+
+def test_gc_says_what_it_would_remove_and_how_large_it_is(home: Path) -> None:
+    paths = archives(home, "a", 4)
+    for n, path in enumerate(paths):
+        path.write_bytes(b"x" * n)
+        used_at = time.time() - 7200 * n
+        os.utime(path, (used_at, used_at))
+    store.lease(paths[3], "slurm-c-12")
+    assert store.gc(home, dry_run=True) == {paths[1]: 1, paths[2]: 2}
+    assert store.gc(home, older_than_s=10000, dry_run=True) == {paths[2]: 2}
+    assert store.gc(home, older_than_s=10000) == {paths[2]: 2}
+    assert store.gc(home) == {paths[1]: 1}
 
 
 def test_gc_keeps_the_newest_that_is_not_damaged(home: Path) -> None:
     paths = archives(home, "a", 3)
     note_damage(paths[0])
-    assert store.gc(home) == [paths[0], paths[2]]
+    assert list(store.gc(home)) == [paths[0], paths[2]]
     assert names(home) == ["a-1.tar.zst"]
 
 
@@ -120,7 +133,7 @@ def test_gc_of_a_home_that_cannot_be_written(home: Path, monkeypatch: pytest.Mon
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), os.fspath(path))
 
     monkeypatch.setattr(Path, "unlink", unlink)
-    assert store.gc(home) == []
+    assert list(store.gc(home)) == []
 
 
 def test_a_damaged_archive_is_replaced(prefix: Path) -> None:
