@@ -1,14 +1,17 @@
-"""`mpiboot list`, `status`, `logs` and `stop`: the commands about jobs that were submitted."""
+"""`mpiboot list`, `status`, `logs`, `stop` and `gc`: the commands about jobs that were submitted."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 
 import click
 
-from mpiboot.cli.options import CommandWithExample, TypedPath, job_argument
+from envpack.errors import ExplainedError
+from mpiboot.cli.options import CommandWithExample, TypedPath, complete_job_id, job_argument
 from mpiboot.cli.output import echo_stderr
+from mpiboot.common.units import show_size
 
 
 @click.command("list", cls=CommandWithExample, epilog="mpiboot list --json")
@@ -62,11 +65,60 @@ def logs(job_or_name: str | None, follow: bool) -> None:
         click.echo(text, nl=False)
 
 
-@click.command(cls=CommandWithExample, epilog="mpiboot stop 1234")
-@job_argument
-def stop(job_or_name: str | None) -> None:
-    """End a job; return when its nodes are released."""
+@click.command(cls=CommandWithExample, epilog="mpiboot stop 1234 1235")
+@click.argument("jobs_or_names", metavar="[JOB...]", nargs=-1, shell_complete=complete_job_id)
+def stop(jobs_or_names: tuple[str, ...]) -> int:
+    """End a job, or several; return when their nodes are released."""
     from mpiboot.client.find import find_job
 
-    job = find_job(job_or_name)
-    echo_stderr(f"job {job.job_id}: {job.stop().show()}")
+    if len(jobs_or_names) < 2:
+        job = find_job(*jobs_or_names)
+        echo_stderr(f"job {job.job_id}: {job.stop().show()}")
+        return 0
+    return _stop_all(dict.fromkeys(jobs_or_names))
+
+
+def _stop_all(names: Iterable[str]) -> int:
+    """Ask all jobs to end before waiting for the first; return 1 if one of them could not be ended."""
+    from mpiboot.client.find import find_job
+
+    jobs, failed = {}, False
+    for name in names:
+        try:
+            job = find_job(name)
+            job.request_stop()
+            jobs[job.directory.key] = job
+        except ExplainedError as error:
+            failed = True
+            echo_stderr(f"mpiboot: {name}: {error}")
+    for job in jobs.values():
+        try:
+            echo_stderr(f"job {job.job_id}: {job.wait_for_stop().show()}")
+        except ExplainedError as error:
+            failed = True
+            echo_stderr(f"mpiboot: job {job.job_id}: {error}")
+    return int(failed)
+
+
+@click.command(cls=CommandWithExample, epilog="mpiboot gc --older-than 7d --dry-run")
+@click.option("--older-than", metavar="T", help="keep what ended within this time: 12h, 7d")
+@click.option("--dry-run", is_flag=True, help="show what would be removed, and remove nothing")
+def gc(older_than: str | None, dry_run: bool) -> int:
+    """Remove what ended jobs have left: directories, logs, old archives.
+
+    Jobs that are live, or not known to have ended, keep everything. What was removed is printed with its size.
+    """
+    from mpiboot.client.gc import gc as remove_leftovers
+    from mpiboot.client.settings import seconds_of
+
+    older_than_s = seconds_of("--older-than", older_than) if older_than is not None else 0.0
+    total, failed = 0, False
+    for removal in remove_leftovers(older_than_s, dry_run=dry_run):
+        if removal.problem:
+            failed = True
+            echo_stderr(f"mpiboot: {removal.path} could not be removed: {removal.problem}")
+        else:
+            total += removal.size_bytes
+            click.echo(f"{show_size(removal.size_bytes):>9}  {removal.path} ({removal.owner})")
+    echo_stderr(f"{show_size(total)} {'would be removed' if dry_run else 'removed'}")
+    return int(failed)

@@ -58,7 +58,7 @@ def boot(arguments: tuple[str, ...]) -> int:
 COMMANDS = {
     "Start a cluster": (submitting.submit, submitting.demo, submitting.jobscript),
     "Use it": (connecting.connect, connecting.dashboard),
-    "Look after it": (jobs.list_jobs, jobs.status, jobs.logs, jobs.stop),
+    "Look after it": (jobs.list_jobs, jobs.status, jobs.logs, jobs.stop, jobs.gc),
     "This site": (checking.doctor,),
     "Inside a job": (boot,),
 }

@@ -211,8 +211,13 @@ class Job:
 
     def exit_status(self) -> int:
         """Return the exit status that boot recorded; 1 if boot was killed before it could."""
+        closed = self.end_event()
+        return int(closed["exit_status"]) if closed else 1
+
+    def end_event(self) -> dict[str, Any] | None:
+        """Return the event by which boot, or an agent, recorded the job's end; None if there is none."""
         last = self._last_event()
-        return int(last["exit_status"]) if last["event"] == "closed" else 1
+        return last if last["event"] == "closed" else None
 
     def _last_event(self) -> dict[str, Any]:
         try:
@@ -232,8 +237,22 @@ class Job:
         BatchError
             The batch system does not answer, or refuses.
         """
+        self.request_stop()
+        return self.wait_for_stop(timeout_s)
+
+    def request_stop(self) -> None:
+        """Ask boot to end the job in order; return at once.
+
+        Raises
+        ------
+        BatchError
+            The batch system does not answer, or refuses.
+        """
         if self.ask().live:
             retry_while_away(lambda: self.batch.stop(self.job_id), SILENCE_S)
+
+    def wait_for_stop(self, timeout_s: float = 90.0) -> JobState:
+        """Wait for the end of a job that was asked to end, as `stop` does."""
         try:
             return self.wait(timeout_s / 2, polls=lambda waited_s: 0.2 if waited_s < 10 else 1.0)
         except DeadlineError:  # boot does not end

@@ -18,6 +18,7 @@ from mpiboot import config as configuration
 from mpiboot.batch.registry import NAMES, choose, describes_a_job, facts
 from mpiboot.batch.submission import BatchSystem
 from mpiboot.client.find import clear_ended, directories_to_clear
+from mpiboot.client.gc import bound
 from mpiboot.client.job import Job
 from mpiboot.client.options import JobOptions, documented
 from mpiboot.client.settings import load_config
@@ -90,6 +91,7 @@ def submit_config(
     batch = choose(config.batch_system)
     prepare_home(configuration.home(os.environ))
     clear_ended(directories_to_clear(), batch)
+    bound(batch)
     environ = submit_environment(os.environ, job_variables(config))
     check_source(config, environ, say)
     assert config.env
