@@ -44,6 +44,8 @@ class Case:
         Options and variables that do not work here, and a pattern of what `doctor --job-test` says of them.
     failing : tuple of (dict, str)
         Variables with which a job fails here, and a pattern of what `submit --wait` says of it.
+    portal : str
+        The origin under which a portal shows the dashboard of the main job, which has port 40050 then.
     """
 
     site: str
@@ -54,6 +56,7 @@ class Case:
     node_report: tuple[str, ...] = ()
     wrong: tuple[tuple[tuple[str, ...], dict[str, str], str], ...] = ()
     failing: tuple[tuple[dict[str, str], str], ...] = ()
+    portal: str = ""
 
 
 CONFINED = ("node1: CPUs: 1 of 2 usable",) if Path("/sys/fs/cgroup/memory/cgroup.procs").exists() else ()
@@ -107,6 +110,7 @@ CASES = (
             r"route: this machine reaches node1 over eth0; not over ib0 \(Network is unreachable\)$",
         ),
         wrong=((("--interface", "ib0"), {}, "^FAIL  compute network: this machine has no ib0"),),
+        portal="http://10.77.0.1-40050.localhost:8080",
     ),
 )
 
@@ -176,7 +180,9 @@ if __name__ == "__main__":
 
 def test_main_job(alice: SiteUser) -> None:
     """Submit, connect, compute, with right results, from the staged copy on each node; stop; and nothing is left."""
-    job_id = alice.submit().stdout.strip()
+    portal = alice.case.portal
+    options = ("--dashboard-port", "40050", "--dashboard-origins", portal) if portal else ()
+    job_id = alice.submit(*options).stdout.strip()
     shown = alice.types("python", alice.writes("main_job.py", MAIN_JOB), job_id, timeout_s=250).stdout
     workers = json.loads(shown.splitlines()[0])
     assert sorted({worker["host"] for worker in workers}) == list(alice.case.hosts)
@@ -187,10 +193,27 @@ def test_main_job(alice: SiteUser) -> None:
 
     assert f"{job_id} " in alice.mpiboot("list").stdout
     assert f"job {job_id}: RUNNING" in alice.mpiboot("status", job_id).stdout
+    if portal:
+        assert_dashboard_is_shown(alice, job_id)
     assert f"job {job_id}: COMPLETED (stopped)" in alice.mpiboot("stop", job_id).stderr
     assert alice.types("squeue", "--noheader", "--me").stdout == ""
     alice.mpiboot("logs", job_id)
     assert_nothing_remains(alice, NODES)
+
+
+def assert_dashboard_is_shown(alice: SiteUser, job_id: str) -> None:
+    """Fail unless a browser at the portal gets the page, and its plots: a websocket of the portal's origin."""
+    link = alice.mpiboot("dashboard", job_id).stdout.strip()
+    page = alice.case.portal + link.removeprefix("http://10.77.0.1:40050")
+    code = ("--silent", "--output", "/dev/null", "--write-out", "%{http_code}", "--max-time", "5")
+    assert alice.types("curl", *code, "--location", "--cookie-jar", "jar", page).stdout == "200"
+    upgrade = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
+    key = "Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg=="
+    socket = f"{alice.case.portal}/status/ws"
+    for origin, expected in ((alice.case.portal, "101"), ("http://elsewhere.localhost:8080", "403")):
+        headers = [f"--header={header}" for header in (*upgrade, key, f"Origin: {origin}")]
+        done = alice.types("curl", *code, "--http1.1", "--cookie", "jar", *headers, socket, check=False)
+        assert done.stdout == expected, origin
 
 
 BATCH = """
