@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cluster import Cluster, MiniclusterError
+from cluster import Cluster
+from common import MiniclusterError
 from deps import install, missing_packages
 from siteconf import SITES, Site, cgroup_v1, read_site
 

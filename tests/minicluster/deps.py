@@ -7,7 +7,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from cluster import SFTP_SERVERS, MiniclusterError
+from common import MiniclusterError
+from daemons import SFTP_SERVERS
 from siteconf import Site
 
 POLICY = Path("/usr/sbin/policy-rc.d")
