@@ -34,6 +34,7 @@ for ((i = 0; i < $#; i++)); do
     --env=*) prefix=${arguments[i]#--env=} ;;
     esac
 done
+prefix=${prefix/#\~\//$HOME/} # in quotes, or after =, no shell has expanded it
 if [ ! -x "$prefix/bin/python" ]; then
     if [ -n "$prefix" ]; then echo "mpiboot: $prefix/bin/python is not an executable file on $(hostname)."; else
         echo "mpiboot: no environment is active on $(hostname), and --env is not given."; fi >&2

@@ -245,8 +245,10 @@ def read_allocation(
         The batch system does not answer.
     """
     allocation = system(_name_of_jobs_system(environ, batch_system)).read(environ, run)
-    if allocation.end_time is None and walltime:
-        return replace(allocation, end_time=time.time() + parse_walltime_s(walltime))
+    no_end = float("inf")
+    walltime_s = parse_walltime_s(walltime) if walltime else no_end
+    if allocation.end_time is None and walltime_s < no_end:
+        return replace(allocation, end_time=time.time() + walltime_s)
     return allocation
 
 

@@ -1,6 +1,6 @@
 """Computes the workers that fit in an allocation, node by node.
 
-Boot sizes the workers; the client uses `check_min_workers`. It is independent of the batch system.
+Boot sizes the workers; the client uses `check_min_workers` and `check_memory`. It is independent of the batch system.
 """
 
 from collections.abc import Mapping
@@ -76,6 +76,28 @@ def check_min_workers(min_workers: int, n_workers: int) -> None:
         raise UsageError(
             f"--min-workers {min_workers}: the job has {n_workers} workers at most",
             "Ask for fewer, or for more nodes with --nodes",
+        )
+
+
+def check_memory(memory_bytes: int | None, n_workers: int) -> None:
+    """Refuse a `--mem` that is too little for the workers of a node, whatever the node.
+
+    Parameters
+    ----------
+    memory_bytes : int or None
+        The option; None and 0 are no number: the batch system's, and all.
+    n_workers : int
+        The least number of workers on a node.
+
+    Raises
+    ------
+    UsageError
+        It is too little.
+    """
+    if memory_bytes and (memory_bytes - reserved_bytes(memory_bytes)) // n_workers < LEAST_WORKER_BYTES:
+        raise UsageError(
+            f"--mem {show_size(memory_bytes)} is too little for {n_workers} worker{'s' * (n_workers > 1)}",
+            f"Ask for {show_size(LEAST_WORKER_BYTES)} and more for each, such as --mem {2 * n_workers}G",
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from envpack.errors import MalformedValueError
 from mpiboot import config as configuration
-from mpiboot.batch.sizing import check_min_workers
+from mpiboot.batch.sizing import check_memory, check_min_workers
 from mpiboot.client import dask_options
 from mpiboot.config import Config
 from mpiboot.errors import UsageError
@@ -42,7 +42,10 @@ def load_config(options: Mapping[str, Any], place: str = PYTHON) -> Config:
         *site_layers(), configuration.parse_layer(given, place), command=parse_command(options.get("command"))
     )
     prefix = Path(merged.env) if merged.env else prefix_checks.active_prefix()
-    if merged.workers_per_node:
+    check_memory(merged.mem, merged.workers_per_node or 1)
+    if (
+        merged.workers_per_node and not merged.batch_arg
+    ):  # an argument of the batch system may ask for other nodes
         check_min_workers(merged.min_workers, merged.nodes * merged.workers_per_node)
     return replace(merged, env=str(prefix.absolute()))
 

@@ -7,19 +7,22 @@ import re
 
 
 def parse_walltime_s(text: str) -> float:
-    """Return the seconds of a walltime.
+    """Return the seconds of a walltime; infinity if it is none.
 
     Parameters
     ----------
     text : str
-        `M`, `M:S`, `H:M:S`, `D-H`, `D-H:M` or `D-H:M:S` (sbatch(1), `--time`).
+        `M`, `M:S`, `H:M:S`, `D-H`, `D-H:M` or `D-H:M:S`; none: 0, `UNLIMITED` or `INFINITE` (sbatch(1), `--time`).
 
     Raises
     ------
     MalformedValueError
         `text` has none of these forms.
     """
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
+    if text.strip().upper() in ("UNLIMITED", "INFINITE"):
+        return float("inf")
+    number = r"([0-9]{1,9})"
+    match = re.fullmatch(rf"(?:{number}-)?{number}(?::{number})?(?::{number})?", text.strip())
     if not match:
         # Imported here: agents and fork servers import this module, and each further file slows their start.
         from envpack.errors import MalformedValueError
@@ -30,7 +33,8 @@ def parse_walltime_s(text: str) -> float:
     days, *parts = (int(part) if part else None for part in match.groups())
     numbers = [part for part in parts if part is not None]
     units = [60, 1] if days is None and len(numbers) < 3 else [3600, 60, 1]
-    return (days or 0) * 86400.0 + sum(number * unit for number, unit in zip(numbers, units, strict=False))
+    seconds = (days or 0) * 86400.0 + sum(n * unit for n, unit in zip(numbers, units, strict=False))
+    return seconds or float("inf")
 
 
 def show_duration(seconds: float) -> str:

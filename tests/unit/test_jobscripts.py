@@ -25,6 +25,7 @@ def test_all_scripts_find_the_environment_alike():
     ("arguments", "environ", "status", "said"),
     [
         (["--env", "{there}", "-x"], {}, 0, "-I -m mpiboot boot --batch-system {name} --env {there} -x"),
+        (["--env=~/my env"], {"HOME": "{there}/.."}, 0, "boot --batch-system {name} --env=~/my env"),
         (["--env={there}"], {"CONDA_PREFIX": "/gone"}, 0, "-I -m mpiboot boot --batch-system {name} --env={there}"),
         (["--", "c", "--env", "/gone"], {"VIRTUAL_ENV": "{there}"}, 0, "boot --batch-system {name} -- c --env /gone"),
         ([], {"CONDA_PREFIX": "{there}"}, 0, "-I -m mpiboot boot --batch-system {name}"),

@@ -14,6 +14,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from envpack.common.units import parse_size_bytes
 from mpiboot import config as configuration
 from mpiboot.batch.local.submission import Local
 from mpiboot.batch.slurm.submission import Slurm
@@ -56,7 +57,7 @@ VALUES = {
     PORT_RANGE: st.lists(st.integers(1024, 65535), min_size=2, max_size=2).map(
         lambda ports: "{}:{}".format(*sorted(ports))
     ),
-    WALLTIME: st.from_regex(r"\A([0-9]+-)?[0-9]{1,3}(:[0-9]{2}){0,2}\Z", alphabet="0123456789-:"),
+    WALLTIME: st.from_regex(r"\A([0-9]{1,9}-)?[0-9]{1,3}(:[0-9]{2}){0,2}\Z", alphabet="0123456789-:"),
 }
 # The submit command understands some of these arguments.
 OF_OPTION = {"batch_arg": words.map("--constraint={}".format)}
@@ -69,9 +70,12 @@ def values_of(option):
 
 
 def without_impossible(typed):
-    """Drop a number of workers that the job cannot have."""
-    most = int(typed.get("nodes", 1)) * int(typed.get("workers_per_node", 10**6))
-    return {name: value for name, value in typed.items() if name != "min_workers" or int(value) <= most}
+    """Drop what the job cannot have: so many workers, or workers with so little memory."""
+    n_workers = int(typed.get("workers_per_node", 1))
+    is_little = 0 < parse_size_bytes(typed.get("mem", 0), allow_zero=True) < n_workers << 28
+    too_many = int(typed.get("min_workers", 1)) > int(typed.get("nodes", 1)) * n_workers
+    impossible = {name for name, drop in (("mem", is_little), ("min_workers", too_many)) if drop}
+    return {name: value for name, value in typed.items() if name not in impossible}
 
 
 all_typed = st.fixed_dictionaries(

@@ -94,7 +94,7 @@ class Slurm(Submission):
             "--mem": mem_option(config.mem),
             "--time": config.time,
             "--output": str(output_folder).replace("%", "%%") + "/slurm-%j.out" if output_folder else None,
-            "--signal": f"B:USR1@{config.warn_before:.0f}" if config.warn_before != 120 else None,
+            "--signal": f"B:USR1@{signal_lead_s(config.warn_before)}" if config.warn_before != 120 else None,
         }
         if any(re.match(r"-a|--array\b", argument) for argument in config.batch_arg):
             raise UsageError(
@@ -207,6 +207,11 @@ class Slurm(Submission):
 def batch_system() -> BatchSystem:
     """Return Slurm as a batch system, for the registry."""
     return CommandBatchSystem(Slurm())
+
+
+def signal_lead_s(warn_before_s: float) -> int:
+    """Return the lead of `--signal`, within its limits (sbatch(1)); boot's own clock keeps the exact time."""
+    return min(max(round(warn_before_s), 1), 65535)
 
 
 def mem_option(size_bytes: int | None) -> str | None:

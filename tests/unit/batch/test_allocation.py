@@ -34,6 +34,7 @@ def test_a_local_job_names_this_process_for_good():
 
 def test_a_walltime_counts_where_no_batch_system_keeps_one():
     assert allocation.read_allocation({}, "local").end_time is None
+    assert allocation.read_allocation({}, "local", "UNLIMITED").end_time is None
     assert allocation.read_allocation({}, "local", "10").end_time == pytest.approx(time.time() + 600, abs=5)
 
 

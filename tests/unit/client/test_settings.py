@@ -128,11 +128,11 @@ def test_a_wrong_section_is_named(dask_files, text, message):
 def test_values_that_yaml_leaves_alone(dask_files, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     dask_files.write(
-        "mpiboot:\n  nodes: 3\n  mem: 1.5\n  time: 30\n  idle_timeout: 90\n  no_stage: on\n  account: '0123'\n"
+        "mpiboot:\n  nodes: 3\n  mem: 1500.5\n  time: 30\n  idle_timeout: 90\n  no_stage: on\n  account: '0123'\n"
         "  job_name: 1e3\n  partition: null\n  env: ~/x\n  env_var: [N=08, FLAG=no]\n  setup: |\n    a\n    b\n"
     )
     config = settings.load_config({})
-    assert (config.nodes, config.mem, config.time, config.idle_timeout) == (3, 3 << 19, "30", 90.0)
+    assert (config.nodes, config.mem, config.time, config.idle_timeout) == (3, 3001 << 19, "30", 90.0)
     assert (config.no_stage, config.account, config.job_name, config.partition) == (True, "0123", "1e3", None)
     assert (config.env, config.env_var, config.setup) == ("/home/me/x", ("N=08", "FLAG=no"), ("a\nb\n",))
 
@@ -242,12 +242,12 @@ def test_numbers_and_paths_of_libraries_are_taken(dask_files, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     config = settings.load_config(
         {
-            "nodes": numpy.int64(3), "mem": numpy.int32(64), "idle_timeout": numpy.float32(1.5), "time": numpy.int8(30),
+            "nodes": numpy.int64(3), "mem": numpy.int32(640), "idle_timeout": numpy.float32(1.5), "time": numpy.int8(30),
             "no_stage": numpy.bool_(True), "env": Path("e"), "job_name": numpy.str_("x"), "env_var": ("A=1",),
             "command": [Path("/p"), 3],
         }
     )  # fmt: skip
-    assert (config.nodes, config.mem, config.idle_timeout, config.time) == (3, 64 << 20, 1.5, "30")
+    assert (config.nodes, config.mem, config.idle_timeout, config.time) == (3, 640 << 20, 1.5, "30")
     assert (config.no_stage, config.env, config.job_name) == (True, str(tmp_path / "e"), "x")
     assert (config.env_var, config.command) == (("A=1",), ("/p", "3"))
 
@@ -301,3 +301,17 @@ def test_a_malformed_settings_file_is_told_in_a_line(tmp_path, command, text, me
 def test_an_option_that_does_not_exist_is_refused_without_a_value_too():
     with pytest.raises(UsageError, match=r"unknown option 'nodez' \(did you mean nodes\?\)"):
         settings.load_config({"nodez": None})
+
+
+def test_memory_that_is_too_little_for_any_worker_is_refused():
+    with pytest.raises(UsageError) as error:
+        settings.load_config({"mem": "200M", "workers_per_node": 4})
+    assert str(error.value) == (
+        "--mem 200 MiB is too little for 4 workers. Ask for 64 MiB and more for each, such as --mem 8G"
+    )
+    for options in (
+        {"mem": "300M", "workers_per_node": 4},
+        {"mem": "100M"},
+        {"mem": 0, "workers_per_node": 4},
+    ):
+        settings.load_config(options)

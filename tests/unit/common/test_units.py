@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from mpiboot.common.units import parse_walltime_s, show_duration, show_size
@@ -6,13 +8,29 @@ from mpiboot.common.units import parse_walltime_s, show_duration, show_size
 # The six forms of sbatch(1), --time.
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("30", 1800), ("1:30", 90), ("1:02:03", 3723), ("1-1", 90000), ("1-1:30", 91800), ("1-1:30:15", 91815)],
+    [
+        *(
+            ("30", 1800),
+            ("1:30", 90),
+            ("1:02:03", 3723),
+            ("1-1", 90000),
+            ("1-1:30", 91800),
+            ("1-1:30:15", 91815),
+        ),
+        *(
+            (" 30\n", 1800),
+            ("0", math.inf),
+            ("0:00", math.inf),
+            ("UNLIMITED", math.inf),
+            ("infinite", math.inf),
+        ),
+    ],
 )
 def test_walltime(text, seconds):
     assert parse_walltime_s(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "1h", "1:2:3:4", "-5", "1-"])
+@pytest.mark.parametrize("text", ["", "1h", "1:2:3:4", "-5", "1-", "1.5", "٣", "9" * 10, "NONE"])
 def test_no_walltime(text):
     with pytest.raises(ValueError, match="is not a walltime"):
         parse_walltime_s(text)

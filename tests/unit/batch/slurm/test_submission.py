@@ -182,3 +182,34 @@ def test_where_the_output_is_and_how_often_a_job_was_requeued():
     assert Slurm().parse_output(shown) == Path("/home/a b/slurm-7.out")
     assert Slurm().parse_restarts(shown) == 2
     assert Slurm().parse_cluster("ClusterId = 1\nClusterName             = big\n") == "big"
+
+
+@pytest.mark.parametrize(
+    ("mem", "expected"),
+    [
+        (None, []),
+        (0, ["--mem=0"]),
+        ("1.5G", ["--mem=1572864K"]),
+        ("513B", ["--mem=1K"]),
+        ("1025B", ["--mem=2K"]),
+    ],
+)
+def test_memory_in_whole_kibibytes(mem, expected):
+    command = Slurm().submit_command(configuration.merge({"mem": mem}), Path("s"), [], environ={})
+    assert [word for word in command if word.startswith("--mem")] == expected
+
+
+@pytest.mark.parametrize(
+    ("warn_before", "expected"),
+    [
+        ("2 min", []),
+        ("90.4", ["B:USR1@90"]),
+        ("0.1s", ["B:USR1@1"]),
+        ("0", ["B:USR1@1"]),
+        ("2 d", ["B:USR1@65535"]),
+    ],
+)
+def test_the_signal_is_within_sbatchs_limits(warn_before, expected):
+    config = configuration.merge({"warn_before": warn_before})
+    command = Slurm().submit_command(config, Path("s"), [], environ={})
+    assert [word.partition("=")[2] for word in command if word.startswith("--signal")] == expected
