@@ -71,7 +71,7 @@ def used(workers: NodeWorkers) -> str:
     """Return what the workers of a node use."""
     return (
         f"{count(workers.n_workers, 'worker')} of {count(workers.threads_per_worker, 'thread')}, "
-        f"{show_size(workers.memory_limit_bytes)} each"
+        f"{show_size(workers.memory_limit_bytes)}{' each' if workers.n_workers > 1 else ''}"
     )
 
 

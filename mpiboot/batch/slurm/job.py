@@ -131,25 +131,27 @@ def refuse_wrong_place(
         boot where it belongs.
     """
     again = [*SRUN, "--jobid", job_id, "--nodes=1", "--ntasks=1", "--nodelist", names[0], "--cpu-bind=none"]
-    remedy = f"Start it there: {shlex.join([*again, sys.executable, '-I', '-m', 'mpiboot', *sys.argv[1:]])}"
+    boot = [sys.executable, "-I", "-m", "mpiboot", *sys.argv[1:]]
+    there = f"In an existing allocation, start it there: {shlex.join([*again, *boot])}"
     tasks = tasks_of_step(environ, run, job_id)
     if tasks > 1:
         if environ.get("SLURM_PROCID") != "0":
-            sys.exit(UsageError.exit_status)  # one message is enough
+            sys.exit(AllocationError.exit_status)  # one message is enough
         raise AllocationError(
             f"srun has started the job script {tasks} times, and mpiboot boots once, on the job's first node",
-            f"Submit the script with sbatch. In an existing allocation, {remedy[0].lower()}{remedy[1:]}",
+            f"Submit the script with sbatch. {there}",
         )
     here = socket.gethostname()
     node = own_node(environ, here, names, facts)
     if node is None:
         raise AllocationError(
-            f"{here} is not a node of job {job_id}; mpiboot boots on the job's first node, {names[0]}", remedy
+            f"{here} is not a node of job {job_id}; mpiboot boots on the job's first node, {names[0]}",
+            f"Submit the script with sbatch. {there}",
         )
     if node != names[0]:
         raise AllocationError(
             f"{node} is not the first node of job {job_id}, and mpiboot boots on that one, {names[0]}",
-            f"Submit the job without --batch. In an existing allocation, {remedy[0].lower()}{remedy[1:]}",
+            f"Submit the job without --batch. {there}",
         )
 
 

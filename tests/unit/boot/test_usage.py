@@ -40,7 +40,7 @@ def test_a_line_for_each_kind_of_node():
     assert lines(WHOLE, replace(WHOLE, name="node2"), small, replace(WHOLE, name="node4")) == [
         "node[1-2,4]: given 8 CPUs (4 cores of 2 threads), 16 GiB, 2 gpu; used by 2 workers of 4 threads, "
         f"7.2 GiB each; left: {RESERVED}, {DEVICES}",
-        "node3: given 4 CPUs (2 cores of 2 threads), 16 GiB; used by 1 worker of 4 threads, 14.4 GiB each; "
+        "node3: given 4 CPUs (2 cores of 2 threads), 16 GiB; used by 1 worker of 4 threads, 14.4 GiB; "
         f"left: {RESERVED}",
     ]
 
@@ -51,7 +51,7 @@ def test_a_line_for_each_kind_of_node():
         (
             Node("n1", 2, 2 * GIB, total_cpus=8, total_memory_bytes=16 * GIB),
             {},
-            "n1: given 2 of 8 CPUs, 2 GiB of 16 GiB; used by 1 worker of 2 threads, 1.8 GiB each; "
+            "n1: given 2 of 8 CPUs, 2 GiB of 16 GiB; used by 1 worker of 2 threads, 1.8 GiB; "
             "left: 205 MiB for the scheduler, nannies and page cache",
         ),
         (
@@ -64,7 +64,7 @@ def test_a_line_for_each_kind_of_node():
         (
             replace(WHOLE, cpus=4, devices=""),
             {},
-            "node1: given 8 CPUs (4 cores of 2 threads), 16 GiB; used by 1 worker of 4 threads, 14.4 GiB each; "
+            "node1: given 8 CPUs (4 cores of 2 threads), 16 GiB; used by 1 worker of 4 threads, 14.4 GiB; "
             f"left: 4 CPUs (the job asked for fewer threads per core), {RESERVED}",
         ),
         (
@@ -76,14 +76,14 @@ def test_a_line_for_each_kind_of_node():
         (
             Node("n1", 8, 16 * GIB),
             {"allowed_cpus": 2, "memory_limit_bytes": 4 * GIB},
-            "n1: given 8 CPUs, 16 GiB; used by 1 worker of 2 threads, 3.6 GiB each; "
+            "n1: given 8 CPUs, 16 GiB; used by 1 worker of 2 threads, 3.6 GiB; "
             "left: 6 CPUs (its control group or CPU affinity allows the job 2), "
             "410 MiB for the scheduler, nannies and page cache, 12 GiB (its control group allows the job 4 GiB)",
         ),
         (
             Node("n1", 4),
             {"stage_bytes": GIB},
-            "n1: given 4 CPUs, no part of the host's 20 GiB in particular; used by 1 worker of 4 threads, 8.1 GiB each; "
+            "n1: given 4 CPUs, no part of the host's 20 GiB in particular; used by 1 worker of 4 threads, 8.1 GiB; "
             "left: 922 MiB for the scheduler, nannies and page cache, "
             "1 GiB for the staged environment, which lies in memory",
         ),

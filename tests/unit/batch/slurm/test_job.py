@@ -221,7 +221,7 @@ def test_a_script_that_srun_starts_several_times_boots_in_none_and_one_says_why(
     assert AGAIN in refused.value.remedy
     with pytest.raises(SystemExit) as ended:
         read(EXCLUSIVE, IN_A_STEP | {"SLURM_PROCID": "3"}, step=STEP)
-    assert ended.value.code == 2
+    assert ended.value.code == 1
 
 
 def test_variables_of_another_jobs_step_do_not_matter():
