@@ -14,20 +14,25 @@ from mpiboot.cli.output import echo_stderr
 from mpiboot.common.units import show_size
 
 
-@click.command("list", cls=CommandWithExample, epilog="mpiboot list --json")
+@click.command("list", cls=CommandWithExample, epilog="mpiboot list --all")
+@click.option("--all", "with_ended", is_flag=True, help="also those that ended in the last 7 days, and how")
 @click.option("--json", "as_json", is_flag=True, help="for programs")
-def list_jobs(as_json: bool) -> None:
+def list_jobs(with_ended: bool, as_json: bool) -> None:
     """Show your live jobs."""
     from mpiboot.client import show
     from mpiboot.client.find import live_jobs
 
-    live = live_jobs()
+    jobs = live_jobs()
+    if with_ended:
+        from mpiboot.client.past import past_jobs
+
+        jobs = past_jobs({job.directory.key for job, _ in jobs}) + jobs
     if as_json:
-        click.echo(json.dumps([{**asdict(state), "batch_system": job.batch.name} for job, state in live]))
-    elif live:
-        click.echo(show.table(live))
+        click.echo(json.dumps([{**asdict(state), "batch_system": job.batch.name} for job, state in jobs]))
+    elif jobs:
+        click.echo(show.table(jobs))
     else:
-        echo_stderr("no mpiboot job is pending or running")
+        echo_stderr("no mpiboot job is pending or running" + with_ended * ", or has ended in the last 7 days")
 
 
 @click.command(cls=CommandWithExample, epilog="mpiboot status 1234")
@@ -53,16 +58,26 @@ def status(job_or_name: str | None, as_json: bool, plot: str | None) -> None:
         click.echo(show.status(job, state))
 
 
-@click.command(cls=CommandWithExample, epilog="mpiboot logs 1234 -f")
+@click.command(cls=CommandWithExample, epilog="mpiboot logs 1234 --tail 20")
 @job_argument
 @click.option("-f", "--follow", is_flag=True, help="go on until the job ends")
-def logs(job_or_name: str | None, follow: bool) -> None:
-    """Show the logs of a job."""
+@click.option(
+    "--tail",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="the last N lines of each log [default: its last MiB]",
+)
+def logs(job_or_name: str | None, follow: bool, tail: int | None) -> None:
+    """Show the logs of a job, each below its file's name."""
     from mpiboot.client.find import find_job
 
     job = find_job(job_or_name)
-    for text in job.follow() if follow else [job.logs()]:
+    shown = False
+    for text in job.follow(tail) if follow else filter(None, [job.logs(tail)]):
+        shown = True
         click.echo(text, nl=False)
+    if not shown:
+        echo_stderr(f"job {job.job_id} has no logs: {job.ask().show()}")
 
 
 @click.command(cls=CommandWithExample, epilog="mpiboot stop 1234 1235")

@@ -48,7 +48,10 @@ def find_job(wanted: str | int | Job | None = None) -> Job:
     live = live_jobs()
     if wanted is None:
         if not live:
-            raise BatchError("no mpiboot job is pending or running", "Start one: mpiboot submit")
+            raise BatchError(
+                "no mpiboot job is pending or running",
+                "Start one: mpiboot submit; see those that have ended: mpiboot list --all",
+            )
         if len(live) > 1:
             raise BatchError(
                 f"several jobs are live:\n{describe(live)}", f"Give a job id, such as {live[0][0].job_id}"

@@ -16,9 +16,10 @@ from mpiboot.batch.job_state import JobState
 from mpiboot.batch.submission import BatchSystem
 from mpiboot.client.job_states import job_state_cache
 from mpiboot.client.polling import SILENCE_S, poll_interval_s, retry_while_away
-from mpiboot.common.logs import EMPTY, NO_LOG, LogFollower, tail
+from mpiboot.common.logs import EMPTY, NO_LOG, LogFollower, start_of_end
+from mpiboot.common.logs import tail as end_of_log
 from mpiboot.common.trust import check_trusted
-from mpiboot.common.units import show_duration
+from mpiboot.common.units import show_duration, show_size
 from mpiboot.errors import DeadlineError, MpibootError, SecurityError
 from mpiboot.protocol.endpoint import Endpoint
 from mpiboot.protocol.events import last_event
@@ -32,6 +33,9 @@ FOLLOW_POLL_S = 0.5
 LOG_FILES_POLL_S = 10.0
 # How much of a log's end is read to show its last lines.
 TAIL_BYTES = 64 * 1024
+# How much of a log is shown at most: unless lines are asked for, and if they are.
+SHOWN_BYTES = 1024**2
+TAIL_MAX_BYTES = 64 * 1024**2
 
 
 class Job:
@@ -74,10 +78,10 @@ class Job:
         """
         cache = job_state_cache(self.batch)
         state = retry_while_away(lambda: cache.state(self.job_id, max_age_s), patience_s)
-        return state if state.live else self._explained(state)
+        return state if state.live else self.explained(state)
 
-    def _explained(self, state: JobState) -> JobState:
-        """Add the reason for the job's end, which boot's last event contains unless boot was killed."""
+    def explained(self, state: JobState) -> JobState:
+        """Add the reason for the end of a job to its state; boot's last event contains it unless boot was killed."""
         last = self._last_event()
         if last["event"] == "closed":
             reason = str(last["reason"]).partition("\n")[0].removesuffix(":")  # details may follow
@@ -142,22 +146,38 @@ class Job:
             return []
         return [self.directory.boot_log, self.directory.ranks_log]
 
-    def logs(self) -> str:
-        """Return the text of all logs of the job, each below its file's name."""
-        return "\n".join(f"==> {path} <==\n{path.read_text(errors='replace')}" for path in self.log_files())
+    def logs(self, tail: int | None = None) -> str:
+        """Return the end of each log of the job, below its file's name.
+
+        Parameters
+        ----------
+        tail : int, optional
+            How many lines of each log. None: all of a log up to 1 MiB, and the last 1 MiB of a longer one.
+        """
+        parts = []
+        for path in self.log_files():
+            start = _start(path, tail)
+            with path.open("rb") as file:
+                file.seek(start)
+                text = file.read(TAIL_MAX_BYTES).decode(errors="replace")
+            left_out = (
+                f"[{show_size(start)} are left out; all of it: {path}]\n" if start and tail is None else ""
+            )
+            parts.append(f"==> {path} <==\n{left_out}{text}")
+        return "\n".join(parts)
 
     def log_tail(self, lines: int = 20) -> str:
         """Return the end of the log that best explains the job's state: boot's log, else the job's output."""
         for path in (*self._own_logs()[:1], *self.log_files()):
-            text = tail(path, size_bytes=TAIL_BYTES, lines=lines)
+            text = end_of_log(path, size_bytes=TAIL_BYTES, lines=lines)
             if text != EMPTY:
                 return f"The end of {path}:\n" + "\n".join("  " + line for line in text.splitlines())
         return NO_LOG
 
-    def follow(self) -> Iterator[str]:
-        """Yield the logs so far, then the lines added to them, until the job has ended."""
+    def follow(self, tail: int | None = None) -> Iterator[str]:
+        """Yield the logs so far, as `logs` does, then the lines added to them, until the job has ended."""
         start = time.monotonic()
-        follower = LogFollower()
+        follower = LogFollower(lambda path: _start(path, tail))
         files: list[Path] = []
         files_at = -math.inf
         live = True
@@ -279,3 +299,8 @@ class Job:
             insecure=insecure,
             progress=progress,
         )
+
+
+def _start(path: Path, lines: int | None) -> int:
+    """Return the offset, in bytes, from which a log is shown."""
+    return start_of_end(path, size_bytes=SHOWN_BYTES if lines is None else TAIL_MAX_BYTES, lines=lines)

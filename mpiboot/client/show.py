@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import html
 import os
+import shutil
 import socket
 import textwrap
 import time
@@ -28,6 +29,8 @@ from mpiboot.protocol.events import last_event
 COLUMNS = 80
 USUAL_LINK = "{scheme}://{host}:{port}/status"  # distributed.yaml
 FAULTS_SHOWN = 5
+# Room for the last column of a table.
+REASON_COLUMNS = 16
 # Scheduler and nanny both report a worker that ended; two reports within this time are about the same worker.
 SAME_LOSS_S = 10.0
 
@@ -130,15 +133,41 @@ def ends(end_time: float | None) -> str:
     return f"{time.strftime('%a %d %b %H:%M', time.localtime(end_time))}, in {left}"
 
 
-def table(live: Sequence[tuple[Job, JobState]]) -> str:
-    """Return a table of live jobs, one line per job."""
-    rows = [("JOB", "NAME", "STATE", "LEFT", "NODES, OR WHY IT WAITS")]
-    for job, state in live:
-        left = show_duration(state.end - time.time()) if state.running and state.end else ""
-        rows.append((job.job_id, state.name, state.state, left, state.nodes or state.reason))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    lines = ["  ".join([*(f"{row[i]:<{widths[i]}}" for i in range(4)), row[4]]).rstrip() for row in rows]
-    return "\n".join(line if len(line) <= COLUMNS else line[: COLUMNS - 1] + "…" for line in lines)
+def table(jobs: Sequence[tuple[Job, JobState]]) -> str:
+    """Return a table of jobs, one line per job, as wide as the terminal; `state.end` of an ended job is when it ended."""
+    width = shutil.get_terminal_size((COLUMNS, 24)).columns
+    all_live = all(state.live for _, state in jobs)
+    times, why = (
+        ("LEFT", "NODES, OR WHY IT WAITS") if all_live else ("TIME", "NODES, OR WHY IT WAITS OR ENDED")
+    )
+    rows = [("JOB", "NAME", "STATE", times, why)]
+    for job, state in jobs:
+        rows.append((job.job_id, state.name, state.state, _time(state, all_live), _nodes_or_reason(state)))
+    columns = list(zip(*rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    # A narrow terminal has no room for all: the name goes first, then the time; what can be typed again stays whole.
+    for n in (1, 3):
+        if sum(widths[:4]) + 8 + REASON_COLUMNS > width:
+            widths[n] = 0
+    shown = [n for n in range(4) if widths[n]]
+    lines = ["  ".join([*(f"{row[n]:<{widths[n]}}" for n in shown), row[4]]).rstrip() for row in rows]
+    width = max(width, widths[0] + 1)
+    return "\n".join(line if len(line) <= width else line[: width - 1] + "…" for line in lines)
+
+
+def _time(state: JobState, all_live: bool) -> str:
+    """Return how long a job still runs, or how long ago it ended, in words; "" if that is not known."""
+    if state.end is None or state.pending:
+        return ""
+    if not state.live:
+        return f"{show_duration(max(0.0, time.time() - state.end))} ago"
+    left = show_duration(max(0.0, state.end - time.time()))
+    return left if all_live else f"{left} left"
+
+
+def _nodes_or_reason(state: JobState) -> str:
+    """Return, in one line, the nodes of a running job, or why a job waits or has ended."""
+    return " ".join((state.nodes if state.live and state.nodes else state.reason).split())
 
 
 def redirect_page(job: Job, link: str) -> Path:

@@ -1,3 +1,5 @@
+import json
+import time
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,42 @@ def test_no_job_is_no_output_for_programs(run, monkeypatch):
     monkeypatch.setattr("mpiboot.client.find.live_jobs", list)
     assert run("list", "--json") == (0, "[]\n", "")
     assert run("list") == (0, "", "no mpiboot job is pending or running\n")
+    monkeypatch.setattr("mpiboot.client.past.past_jobs", lambda live: [])
+    assert run("list", "--all") == (
+        0,
+        "",
+        "no mpiboot job is pending or running, or has ended in the last 7 days\n",
+    )
+
+
+def test_list_all_shows_how_jobs_ended(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    live = [(Job("7", []), JobState("7", "flights", "running", "RUNNING", nodes="n[1-2]"))]
+    ended = [
+        (Job("6", []), JobState("6", "flights", "ended", "FAILED", "out of room", end=time.time() - 7200))
+    ]
+    monkeypatch.setattr("mpiboot.client.find.live_jobs", lambda: live)
+    monkeypatch.setattr("mpiboot.client.past.past_jobs", lambda keys: ended if keys == {"7"} else [])
+    assert run("list", "--all")[:2] == (
+        0,
+        "JOB  NAME     STATE    TIME           NODES, OR WHY IT WAITS OR ENDED\n"
+        "6    flights  FAILED   2 h 0 min ago  out of room\n"
+        "7    flights  RUNNING                 n[1-2]\n",
+    )
+    assert [(job["job_id"], job["phase"]) for job in json.loads(run("list", "--all", "--json")[1])] == [
+        ("6", "ended"),
+        ("7", "running"),
+    ]
+
+
+class Batch:
+    name = "stand-in"
 
 
 class Job:
     """A job that ends when it is asked to."""
+
+    batch = Batch()
 
     def __init__(self, name, asked):
         self.job_id = name[-1]  # a name and an id may mean the same job

@@ -20,6 +20,20 @@ def test_logs_hold_nothing_twice(two, tmp_path, monkeypatch):
     assert job.log_files() == [job.directory.boot_log, job.directory.ranks_log]
 
 
+def test_the_end_of_each_log_is_shown_below_its_name(job, monkeypatch):
+    boot, ranks = job.directory.boot_log, job.directory.ranks_log
+    boot.write_text("one\ntwo\nthree\n")
+    ranks.write_text("four\n")
+    assert job.logs() == f"==> {boot} <==\none\ntwo\nthree\n\n==> {ranks} <==\nfour\n"
+    assert job.logs(tail=1) == f"==> {boot} <==\nthree\n\n==> {ranks} <==\nfour\n"
+    job.batch.state = JobState("7", "mpiboot", "ended", "COMPLETED")
+    assert list(job.follow(tail=2)) == [f"==> {boot} <==\ntwo\nthree\n", f"==> {ranks} <==\nfour\n"]
+    monkeypatch.setattr(job_module, "SHOWN_BYTES", 10)
+    assert job.logs() == (
+        f"==> {boot} <==\n[8 B are left out; all of it: {boot}]\nthree\n\n==> {ranks} <==\nfour\n"
+    )
+
+
 def test_a_job_outlives_a_restart_of_the_batch_system(job, batch, monkeypatch, caplog):
     away = BatchAwayError("squeue: slurmctld is away", "See: sinfo")
     ended = JobState("7", "mpiboot", "ended", "COMPLETED")

@@ -17,7 +17,39 @@ def test_the_dashboard_of_an_ended_job_is_not_waited_for(two, monkeypatch):
         show.endpoint_of(job)
 
 
-def test_a_table_fits_80_columns(two):
+@pytest.mark.parametrize(
+    ("columns", "lines"),
+    [
+        (
+            "60",
+            [
+                "JOB  NAME     STATE    LEFT  NODES, OR WHY IT WAITS",
+                "7    flights  RUNNING        node[1-2]",
+                "8    mpiboot  PENDING        Resources and much more that d…",
+            ],
+        ),
+        (
+            "40",
+            [
+                "JOB  STATE    LEFT  NODES, OR WHY IT WA…",
+                "7    RUNNING        node[1-2]",
+                "8    PENDING        Resources and much …",
+            ],
+        ),
+        (
+            "20",
+            ["JOB  STATE    NODES…", "7    RUNNING  node[…", "8    PENDING  Resou…"],
+        ),
+        ("3", ["JOB…", "7  …", "8  …"]),
+    ],
+)
+def test_a_table_in_a_narrow_terminal(two, monkeypatch, columns, lines):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert show.table(two).splitlines() == lines
+
+
+def test_a_table_fits_80_columns(two, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
     lines = show.table(two).splitlines()
     assert lines[:2] == [
         "JOB  NAME     STATE    LEFT  NODES, OR WHY IT WAITS",
