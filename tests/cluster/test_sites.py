@@ -44,6 +44,8 @@ class Case:
         Options and variables that do not work here, and a pattern of what `doctor --job-test` says of them.
     failing : tuple of (dict, str)
         Variables with which a job fails here, and a pattern of what `submit --wait` says of it.
+    forgets : bool
+        Whether slurmctld soon forgets an ended job, so that only slurmdbd knows it.
     portal : str
         The origin under which a portal shows the dashboard of the main job, which has port 40050 then.
     """
@@ -56,6 +58,7 @@ class Case:
     node_report: tuple[str, ...] = ()
     wrong: tuple[tuple[tuple[str, ...], dict[str, str], str], ...] = ()
     failing: tuple[tuple[dict[str, str], str], ...] = ()
+    forgets: bool = False
     portal: str = ""
 
 
@@ -100,7 +103,7 @@ CASES = (
             ),
         ),
     ),
-    Case("accounting", login_report=("settings: slurmdbd remembers ended jobs$",)),
+    Case("accounting", forgets=True, login_report=("settings: slurmdbd remembers ended jobs$",)),
     Case(
         "shut",
         options=("--worker-port", "40000:40100"),
@@ -248,6 +251,11 @@ def test_stop(alice: SiteUser) -> None:
         assert re.match(
             rf"job {job_id}: (CANCELLED|FAILED \(JobLaunchFailure\)|COMPLETED \(stopped\))", state
         ), state
+    if alice.case.forgets:
+        shown = ("scontrol", "show", "job", job_id)
+        wait_until(lambda: alice.types(*shown, check=False).returncode != 0, "a forgotten job", 90)
+        assert alice.mpiboot("status", job_id).stdout == state
+        assert f"job {job_id} has ended: " in alice.mpiboot("connect", job_id, check=False).stderr
     assert_nothing_remains(alice, NODES)
 
 
