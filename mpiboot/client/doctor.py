@@ -12,9 +12,10 @@ from pathlib import Path
 
 from envpack.common.mounts import file_system
 from envpack.common.places import HOME_VARIABLE
+from envpack.pack import store
 from mpiboot.batch import registry
 from mpiboot.client.job import Job
-from mpiboot.client.node_report import REPORT, Check, NodeReport, connection_error, node_checks
+from mpiboot.client.node_report import BLOCK_BYTES, REPORT, Check, NodeReport, connection_error, node_checks
 from mpiboot.client.submit import submit_config
 from mpiboot.common.interfaces import interfaces
 from mpiboot.config import Config, home
@@ -64,7 +65,7 @@ def login_checks(config: Config) -> Iterator[Check]:
         yield Check("environment", error.problem, error.remedy)
         return
     yield mpirun(prefix, config.mpi)
-    yield from node_checks(Path(config.stage_root))
+    yield from node_checks(Path(config.stage_root), copy_bytes(config))
     folder = home(os.environ, config.home)
     yield Check(HOME_VARIABLE, f"{folder}, {file_system(existing(folder))[0]}")
     yield compute_network(config)
@@ -110,6 +111,15 @@ def mpirun(prefix: Path, mpi: str) -> Check:
     return Check("mpirun", f"{path} ({name}), mpi4py uses {library}")
 
 
+def copy_bytes(config: Config) -> int | None:
+    """Return what a staged copy of the environment takes, in bytes; None if it was not packed yet."""
+    folder = store.folder_for(Path(config.env or ""), home(os.environ, config.home))
+    for archive in store.newest_first(folder):
+        if index := store.usable(archive):
+            return index.size_bytes + BLOCK_BYTES * len(index.paths)
+    return None
+
+
 def compute_network(config: Config) -> Check:
     """Check whether this machine has the network interface that the workers will use."""
     wanted = config.interface
@@ -137,7 +147,13 @@ def job_checks(config: Config, out: Callable[[str], None]) -> Iterator[Check]:
         cpus_per_worker=1,
         no_stage=True,
         job_name="mpiboot-doctor",
-        command=("python", "-m", "mpiboot.client.node_report", config.stage_root),
+        command=(
+            "python",
+            "-m",
+            "mpiboot.client.node_report",
+            config.stage_root,
+            str(copy_bytes(config) or 0),
+        ),
     )
     logs = home(os.environ, config.home) / "logs"
     try:

@@ -1,6 +1,6 @@
 """What `mpiboot doctor` checks on a node, on this machine and, in a job, on each node; the program of its job.
 
-`python -m mpiboot.client.node_report ROOT` prints the reports of all nodes. `client.doctor` imports this module.
+`python -m mpiboot.client.node_report ROOT BYTES` prints the reports of all nodes. `client.doctor` imports this module.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from mpiboot.common.interfaces import interfaces
 from mpiboot.common.units import show_size
 
 GIB = 1024**3
-NEEDED_BYTES = 2 * GIB
+NEEDED_BYTES = 2 * GIB  # enough for most environments
+BLOCK_BYTES = 4096
 NEEDED_FILES = 4096
 REPORT = "mpiboot.doctor: "
 CONNECT_TIMEOUT_S = 2.0
@@ -56,8 +57,16 @@ class Check:
     remedy: str = ""
 
 
-def node_checks(root: Path) -> list[Check]:
-    """Return the checks that every node must pass, this machine included."""
+def node_checks(root: Path, copy_bytes: int | None = None) -> list[Check]:
+    """Return the checks that every node must pass, this machine included.
+
+    Parameters
+    ----------
+    root : Path
+        The staging root.
+    copy_bytes : int, optional
+        What a staged copy of the environment takes, in bytes; None if it was not packed yet.
+    """
     up = {name: found["address"] for name, found in interfaces().items() if not found["loopback"]}
     shown = ", ".join(f"{name} {address}" for name, address in up.items())
     no_network = "" if up else "bring an interface up, with an IPv4 address"
@@ -69,7 +78,7 @@ def node_checks(root: Path) -> list[Check]:
     )
     return [
         Check("interfaces", shown or "none", no_network),
-        staging_root(root),
+        staging_root(root, copy_bytes),
         Check("open files", f"{soft}, at most {hard}", remedy),
     ]
 
@@ -96,8 +105,8 @@ def job_node_checks() -> list[Check]:
     ]
 
 
-def staging_root(root: Path) -> Check:
-    """Check whether an environment can be staged below `root`: there is space, and programs can run there."""
+def staging_root(root: Path, copy_bytes: int | None = None) -> Check:
+    """Check whether the environment can be staged below `root`: there is space, and programs can run there."""
     if not root.is_dir() or not os.access(root, os.W_OK):
         return Check(
             "staging root",
@@ -116,11 +125,12 @@ def staging_root(root: Path) -> Check:
     remedy = ""
     if os.statvfs(root).f_flag & os.ST_NOEXEC:
         found, remedy = f"{found}, noexec", "programs cannot run there: export MPIBOOT_STAGE_ROOT=FOLDER"
-    elif free + size - used < NEEDED_BYTES:  # a job removes copies that nobody uses if it needs their room
+    elif free + size - used < (
+        copy_bytes or NEEDED_BYTES
+    ):  # a job removes copies that nobody uses for its own
+        what = f"the environment, of {show_size(copy_bytes)}" if copy_bytes else "most environments"
         end_jobs = "end the jobs that use the copies (mpiboot list, mpiboot stop), or " if used else ""
-        remedy = (
-            f"too little for most environments: {end_jobs}export MPIBOOT_STAGE_ROOT=FOLDER with more room"
-        )
+        remedy = f"too little for {what}: {end_jobs}export MPIBOOT_STAGE_ROOT=FOLDER with more room"
     return Check("staging root", found, remedy)
 
 
@@ -137,9 +147,9 @@ class NodeReport:
         return cls(tuple(Check(**check) for check in values["checks"]), values["addresses"])
 
 
-def report_node(root: str) -> tuple[str, NodeReport]:
+def report_node(root: str, copy_bytes: int | None) -> tuple[str, NodeReport]:
     """Return this node's name and its report; runs on a worker."""
-    checks = [*node_checks(Path(root)), *job_node_checks()]
+    checks = [*node_checks(Path(root), copy_bytes), *job_node_checks()]
     addresses = {name: found["address"] for name, found in interfaces().items() if not found["loopback"]}
     return socket.gethostname(), NodeReport(tuple(checks), addresses)
 
@@ -153,14 +163,14 @@ def connection_error(address: str, port: int) -> int:
     return 0
 
 
-def main(root: str) -> None:
+def main(root: str, copy_bytes: int | None) -> None:
     """Let each worker check its node, and print the reports. This is the job's command."""
     from distributed import Client
 
     from mpiboot.client import node_report
 
     with Client() as client:
-        reports = client.run(node_report.report_node, root)
+        reports = client.run(node_report.report_node, root, copy_bytes)
         here = urlsplit(client.scheduler.address).hostname  # the command runs beside the scheduler
         others = [worker for worker in reports if urlsplit(worker).hostname != here]
         with socket.create_server((here, 0)) as server:
@@ -184,6 +194,6 @@ def ports_check(error: int, address: str) -> Check:
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1])
+        main(sys.argv[1], int(sys.argv[2]) or None)
     except Exception as error:
         sys.exit(f"mpiboot: {unexpected(error)}")

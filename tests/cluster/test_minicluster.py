@@ -329,7 +329,7 @@ def test_strict() -> None:
         assert {re.sub("^[01]: ", "", line) for line in told.stderr.splitlines()} == {
             "touch: cannot touch '/home/alice/x': Read-only file system"
         }
-        assert told.stdout.split("\n")[0][3:] == "0002" and told.stdout.count(" 3000M") == 2
+        assert told.stdout.split("\n")[0][3:] == "0002" and told.stdout.count(" 1500M") == 2
         assert sorted(re.findall(r"\) (\d+)$", told.stdout, re.M)) == ["120", "120", "256", "256"]
         assert cluster.login(["ls", "/mnt/alice"]).stdout == "node1\nnode2\n"
         assert cluster.node(1, ["ls", "/tmp"]).stdout == ""  # it was in the job's own

@@ -36,6 +36,8 @@ class Case:
         Options of submit that the site needs.
     variables : dict
         Environment variables that its users set.
+    folder : str
+        Where its users work: nodes can write there.
     hosts : tuple of str
         Host names of the two nodes.
     login_report, node_report : tuple of str
@@ -53,6 +55,7 @@ class Case:
     site: str
     options: tuple[str, ...] = ()
     variables: dict[str, str] = field(default_factory=dict)
+    folder: str = "/home/alice"
     hosts: tuple[str, ...] = ("node1", "node2")
     login_report: tuple[str, ...] = ()
     node_report: tuple[str, ...] = ()
@@ -82,6 +85,7 @@ CASES = (
     Case(
         "strict",
         variables={"MPIBOOT_HOME": "/mnt/alice/mpiboot"},
+        folder="/mnt/alice",
         login_report=("settings: each job has its own /tmp, so none uses another's staged copy; ",),
         node_report=(
             r"node1: home: /home/alice, \S+, read-only: output and MPIBOOT_HOME must lie elsewhere$",
@@ -133,7 +137,8 @@ class SiteUser(User):
     def types(
         self, *command: object, node: int | None = None, **options: Any
     ) -> subprocess.CompletedProcess[str]:
-        done = super().types(*command, node=node, **(self.case.variables | options))
+        there = ("env", f"--chdir={self.case.folder}", *command)
+        done = super().types(*there, node=node, **(self.case.variables | options))
         assert "Traceback" not in done.stdout + done.stderr, f"{command}:\n{done.stdout}{done.stderr}"
         return done
 
@@ -163,6 +168,13 @@ def alice(request: pytest.FixtureRequest) -> Iterator[SiteUser]:
         del request.config.stash[UP]
     if before:
         request.config.stash[UP] = before
+
+
+@pytest.fixture(autouse=True)
+def _no_job_is_left(alice: SiteUser) -> Iterator[None]:
+    """End the jobs of a test that has failed."""
+    yield
+    alice.cancels_all()
 
 
 MAIN_JOB = """

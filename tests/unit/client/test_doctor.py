@@ -8,7 +8,9 @@ from pathlib import Path
 import dask
 import pytest
 from distributed import LocalCluster, Worker
+from envpack_trees import make_venv
 
+from envpack.pack.packing import pack
 from envpack.stage.gc import Usage
 from mpiboot import config as configuration
 from mpiboot.batch import registry
@@ -72,6 +74,18 @@ def test_too_little_space(tmp_path, monkeypatch):
     check = node_report.staging_root(tmp_path)
     assert check.found.endswith(", 1 GiB free")
     assert check.remedy == "too little for most environments: export MPIBOOT_STAGE_ROOT=FOLDER with more room"
+    assert node_report.staging_root(tmp_path, 700 * 1024**2).remedy == ""
+    assert node_report.staging_root(tmp_path, 3 * 1024**3).remedy == (
+        "too little for the environment, of 3 GiB: export MPIBOOT_STAGE_ROOT=FOLDER with more room"
+    )
+
+
+def test_what_a_copy_takes_is_known_once_it_is_packed(tmp_path):
+    prefix = make_venv(tmp_path / "env")
+    config = configuration.merge({"env": str(prefix), "home": str(tmp_path / "home")})
+    assert doctor.copy_bytes(config) is None
+    packed = pack(prefix, home=tmp_path / "home")
+    assert packed.raw_bytes < doctor.copy_bytes(config) < 2 * packed.raw_bytes
 
 
 def test_staged_copies_are_counted_and_unused_ones_are_no_lack_of_room(tmp_path, monkeypatch):
@@ -176,7 +190,7 @@ def test_the_jobs_command_prints_a_report_of_each_node(capsys, tmp_path):
             cluster.sync(start, cluster.scheduler_address, host) for host in ("127.0.0.1", "127.0.0.2")
         ]
         with dask.config.set({"scheduler-address": cluster.scheduler_address}):
-            node_report.main(str(tmp_path))
+            node_report.main(str(tmp_path), None)
         for worker in workers:
             cluster.sync(worker.close)
     printed = [json.loads(line.removeprefix(doctor.REPORT)) for line in capsys.readouterr().out.splitlines()]
