@@ -3,14 +3,17 @@
 Only boot imports this module.
 """
 
+import contextlib
 import logging
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mpiboot.boot.agents import Agents
 from mpiboot.boot.cluster import Cluster
 from mpiboot.boot.context import Context
+from mpiboot.common.faults import system_error
 from mpiboot.common.processes import end, end_descendants
 from mpiboot.errors import SecurityError
 from mpiboot.protocol.events import last_event
@@ -72,7 +75,8 @@ def close(context: Context, opened: Opened, status: int, reason: str) -> None:
     if not recorded:
         context.events.phase("closing", reason=short_reason)
     if not replaced:
-        context.directory.endpoint.unlink(missing_ok=True)
+        with going_on():
+            context.directory.endpoint.unlink(missing_ok=True)
     if opened.command and opened.command.poll() is None:
         # While the cluster is still there, so that the command can save its results.
         opened.command.terminate()
@@ -90,10 +94,20 @@ def close(context: Context, opened: Opened, status: int, reason: str) -> None:
     if opened.agents:
         opened.agents.close(short_reason, AGENTS_CLOSE_S)
     if not replaced:
-        context.directory.clear()
+        with going_on():
+            context.directory.clear()
     if not recorded:
         context.events.write("closed", reason=short_reason, detail=detail, exit_status=status)
     logger.info("closed: %s (status %d)", short_reason, status)
+
+
+@contextlib.contextmanager
+def going_on() -> Iterator[None]:
+    """Log an error of the shared file system: it must not keep the job's processes from ending."""
+    try:
+        yield
+    except OSError as error:
+        logger.warning("%s", system_error(error))
 
 
 def is_recorded(directory: JobDirectory) -> bool:

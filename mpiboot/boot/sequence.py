@@ -34,7 +34,7 @@ from mpiboot.boot.publish import publish
 from mpiboot.boot.signals import ASK_TIMEOUT_S, JobStop, Walltime, catch_signals, ignore_signals
 from mpiboot.boot.staging import agent_orders, find_archive, stage_all_nodes
 from mpiboot.boot.supervise import supervise, wait_for_workers
-from mpiboot.common.faults import unexpected
+from mpiboot.common.faults import named_errors, system_error, unexpected
 from mpiboot.config import Config, home, parse_boot_arguments
 from mpiboot.errors import BatchError
 from mpiboot.protocol.events import EventLog
@@ -51,9 +51,11 @@ def main(arguments: Sequence[str]) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
     )
+    logging.raiseExceptions = False  # if a log cannot be written, the job goes on without a traceback of that
     try:
         config = parse_boot_arguments(arguments, os.environ)
-        return boot(config)
+        with named_errors():
+            return boot(config)
     except JobStop as stop:  # before there was anything to close
         logger.info("asked to end: %s", stop.reason)
         return STATUS_OF_REASON[stop.reason]
@@ -99,6 +101,9 @@ def boot(config: Config) -> int:
     except ExplainedError as error:
         status, reason = error.exit_status, str(error)
         logger.error("mpiboot: %s", error)
+    except OSError as error:
+        reason = str(system_error(error))
+        logger.error("mpiboot: %s", reason)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         logger.error("mpiboot: %s", unexpected(error))

@@ -12,7 +12,7 @@ import click
 from envpack.errors import ExplainedError
 from mpiboot.cli import checking, connecting, jobs, submitting
 from mpiboot.cli.output import echo_stderr, encode_everything
-from mpiboot.common.faults import unexpected
+from mpiboot.common.faults import system_error, unexpected
 from mpiboot.config import OPTIONS
 from mpiboot.protocol.variables import NO_COLOR
 
@@ -46,8 +46,15 @@ def commands(context: click.Context) -> int | None:
     return 2
 
 
-@click.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+class RawArguments(click.Command):
+    """A command that gets its arguments as typed; click would drop the `--` before the command of batch mode."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.params["arguments"] = tuple(args)
+        return args
+
+
+@click.command(cls=RawArguments, add_help_option=False)
 def boot(arguments: tuple[str, ...]) -> int:
     """Runs inside a job: the job script calls it."""
     from mpiboot.boot.sequence import main
@@ -93,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         echo_stderr(f"mpiboot: {usage_problem(error, typed)}")
         return error.exit_code
     except OSError as error:
-        echo_stderr(f"mpiboot: {error}")
+        echo_stderr(f"mpiboot: {system_error(error)}")
         return 1
     except (click.Abort, KeyboardInterrupt) as error:
         # click raises Abort from a Ctrl-C.

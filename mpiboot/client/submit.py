@@ -22,6 +22,7 @@ from mpiboot.client.gc import bound
 from mpiboot.client.job import Job
 from mpiboot.client.options import JobOptions, documented
 from mpiboot.client.settings import load_config
+from mpiboot.common.faults import named_errors
 from mpiboot.common.interfaces import networks_here
 from mpiboot.common.ports import check_ports
 from mpiboot.common.trust import check_trusted
@@ -64,7 +65,8 @@ def submit(**options: Unpack[JobOptions]) -> Job:
     UsageError, EnvironmentUnfitError, BatchError, envpack.errors.EnvpackError
         The request was refused, or the environment could not be packed; nothing was submitted.
     """
-    return submit_config(load_config(options))
+    with named_errors():
+        return submit_config(load_config(options))
 
 
 def submit_config(

@@ -5,6 +5,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
+from envpack.common.places import host_name
 from envpack.errors import EnvpackError
 from mpiboot.cli.main import COMMANDS, commands
 from mpiboot.config import options_in
@@ -51,6 +52,13 @@ def test_without_a_command_there_is_help(run):
     assert (status, out) == (2, "") and err.startswith("Usage: mpiboot [OPTIONS] ")
 
 
+def test_boot_gets_its_arguments_as_typed(run, monkeypatch):
+    got = []
+    monkeypatch.setattr("mpiboot.boot.sequence.main", lambda arguments: got.append(arguments) or 7)
+    assert run("boot", "--env", "x", "--", "python", "--", "-c")[0] == 7
+    assert got == [("--env", "x", "--", "python", "--", "-c")]
+
+
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
@@ -61,7 +69,12 @@ def test_without_a_command_there_is_help(run):
         ),
         (EnvpackError("/e cannot be packed", "Repair it"), 1, "mpiboot: /e cannot be packed. Repair it\n"),
         (DeadlineError("too late", "Wait longer"), 124, "mpiboot: too late. Wait longer\n"),
-        (PermissionError(13, "Permission denied", "/x"), 1, "mpiboot: [Errno 13] Permission denied: '/x'\n"),
+        (
+            PermissionError(13, "Permission denied", "/x"),
+            1,
+            f"mpiboot: /x on {host_name()}: Permission denied. "
+            "Set MPIBOOT_HOME to a folder on the shared file system that you can write\n",
+        ),
         (KeyboardInterrupt("job 1 goes on"), 130, "\nmpiboot: job 1 goes on\n"),
         (KeyboardInterrupt(), 130, "\nmpiboot: interrupted\n"),
     ],
