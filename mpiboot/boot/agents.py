@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 LAST_WORDS_LENGTH_MAX = 2000
+LAST_WORDS_BYTES_MAX = 4 * LAST_WORDS_LENGTH_MAX
 # A batch system may start the agent of a slow node late.
 REPORTS_TIMEOUT_S = 600.0
 # After the start command has ended, an agent may still dial within this time.
@@ -196,7 +197,8 @@ class Agents:
     def _last_words(self) -> str:
         """Return the end of what the agents, and the command that started them, have printed."""
         with self._log.open("rb") as log:
-            log.seek(self._log_start)
+            end = log.seek(0, os.SEEK_END)
+            log.seek(max(self._log_start, end - LAST_WORDS_BYTES_MAX))
             return log.read().decode(errors="replace").strip()[-LAST_WORDS_LENGTH_MAX:]
 
     def settle_output(self) -> None:

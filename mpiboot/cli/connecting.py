@@ -43,12 +43,14 @@ def wait_and_show(job: Job, timeout: str, queue_timeout: str | None, insecure: b
     from mpiboot.client import show
     from mpiboot.client.connect import connect as connect_to
     from mpiboot.client.settings import load_site
+    from mpiboot.client.watch import count_workers
 
     progress = None if sys.stderr.isatty() else echo_stderr
-    connect_to(
+    with connect_to(
         job, timeout=timeout, queue_timeout=queue_timeout, insecure=insecure, progress=progress
-    ).close()
-    echo_stderr(show.ready(job, load_site("ssh_host"), with_token=sys.stderr.isatty()))
+    ) as client:
+        n_workers = count_workers(client)
+    echo_stderr(show.ready(job, load_site("ssh_host"), with_token=sys.stderr.isatty(), n_workers=n_workers))
 
 
 @click.command(cls=CommandWithExample, epilog="mpiboot dashboard 1234 --open")

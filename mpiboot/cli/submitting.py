@@ -47,20 +47,20 @@ def submit(dry_run: bool, wait: bool, command: tuple[str, ...], **options: Any) 
     job = submit_config(config, say=echo_stderr)
     click.echo(job.job_id)
     if wait and command:
-        return _wait_for_command(job)
+        return _wait_for_command(job, config.insecure)
     if wait:
         wait_and_show(job, timeout="10 min", queue_timeout=None, insecure=config.insecure)
     return 0
 
 
-def _wait_for_command(job: Job) -> int:
+def _wait_for_command(job: Job, insecure: bool) -> int:
     """Wait for the end of a job in batch mode; return the exit status of its command."""
     from mpiboot.client.watch import how_to_come_back
 
     try:
         state = job.wait()
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(how_to_come_back(job)) from None
+        raise KeyboardInterrupt(how_to_come_back(job, insecure)) from None
     echo_stderr(f"job {job.job_id}: {state.show()}")
     for output in job.log_files()[:1]:
         echo_stderr(f"its output: {output}")

@@ -96,7 +96,7 @@ class MPICluster(RemoteCluster):
             except KeyboardInterrupt:
                 self._stop.detach()
                 self.status = Status.closed
-                raise KeyboardInterrupt(how_to_come_back(self.job)) from None
+                raise KeyboardInterrupt(how_to_come_back(self.job, self._config.insecure)) from None
             except BaseException:
                 self.status = Status.closed
                 self._stop()

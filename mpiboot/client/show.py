@@ -35,7 +35,7 @@ REASON_COLUMNS = 16
 SAME_LOSS_S = 10.0
 
 
-def ready(job: Job, ssh_host: str | None, *, with_token: bool) -> str:
+def ready(job: Job, ssh_host: str | None, *, with_token: bool, n_workers: int | None = None) -> str:
     """Return what a user needs once the workers are connected: addresses, the ssh command, how to stop.
 
     Parameters
@@ -45,15 +45,19 @@ def ready(job: Job, ssh_host: str | None, *, with_token: bool) -> str:
         The host that the user reaches by ssh from home; None: this host.
     with_token : bool
         Whether the link contains the cluster's token, which opens the dashboard to everyone who sees the link.
+    n_workers : int, optional
+        How many workers there are now. Default: as many as were ready.
     """
     endpoint = endpoint_of(job)
     job_id, nodes = job.job_id, endpoint.nodes
-    head = f"job {job_id} is ready: {endpoint.n_workers} workers, {endpoint.n_threads} cores, {len(nodes)} node(s)"
+    lost = f"{n_workers} of " if n_workers is not None and n_workers < endpoint.n_workers else ""
+    head = f"job {job_id} is ready: {lost}{endpoint.n_workers} workers, {endpoint.n_threads} cores, {len(nodes)} node(s)"
+    arguments = f'"{job_id}"' if endpoint.address.startswith("tls://") else f'"{job_id}", insecure=True'
     named = [*nodes[:8], *([f"and {len(nodes) - 8} more"] if len(nodes) > 8 else [])]
     on = textwrap.wrap(f"{', '.join(named)}, over {endpoint.interface}", COLUMNS - 13, break_on_hyphens=False)
     rows = [
         *zip(["nodes", *[""] * len(on)], on, strict=False),
-        ("connect", f'client = mpiboot.connect("{job_id}")'),
+        ("connect", f"client = mpiboot.connect({arguments})"),
         ("dashboard", link(job, endpoint, with_token=with_token)),
         ("from home", tunnel(endpoint, ssh_host)),
         ("", f"then {link(job, endpoint, with_token=with_token, host='localhost')}"),

@@ -131,8 +131,11 @@ def _why(error: BaseException, timeout_s: float) -> str:
 async def _ask(address: str, arguments: dict[str, Any], timeout_s: float) -> SchedulerIdentity:
     # The attempt ends a little earlier than the wait for it, so that its own error is reported.
     identity, versions = await ask_server(
-        address, ["identity", "versions"], timeout_s=0.8 * timeout_s, connection_args=arguments
+        address,
+        {"identity": {"n_workers": 0}, "versions": {}},
+        timeout_s=0.8 * timeout_s,
+        connection_args=arguments,
     )
     host = dict(versions["host"])
     major, minor = str(host["python"]).split(".")[:2]
-    return SchedulerIdentity(str(identity["id"]), len(identity["workers"]), (int(major), int(minor)))
+    return SchedulerIdentity(str(identity["id"]), int(identity["n_workers"]), (int(major), int(minor)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ from mpiboot.protocol.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from mpiboot.client.job import Job
+
+logger = logging.getLogger(__name__)
 
 # How often the client reads two small files of the job directory while the job runs.
 FILE_POLL_S = 0.25
@@ -58,12 +61,19 @@ def connect_job(
                         return client
                 client.close()  # the job was requeued: wait for its next run
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(how_to_come_back(job)) from None
+            raise KeyboardInterrupt(how_to_come_back(job, insecure)) from None
 
 
-def how_to_come_back(job: Job) -> str:
+def how_to_come_back(job: Job, insecure: bool) -> str:
     """Return the commands that a user may type after a Ctrl-C."""
-    return f"job {job.job_id} goes on. Come back: mpiboot connect {job.job_id}; end it: mpiboot stop {job.job_id}"
+    return (
+        f"job {job.job_id} goes on. Come back: {_connect_command(job.job_id, insecure)}; "
+        f"end it: mpiboot stop {job.job_id}"
+    )
+
+
+def _connect_command(job_id: str, insecure: bool) -> str:
+    return f"mpiboot connect {job_id}{' --insecure' if insecure else ''}"
 
 
 @contextlib.contextmanager
@@ -188,7 +198,7 @@ class Watch:
             if queue_timeout_s is not None and waited_s >= queue_timeout_s:
                 raise DeadlineError(
                     f"job {job_id} is still {state.state} ({why}) after {show_duration(waited_s)}",
-                    _go_on_waiting(job_id),
+                    _go_on_waiting(job_id, self.published.insecure),
                 )
             left_s = float("inf") if queue_timeout_s is None else queue_timeout_s - waited_s
             time.sleep(max(0.0, min(self.next_question - time.monotonic(), left_s)))
@@ -207,7 +217,7 @@ class Watch:
             raise DeadlineError(
                 f"job {job_id} is not ready {show_duration(self.timeout_s)} after its start: {progress}\n"
                 f"{self.job.log_tail()}",
-                _go_on_waiting(job_id),
+                _go_on_waiting(job_id, self.published.insecure),
             )
 
     def wait_for_endpoint(self, queue_timeout_s: float | None) -> tuple[Endpoint, Security | None]:
@@ -263,7 +273,10 @@ class Watch:
             if self.ask().restarting:
                 return False
             if n_present and n_workers is None and time.monotonic() > give_up_lost_at:
-                self.tell(f"job {self.job.job_id}: {n_present} of {wanted} workers; the others are lost")
+                lost = f"job {self.job.job_id}: {n_present} of {wanted} workers; the others are lost"
+                self.tell(lost)
+                # A progress display may be off, and its last line goes.
+                logger.warning("%s. See where and why: mpiboot status %s", lost, self.job.job_id)
                 return True
             self.check(deadline, f"{n_present or 0} of {wanted} workers")
             time.sleep(FILE_POLL_S)
@@ -271,9 +284,9 @@ class Watch:
         return True
 
 
-def _go_on_waiting(job_id: str) -> str:
+def _go_on_waiting(job_id: str, insecure: bool) -> str:
     """Return the remedy for a job that is not ready in time."""
-    return f"Go on waiting: mpiboot connect {job_id}; give it up: mpiboot stop {job_id}"
+    return f"Go on waiting: {_connect_command(job_id, insecure)}; give it up: mpiboot stop {job_id}"
 
 
 def progress_of(events: list[dict[str, object]], expected_workers: int | None) -> str:
@@ -292,7 +305,7 @@ def progress_of(events: list[dict[str, object]], expected_workers: int | None) -
 def count_workers(client: Client) -> int | None:
     """Return the scheduler's number of workers; None if it does not answer."""
     try:
-        return len(scheduler_identity(client, ATTEMPT_S)["workers"])
+        return int(scheduler_identity(client, ATTEMPT_S)["n_workers"])
     except (
         OSError,
         TimeoutError,

@@ -55,6 +55,7 @@ def worker_of(cluster):
         ("TCPServer._handle_connection", ["self", "connection", "address"]),
         ("Nanny._on_worker_exit_sync", ["self", "exitcode"]),
         ("Scheduler.check_idle", ["self"]),
+        ("Scheduler.identity", ["self", "n_workers"]),
         ("Cluster._start", ["self"]),
         ("Cluster._close", ["self"]),
         ("Cluster._log", ["self", "log"]),
@@ -158,7 +159,9 @@ def test_a_tls_listener_is_seen_before_it_accepts_and_each_connection_after_its_
             stranger[1].close()
             assert streams == []
             assert (
-                await internals.ask_server(server.address, ["ping"], timeout_s=10, connection_args=arguments)
+                await internals.ask_server(
+                    server.address, {"ping": {}}, timeout_s=10, connection_args=arguments
+                )
             ) == ["pong"]
             assert [type(stream) for stream in streams] == [SSLIOStream]
 
@@ -297,14 +300,17 @@ def test_a_nanny_s_memory(cluster):
 
 def test_a_client_s_scheduler(cluster, client):
     identity = internals.scheduler_identity(client, 10.0)
-    assert (identity["id"], len(identity["workers"])) == (cluster.scheduler.id, 1)
+    assert (identity["id"], identity["n_workers"], identity["workers"]) == (cluster.scheduler.id, 1, {})
 
 
 def test_a_scheduler_that_is_asked_without_a_client(cluster):
     answers = asyncio.run(
         internals.ask_server(
-            cluster.scheduler_address, ["identity", "versions"], timeout_s=10.0, connection_args={}
+            cluster.scheduler_address,
+            {"identity": {"n_workers": 0}, "versions": {}},
+            timeout_s=10.0,
+            connection_args={},
         )
     )
-    assert answers[0]["id"] == cluster.scheduler.id
+    assert (answers[0]["id"], answers[0]["n_workers"]) == (cluster.scheduler.id, 1)
     assert dict(answers[1]["host"])["python"]

@@ -11,6 +11,8 @@ from mpiboot.boot.context import Network, Staged
 from mpiboot.config import Config
 from mpiboot.errors import UsageError
 from mpiboot.protocol.channel_messages import NodeReport
+from mpiboot.protocol.job_directory import JobDirectory
+from mpiboot.protocol.secrets import check_rank_secrets
 
 IN_PLACE = Staged(Path("/env"), {})
 
@@ -98,3 +100,20 @@ def test_the_kernels_limits_count_where_they_are_less_than_the_batch_systems(cap
         "n2": NodeWorkers(1, 4, 5 * GIB - GIB // 2),
     }
     assert [line.partition(":")[0] for line in caplog.messages] == ["n1", "n2"]
+
+
+def test_secrets_are_as_small_for_two_thousand_nodes(tmp_path):
+    """Each connection sends a certificate, and a rank refuses secrets above 64 KiB."""
+    sizes = []
+    for n_nodes in (2, 2000):
+        directory = JobDirectory.create(tmp_path, f"slurm-c-{n_nodes}")
+        nodes = [Node(f"node-{k:04}.cluster.example.org", 1) for k in range(n_nodes)]
+        job = SimpleNamespace(
+            config=Config(), allocation=Allocation("slurm", "7", "k", tuple(nodes)), directory=directory
+        )
+        preparation.make_secrets(job)
+        check_rank_secrets(directory.path)
+        sizes.append({path.name: path.stat().st_size for path in directory.tls.iterdir()})
+    assert sizes[0].keys() == sizes[1].keys()
+    assert max(sizes[1].values()) < 2048
+    assert all(abs(sizes[0][name] - size) < 16 for name, size in sizes[1].items())

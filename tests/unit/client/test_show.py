@@ -1,5 +1,6 @@
 import dask
 import pytest
+from standin import endpoint_of
 
 from mpiboot.batch.job_state import JobState
 from mpiboot.client import show
@@ -56,6 +57,24 @@ def test_a_table_fits_80_columns(two, monkeypatch):
         "7    flights  RUNNING        node[1-2]",
     ]
     assert len(lines[2]) == 80 and lines[2].endswith("…")
+
+
+@pytest.mark.parametrize(
+    ("address", "n_workers", "head", "connect"),
+    [
+        ("tls://n1:1", 3, "3 workers", 'mpiboot.connect("7")'),
+        ("tls://n1:1", None, "3 workers", 'mpiboot.connect("7")'),
+        ("tls://n1:1", 1, "1 of 3 workers", 'mpiboot.connect("7")'),
+        ("tcp://n1:1", 3, "3 workers", 'mpiboot.connect("7", insecure=True)'),
+    ],
+)
+def test_what_a_user_needs_when_the_workers_are_there(
+    two, monkeypatch, cluster, address, n_workers, head, connect
+):
+    monkeypatch.setattr(show, "endpoint_of", lambda job: endpoint_of(cluster, n_workers=3, address=address))
+    lines = show.ready(two[0][0], "gate", with_token=False, n_workers=n_workers).splitlines()
+    assert lines[0] == f"job 7 is ready: {head}, 1 cores, 1 node(s)"
+    assert lines[2] == f"  connect    client = {connect}"
 
 
 def test_links_and_the_ssh_line(two, monkeypatch):

@@ -166,11 +166,22 @@ def test_a_late_directory_is_waited_for(batch, cluster, tmp_path):
     connect(Job("7", batch), insecure=True).close()
 
 
-def test_workers_that_are_lost_for_good_do_not_hold_a_client_back(job, cluster):
+def test_workers_that_are_lost_for_good_do_not_hold_a_client_back(job, cluster, caplog):
     job.directory.publish(endpoint_of(cluster, n_workers=3))
     said = []
     connect(job, insecure=True, progress=said.append).close()
     assert said[-1] == "job 7: 1 of 3 workers; the others are lost"
+    assert caplog.messages == [f"{said[-1]}. See where and why: mpiboot status 7"]
+
+
+@pytest.mark.parametrize(("insecure", "flag"), [(True, " --insecure"), (False, "")])
+def test_the_next_steps_accept_what_the_user_has_accepted(job, insecure, flag):
+    assert watch.how_to_come_back(job, insecure) == (
+        f"job 7 goes on. Come back: mpiboot connect 7{flag}; end it: mpiboot stop 7"
+    )
+    with pytest.raises(DeadlineError) as error:
+        connect(job, insecure=insecure, timeout=0.1)
+    assert error.value.remedy == f"Go on waiting: mpiboot connect 7{flag}; give it up: mpiboot stop 7"
 
 
 def test_workers_that_are_asked_for_are_waited_for(job, cluster):
@@ -179,7 +190,10 @@ def test_workers_that_are_asked_for_are_waited_for(job, cluster):
         DeadlineError, match=r"job 7 is not ready 1\.0 s after its start: 1 of 2 workers\n"
     ) as error:
         connect(job, insecure=True, n_workers=2, timeout=1)
-    assert str(error.value).splitlines()[-1] == "Go on waiting: mpiboot connect 7; give it up: mpiboot stop 7"
+    assert (
+        str(error.value).splitlines()[-1]
+        == "Go on waiting: mpiboot connect 7 --insecure; give it up: mpiboot stop 7"
+    )
 
 
 def test_another_minor_version_of_python_is_an_error(job, cluster, monkeypatch):
