@@ -7,6 +7,6 @@ if __name__ == "__main__":
         from mpiboot.boot.sequence import main as boot
 
         sys.exit(boot(sys.argv[2:]))
-    from mpiboot.cli.main import main
+    from mpiboot.cli.start import start
 
-    sys.exit(main())
+    sys.exit(start())

@@ -153,6 +153,7 @@ def run_cluster(
     archive = find_archive(context)
     orders = agent_orders(context, archive)
     make_secrets(context)
+    context.events.write("step", step="agents")
     opened.agents = agents = Agents(context, orders)
     reports = agents.reports()
     network = choose_network(context, agents, reports)

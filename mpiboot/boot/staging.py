@@ -55,6 +55,7 @@ def find_archive(context: Context) -> Path | None:
         return Path(context.config.archive)
     source = context.source
     logger.info("packing %s (submit does so beforehand)", source)
+    context.events.write("step", step="pack")
     # In a separate Python: packing imports conda-pack, and boot must start with few modules.
     command = pack_command(source, context.config.pack_exclude)
     with subprocess.Popen(
@@ -163,6 +164,7 @@ def stage_all_nodes(
         archive.stat().st_size,
     )
     logger.info("staging %s: %d of %d nodes lack it; %s", archive, n_lacking, len(reports), transport)
+    context.events.write("step", step="copy", n_lacking=n_lacking, n_nodes=len(reports))
     if transport == "direct":
         stages = agents.stage(_order(archive, transport), STAGE_TIMEOUT_S)
     elif transport == "tree":

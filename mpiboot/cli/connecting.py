@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mpiboot.cli.options import CommandWithExample, job_argument
-from mpiboot.cli.output import echo_stderr, warn_insecure
+from mpiboot.cli.output import echo_stderr, interrupted_with, progress_here, warn_insecure
 
 if TYPE_CHECKING:
     from mpiboot.client.job import Job
@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 @click.option("--insecure", is_flag=True, help="accept a job that was submitted with --insecure")
 def connect(job_or_name: str | None, timeout: str, queue_timeout: str | None, insecure: bool) -> None:
     """Wait for a job's workers; show how to connect to them."""
+    again = f"mpiboot connect {job_or_name or ''}".rstrip()
+    with interrupted_with(f"interrupted. Come back: {again}{' --insecure' if insecure else ''}"):
+        _connect(job_or_name, timeout, queue_timeout, insecure)
+
+
+def _connect(job_or_name: str | None, timeout: str, queue_timeout: str | None, insecure: bool) -> None:
     from mpiboot.client.find import find_job
     from mpiboot.client.settings import seconds_of
 
@@ -35,7 +41,9 @@ def connect(job_or_name: str | None, timeout: str, queue_timeout: str | None, in
             seconds_of(name, value)
     if insecure:
         warn_insecure()
-    wait_and_show(find_job(job_or_name), timeout, queue_timeout, insecure)
+    job = find_job(job_or_name)
+    with interrupted_with(job.how_to_come_back(insecure)):
+        wait_and_show(job, timeout, queue_timeout, insecure)
 
 
 def wait_and_show(job: Job, timeout: str, queue_timeout: str | None, insecure: bool) -> None:
@@ -45,9 +53,8 @@ def wait_and_show(job: Job, timeout: str, queue_timeout: str | None, insecure: b
     from mpiboot.client.settings import load_site
     from mpiboot.client.watch import count_workers
 
-    progress = None if sys.stderr.isatty() else echo_stderr
     with connect_to(
-        job, timeout=timeout, queue_timeout=queue_timeout, insecure=insecure, progress=progress
+        job, timeout=timeout, queue_timeout=queue_timeout, insecure=insecure, progress=progress_here()
     ) as client:
         n_workers = count_workers(client)
     echo_stderr(show.ready(job, load_site("ssh_host"), with_token=sys.stderr.isatty(), n_workers=n_workers))

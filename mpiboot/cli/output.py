@@ -1,8 +1,10 @@
 """Output that several commands share."""
 
 import codecs
+import contextlib
 import io
 import sys
+from collections.abc import Callable, Iterator
 
 import click
 
@@ -10,6 +12,20 @@ import click
 def echo_stderr(line: str) -> None:
     """Print a line to stderr; only a command's results go to stdout."""
     click.echo(line, err=True)
+
+
+def progress_here() -> Callable[[str], None] | None:
+    """Return what takes the lines of progress: None for the display of a terminal."""
+    return None if sys.stderr.isatty() else echo_stderr
+
+
+@contextlib.contextmanager
+def interrupted_with(hint: str) -> Iterator[None]:
+    """Let a Ctrl-C end the command with this hint, unless it has one already."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(str(error) or hint) from None
 
 
 def warn_insecure() -> None:

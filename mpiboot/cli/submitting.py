@@ -9,7 +9,7 @@ import click
 from mpiboot.batch import registry
 from mpiboot.cli.connecting import wait_and_show
 from mpiboot.cli.options import CommandWithExample, job_options, typed_options
-from mpiboot.cli.output import echo_stderr, warn_insecure
+from mpiboot.cli.output import echo_stderr, interrupted_with, progress_here, warn_insecure
 from mpiboot.option import SUBMIT
 
 if TYPE_CHECKING:
@@ -44,23 +44,22 @@ def submit(dry_run: bool, wait: bool, command: tuple[str, ...], **options: Any) 
     if dry_run:
         click.echo(show_submission(config, say=echo_stderr))
         return 0
-    job = submit_config(config, say=echo_stderr)
-    click.echo(job.job_id)
-    if wait and command:
-        return _wait_for_command(job, config.insecure)
-    if wait:
-        wait_and_show(job, timeout="10 min", queue_timeout=None, insecure=config.insecure)
+    with interrupted_with("interrupted. See whether a job was submitted: mpiboot list"):
+        job = submit_config(config, say=echo_stderr)
+    with interrupted_with(job.how_to_come_back(config.insecure)):
+        click.echo(job.job_id)
+        if wait and command:
+            return _wait_for_command(job)
+        if wait:
+            wait_and_show(job, timeout="10 min", queue_timeout=None, insecure=config.insecure)
     return 0
 
 
-def _wait_for_command(job: Job, insecure: bool) -> int:
+def _wait_for_command(job: Job) -> int:
     """Wait for the end of a job in batch mode; return the exit status of its command."""
-    from mpiboot.client.watch import how_to_come_back
+    from mpiboot.client.batch_mode import wait_for_command
 
-    try:
-        state = job.wait()
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(how_to_come_back(job, insecure)) from None
+    state = wait_for_command(job, progress_here())
     echo_stderr(f"job {job.job_id}: {state.show()}")
     for output in job.log_files()[:1]:
         echo_stderr(f"its output: {output}")

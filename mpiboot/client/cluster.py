@@ -16,7 +16,7 @@ from mpiboot.client.options import JobOptions, documented
 from mpiboot.client.progress import Progress
 from mpiboot.client.settings import load_config, seconds_of
 from mpiboot.client.submit import submit_config
-from mpiboot.client.watch import how_to_come_back, wait_for_endpoint
+from mpiboot.client.watch import wait_for_endpoint
 from mpiboot.distributed_internals import RemoteCluster
 from mpiboot.errors import MpibootError
 from mpiboot.protocol.endpoint import Endpoint
@@ -96,7 +96,7 @@ class MPICluster(RemoteCluster):
             except KeyboardInterrupt:
                 self._stop.detach()
                 self.status = Status.closed
-                raise KeyboardInterrupt(how_to_come_back(self.job, self._config.insecure)) from None
+                raise KeyboardInterrupt(self.job.how_to_come_back(self._config.insecure)) from None
             except BaseException:
                 self.status = Status.closed
                 self._stop()

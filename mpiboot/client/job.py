@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
@@ -15,12 +16,13 @@ from mpiboot import config as configuration
 from mpiboot.batch.job_state import JobState
 from mpiboot.batch.submission import BatchSystem
 from mpiboot.client.job_states import job_state_cache
+from mpiboot.client.phase_words import STARTING, connect_command, progress_of
 from mpiboot.client.polling import SILENCE_S, poll_interval_s, retry_while_away
 from mpiboot.common.logs import EMPTY, NO_LOG, LogFollower, start_of_end
 from mpiboot.common.logs import tail as end_of_log
 from mpiboot.common.trust import check_trusted
 from mpiboot.common.units import show_duration, show_size
-from mpiboot.errors import DeadlineError, MpibootError, SecurityError
+from mpiboot.errors import DeadlineError, JobEndedError, MpibootError, SecurityError
 from mpiboot.protocol.endpoint import Endpoint
 from mpiboot.protocol.events import last_event
 from mpiboot.protocol.job_directory import JobDirectory
@@ -191,6 +193,33 @@ class Job:
             if live:
                 time.sleep(FOLLOW_POLL_S)
 
+    def progress(self, start: float | None = None) -> str:
+        """Return what the job does now, in words, from its events.
+
+        Parameters
+        ----------
+        start : float, seconds since the epoch, optional
+            When the job started last: events of an earlier run do not count.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            return progress_of(self.directory.read_events(), start)
+        return STARTING
+
+    def cannot_start(self, state: JobState) -> JobEndedError:
+        """Return the error for a pending job that will not start unless somebody changes it."""
+        why = state.reason or "no reason given"
+        return JobEndedError(
+            f"job {self.job_id} cannot start: {state.state} ({why}), and waiting does not help",
+            f"Stop it: mpiboot stop {self.job_id}; then submit another",
+        )
+
+    def how_to_come_back(self, insecure: bool = False) -> str:
+        """Return the commands that a user may type after a Ctrl-C."""
+        return (
+            f"job {self.job_id} goes on. Come back: {connect_command(self.job_id, insecure)}; "
+            f"end it: mpiboot stop {self.job_id}"
+        )
+
     def expected_workers(self) -> int | None:
         """Return how many workers the job will have; None until boot has recorded it."""
         for event in reversed(self.directory.read_events()):
@@ -199,7 +228,11 @@ class Job:
         return None
 
     def wait(
-        self, timeout_s: float | None = None, *, polls: Callable[[float], float] = poll_interval_s
+        self,
+        timeout_s: float | None = None,
+        *,
+        polls: Callable[[float], float] = poll_interval_s,
+        tell: Callable[[JobState], None] = lambda state: None,
     ) -> JobState:
         """Wait until the job has ended, and return its last state.
 
@@ -209,6 +242,8 @@ class Job:
             How long to wait; None: without limit.
         polls : callable
             Returns the seconds until the next query, from the seconds waited so far.
+        tell : callable
+            Called with each state until the job has ended.
 
         Raises
         ------
@@ -220,6 +255,7 @@ class Job:
         start = time.monotonic()
         patience_s = SILENCE_S if timeout_s is None else min(SILENCE_S, timeout_s)
         while (state := self.ask(patience_s=patience_s)).live:
+            tell(state)
             waited_s = time.monotonic() - start
             if timeout_s is not None and waited_s > timeout_s:
                 raise DeadlineError(

@@ -14,6 +14,7 @@ from distributed import Client, Security
 from mpiboot.batch.job_state import JobState
 from mpiboot.client import progress as display
 from mpiboot.client.job_states import job_state_cache
+from mpiboot.client.phase_words import connect_command, waiting
 from mpiboot.client.polling import SILENCE_S, poll_interval_s
 from mpiboot.client.progress import Progress
 from mpiboot.client.published import PublishedEndpoint
@@ -61,19 +62,7 @@ def connect_job(
                         return client
                 client.close()  # the job was requeued: wait for its next run
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(how_to_come_back(job, insecure)) from None
-
-
-def how_to_come_back(job: Job, insecure: bool) -> str:
-    """Return the commands that a user may type after a Ctrl-C."""
-    return (
-        f"job {job.job_id} goes on. Come back: {_connect_command(job.job_id, insecure)}; "
-        f"end it: mpiboot stop {job.job_id}"
-    )
-
-
-def _connect_command(job_id: str, insecure: bool) -> str:
-    return f"mpiboot connect {job_id}{' --insecure' if insecure else ''}"
+            raise KeyboardInterrupt(job.how_to_come_back(insecure)) from None
 
 
 @contextlib.contextmanager
@@ -183,18 +172,12 @@ class Watch:
         n_cannot_start = 0
         while (state := self.ask()).pending:
             waited_s = time.monotonic() - self.began
-            estimate = (
-                f", may start {time.strftime('%a %H:%M', time.localtime(state.start))}" if state.start else ""
-            )
             why = state.reason or "no reason given"
             job_id = self.job.job_id
-            self.tell(f"job {job_id} is {state.state} ({why}{estimate})")
+            self.tell(f"job {job_id} is {waiting(state)}")
             n_cannot_start = n_cannot_start + 1 if state.cannot_start else 0
             if queue_timeout_s is None and n_cannot_start > 1:  # the first answer about a job can be wrong
-                raise JobEndedError(
-                    f"job {job_id} cannot start: {state.state} ({why}), and waiting does not help",
-                    f"Stop it: mpiboot stop {job_id}; then submit another",
-                )
+                raise self.job.cannot_start(state)
             if queue_timeout_s is not None and waited_s >= queue_timeout_s:
                 raise DeadlineError(
                     f"job {job_id} is still {state.state} ({why}) after {show_duration(waited_s)}",
@@ -229,7 +212,7 @@ class Watch:
             if self.ask().restarting:  # requeued: the endpoint that it published is void
                 self.wait_for_start(queue_timeout_s)
                 deadline, failing_since = self.deadline(), None
-            progress, verb = self.progress(), " is"
+            progress, verb = self.job.progress(self.state.start if self.state else None), " is"
             try:
                 endpoint = self.published.read()
                 if endpoint is not None:
@@ -247,12 +230,6 @@ class Watch:
             self.tell(f"job {self.job.job_id}{verb} {progress}")
             self.check(deadline, progress)
             time.sleep(FILE_POLL_S if time.monotonic() - self.began < 60 else 4 * FILE_POLL_S)
-
-    def progress(self) -> str:
-        """Return the job's progress in words, from its events."""
-        with contextlib.suppress(FileNotFoundError):
-            return progress_of(self.job.directory.read_events(), self.job.expected_workers())
-        return "starting"
 
     def wait_for_workers(self, client: Client, endpoint: Endpoint, n_workers: int | None) -> bool:
         """Wait until the cluster has `n_workers`; None: all workers, or the remaining ones if lost ones do not return.
@@ -286,20 +263,7 @@ class Watch:
 
 def _go_on_waiting(job_id: str, insecure: bool) -> str:
     """Return the remedy for a job that is not ready in time."""
-    return f"Go on waiting: {_connect_command(job_id, insecure)}; give it up: mpiboot stop {job_id}"
-
-
-def progress_of(events: list[dict[str, object]], expected_workers: int | None) -> str:
-    """Return the last step in a job's events, in words."""
-    steps = [event for event in events if event["event"] in ("phase", "worker")]
-    if not steps:
-        return "starting"
-    last = steps[-1]
-    if last["event"] == "worker":
-        of = f" of {expected_workers}" if expected_workers else ""
-        return f"starting workers: {last['n']}{of}"
-    words = {"stage": "staging", "launch": "launching", "workers": "starting workers", "closing": "closing"}
-    return words.get(str(last["phase"]), str(last["phase"]))
+    return f"Go on waiting: {connect_command(job_id, insecure)}; give it up: mpiboot stop {job_id}"
 
 
 def count_workers(client: Client) -> int | None:

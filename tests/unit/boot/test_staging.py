@@ -7,6 +7,7 @@ import pytest
 from mpiboot.boot import staging
 from mpiboot.config import Config
 from mpiboot.errors import EnvironmentUnfitError, StageError, UsageError
+from mpiboot.protocol.events import EventLog, parse_events
 
 MIB = 1024**2
 
@@ -51,7 +52,11 @@ def packs(tmp_path):
         python.chmod(0o755)
         directory = SimpleNamespace(path=tmp_path / "home/jobs/local-h-1")
         return SimpleNamespace(
-            config=Config(**options), directory=directory, source=python.parents[1], allocation=None
+            config=Config(**options),
+            directory=directory,
+            source=python.parents[1],
+            allocation=None,
+            events=EventLog(tmp_path / "events.jsonl"),
         )
 
     return context
@@ -78,6 +83,8 @@ def test_a_job_that_packs_logs_what_pack_says_as_it_says_it(packs, tmp_path, cap
         staging.logger.removeHandler(handler)
     command = f"-I -m envpack pack --prefix {context.source} --exclude=lib/*.a --exclude=tests"
     assert printed == f"{tmp_path}/home {command}"
+    [event] = parse_events((tmp_path / "events.jsonl").read_bytes())
+    assert (event["event"], event["step"]) == ("step", "pack")
     assert caplog.messages == [
         f"packing {context.source} (submit does so beforehand)",
         "envpack: waiting for a lock",

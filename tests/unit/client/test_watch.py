@@ -54,6 +54,7 @@ def test_connects_and_says_what_goes_on(job, batch, cluster):
     batch.state = lambda n: PENDING if n < 3 else RUNNING
     events = EventLog(job.directory.events)
     events.phase("stage")
+    events.write("step", step="copy", n_lacking=1, n_nodes=2)
     later(0.5, lambda: job.directory.publish(endpoint_of(cluster)))
     said = []
     with connect(job, insecure=True, progress=said.append) as client:
@@ -61,7 +62,7 @@ def test_connects_and_says_what_goes_on(job, batch, cluster):
     events.close()
     assert said == [
         "job 7 is PENDING (Resources)",
-        "job 7 is staging",
+        "job 7 is staging the environment on 1 of 2 nodes",
         "job 7 is ready: 1 workers",
     ]
 
