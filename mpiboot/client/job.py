@@ -16,9 +16,10 @@ from mpiboot import config as configuration
 from mpiboot.batch.job_state import JobState
 from mpiboot.batch.submission import BatchSystem
 from mpiboot.client.job_states import job_state_cache
+from mpiboot.client.log_files import LogFollower, start_of_end
 from mpiboot.client.phase_words import STARTING, connect_command, progress_of
 from mpiboot.client.polling import SILENCE_S, poll_interval_s, retry_while_away
-from mpiboot.common.logs import EMPTY, NO_LOG, LogFollower, start_of_end
+from mpiboot.common.logs import EMPTY, NO_LOG
 from mpiboot.common.logs import tail as end_of_log
 from mpiboot.common.trust import check_trusted
 from mpiboot.common.units import show_duration, show_size

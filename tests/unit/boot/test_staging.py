@@ -46,6 +46,7 @@ def packs(tmp_path):
     """A context whose environment's Python is a shell script in place of `envpack pack`."""
     python = tmp_path / "my env/bin/python"
     python.parent.mkdir(parents=True)
+    events = EventLog(tmp_path / "events.jsonl")
 
     def context(script, **options):
         python.write_text(f"#!/bin/sh\n{script}\n")
@@ -56,10 +57,11 @@ def packs(tmp_path):
             directory=directory,
             source=python.parents[1],
             allocation=None,
-            events=EventLog(tmp_path / "events.jsonl"),
+            events=events,
         )
 
-    return context
+    yield context
+    events.close()
 
 
 def test_a_job_that_packs_logs_what_pack_says_as_it_says_it(packs, tmp_path, caplog):

@@ -177,7 +177,7 @@ def test_workers_that_are_lost_for_good_do_not_hold_a_client_back(job, cluster, 
 
 @pytest.mark.parametrize(("insecure", "flag"), [(True, " --insecure"), (False, "")])
 def test_the_next_steps_accept_what_the_user_has_accepted(job, insecure, flag):
-    assert watch.how_to_come_back(job, insecure) == (
+    assert job.how_to_come_back(insecure) == (
         f"job 7 goes on. Come back: mpiboot connect 7{flag}; end it: mpiboot stop 7"
     )
     with pytest.raises(DeadlineError) as error:
