@@ -494,7 +494,10 @@ class Agent:
         silence = show_duration(channel.SILENCE_S)
         if self.orders is None:
             unreached = f"boot could not be reached for {silence}: {self.last_fault}"
-            return self.end(Ending(f"{unreached}. Check that no firewall is between the nodes", status=1))
+            firewall = (
+                "If a firewall is between the nodes, name ports that it leaves open: --worker-port LOW:HIGH"
+            )
+            return self.end(Ending(f"{unreached}. {firewall}", status=1))
         asked = finding.to_be_asked(self.peers, self.node, self.orders.first_node)
         sightings = await finding.ask([self.peers[name] for name in asked], self.context)
         if await self.is_replaced():

@@ -238,6 +238,30 @@ def test_what_a_job_published_before_its_requeue(alice, connect):
     alice.types("mpiboot", "stop", job_id)
 
 
+def test_a_notebook_without_slurm(alice, job):
+    """As in a container that has the home, and not one command of the system."""
+    alice.types("mpiboot", "connect", job)
+    bare = {"PATH": str(alice.bin)}
+    assert "is ready: 2 workers" in alice.types("mpiboot", "connect", job, **bare).stderr
+    code = "import mpiboot; print(mpiboot.connect().submit(sum, [1, 2]).result())"
+    assert alice.types("python", "-c", code, **bare).stdout == "3\n"
+    assert alice.types("mpiboot", "list", **bare).stdout.splitlines()[1].split()[:3] == [
+        job,
+        "mpiboot",
+        "running",
+    ]
+    assert (
+        "2 of 2 workers on node1 and 1 more, over ib0" in alice.types("mpiboot", "status", job, **bare).stdout
+    )
+    assert "ready: 2 workers" in alice.types("mpiboot", "logs", job, **bare).stdout
+    assert alice.types("mpiboot", "dashboard", **bare).stdout.startswith("http://10.78.0.1:")
+    own = alice.submits(*SMALL)
+    alice.types("mpiboot", "connect", own)
+    assert f"job {own}: ended (client-shutdown)" in alice.types("mpiboot", "stop", own, **bare).stderr
+    missing = alice.types("mpiboot", "connect", "99999", check=False, **bare)
+    assert missing.returncode == 1 and "The commands of Slurm are not on this machine" in missing.stderr
+
+
 def test_another_users_scheduler_file(alice, second):
     content = '{"id": "Scheduler-1", "address": "tls://10.78.0.1:1"}'
     second.types("sh", "-c", f"echo '{content}' > /tmp/theirs.json")

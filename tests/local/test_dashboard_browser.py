@@ -7,7 +7,7 @@ import time
 
 import dask
 import pytest
-from browser import COLOURED_PIXELS, becomes_true, browse, chromium, listen, tunnel
+from browser import COLOURED_PIXELS, becomes_true, browse, chromium, listen, portal, tunnel
 from distributed import Client, Scheduler, Worker
 from distributed.comm.tcp import TLSListener
 from distributed.node import ServerNode
@@ -110,6 +110,36 @@ def test_the_task_stream_draws(chromium, serve, way):
             await page.goto(f"http://{host}/status")
             await becomes_true(page, "window.Bokeh?.documents?.length > 0")
             await becomes_true(page, f"{COLOURED_PIXELS.strip()} > 500")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_plots_behind_a_portal_that_rewrites_the_host(chromium, serve, allowed):
+    """As Open OnDemand does: the browser's Origin is the portal's, and Host the node's. Its path may stay, too."""
+
+    async def main():
+        async with (
+            serve() as dashboard,
+            listen(
+                portal(lambda: asyncio.open_connection("127.0.0.1", dashboard.port), "node1:40001")
+            ) as port,
+            Client(dashboard.scheduler.address, asynchronous=True, set_as_default=False) as client,
+            browse(chromium) as browser,
+        ):
+            origin = f"http://localhost:{port}"
+            if allowed:
+                dashboard.scheduler.http_server.request_callback.origins = frozenset([origin])
+            page = await browser.new_page()
+            await page.goto(f"{origin}/node/node1/40001/individual-task-stream?token={dashboard.token}")
+            assert page.url == f"{origin}/node/node1/40001/individual-task-stream"
+            await becomes_true(page, "window.Bokeh !== undefined")
+            await client.gather(client.map(lambda x: time.sleep(0.05), range(40)))
+            websocket = OPEN_WEBSOCKET.replace("ADDRESS", f"ws://localhost:{port}/node/node1/40001/status/ws")
+            assert await page.evaluate(websocket) == ("open" if allowed else "refused")
+            if allowed:
+                await becomes_true(page, f"{TASKS_TOLD.strip()} >= 40")
+                await becomes_true(page, f"{COLOURED_PIXELS.strip()} > 500")
 
     asyncio.run(main())
 

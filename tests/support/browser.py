@@ -6,6 +6,7 @@ For the tests of dashboards and notebooks. Playwright downloads nothing: its Pyt
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 
@@ -83,6 +84,24 @@ async def copy(reader, writer):
             writer.write(data)
             await writer.drain()
     writer.close()
+
+
+def portal(connect, host):
+    """Serve as a portal before a dashboard does: like `tunnel`, but each request gets another Host header."""
+
+    async def carry(reader, writer):
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+            return
+        head = re.sub(rb"(?mi)^Host: .*\r$", f"Host: {host}\r".encode(), head)
+        head = re.sub(rb"(?mi)^Connection: keep-alive\r$", b"Connection: close\r", head)
+        far_reader, far_writer = await connect()
+        far_writer.write(head)
+        await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer))
+
+    return carry
 
 
 def tunnel(connect):
