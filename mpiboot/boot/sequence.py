@@ -166,5 +166,6 @@ def run_cluster(
     scheduler = wait_for_workers(context, agents, cluster, ranks, sizing)
     agents.guard_launch(0)
     publish(context, staged, network, sizing, scheduler)
+    cluster.send("published")
     opened.command = command = start_command(context, variables, scheduler)
     return supervise(context, agents, cluster, ranks, command, walltime)

@@ -71,7 +71,6 @@ class Reporter(SchedulerPlugin):  # type: ignore[misc]
             dashboard_port=scheduler_dashboard_port(self.scheduler),
         )
         self.listening = asyncio.create_task(self.listen(reader))
-        self.idle_check.start()
 
     def tell(self, event: str, **details: Any) -> None:
         """Send an event to boot."""
@@ -88,6 +87,9 @@ class Reporter(SchedulerPlugin):  # type: ignore[misc]
                     await self.close_scheduler(command["reason"])
                 elif command["command"] == "announce":
                     self.scheduler.log_event(EVENT_TOPIC, command["message"])
+                elif command["command"] == "published":
+                    self.last_use = time.monotonic()  # before, no client could connect
+                    self.idle_check.start()
         # Without boot, no process records how the job ended, keeps its deadlines, or cleans up.
         await self.close_scheduler("boot-died")
 

@@ -18,6 +18,7 @@ then ends the job.
 |---|---|
 | `close` | `reason`: close the scheduler |
 | `announce` | `message`: an event for the clients |
+| `published` | clients can connect: the idle timeout counts from now |
 
 Boot and preloads import this module; it imports no other of mpiboot.
 """

@@ -95,6 +95,26 @@ def test_a_scheduler_whose_boot_dies_closes(control):
     run(scenario)
 
 
+def test_the_idle_timeout_counts_from_when_clients_can_connect(control, monkeypatch):
+    """Workers of a large job may start for longer than the idle timeout."""
+    monkeypatch.setenv(IDLE_TIMEOUT_VARIABLE, "0.3")
+    monkeypatch.setattr(preload, "IDLE_CHECK_MS", 20)
+
+    async def scenario(scheduler):
+        reporter = scheduler.plugins[preload.PLUGIN_NAME]
+        reporter.last_use -= 100
+        await asyncio.to_thread(receive, control, "scheduler")
+        assert not reporter.idle_check.is_running()
+        published = time.monotonic()
+        assert control.send("published")
+        await scheduler.finished()
+        assert time.monotonic() - published >= 0.3
+
+    run(scenario)
+    [closed] = [message for message in receive(control, "disconnected") if message["event"] == "closed"]
+    assert closed["reason"] == "idle-timeout"
+
+
 @pytest.mark.parametrize(
     ("clients", "work", "idle_timeout_s", "closes"),
     [
