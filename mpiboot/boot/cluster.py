@@ -18,6 +18,9 @@ POLL_S = 0.2
 # A nanny starts a lost worker again: a node without workers is lost only after this long.
 NODE_GRACE_S = 10.0
 UNKNOWN_NODE = "?"
+# What a lost worker takes with it.
+COMPUTED_AGAIN = "its tasks, and the results that it alone held, are computed again elsewhere"
+MORE_MEMORY = "for more memory each: --mem, or fewer --workers-per-node"
 
 
 @dataclass(frozen=True)
@@ -124,14 +127,14 @@ class Cluster:
 
     def _note_lost_worker(self, message: dict[str, Any]) -> None:
         worker = self.workers.pop(message["address"], Worker(UNKNOWN_NODE, None))
-        done = "its tasks run on the other workers"
-        self._events.write(**message, host=worker.node, rank=worker.rank, done=done)
+        self._events.write(**message, host=worker.node, rank=worker.rank, done=COMPUTED_AGAIN)
         logger.warning(
-            "lost the worker of rank %s on %s (%s); %d left",
+            "lost the worker of rank %s on %s (%s); %d left; %s",
             worker.rank,
             worker.node,
             message["address"],
             message["n"],
+            COMPUTED_AGAIN,
         )
         if worker.node != UNKNOWN_NODE and all(other.node != worker.node for other in self.workers.values()):
             self._empty_since[worker.node] = time.monotonic()
@@ -148,17 +151,20 @@ class Cluster:
         """Process a nanny's message about how its worker's process ended."""
         status = message["exit_status"]
         how = f"by signal {-status}" if status < 0 else f"with status {status}"
-        if message["memory"] == "limit":
-            how = f"because of its memory: it came near its limit of {show_size(message['limit_bytes'])}"
-        elif message["memory"] == "cgroup":
-            how = "because of its memory: the kernel killed it at the job's memory limit"
+        done = f"its nanny starts another; {COMPUTED_AGAIN}"
+        if message["memory"]:
+            limit = show_size(message["limit_bytes"])
+            how = f"because of its memory: it came near its limit of {limit}"
+            if message["memory"] == "cgroup":
+                how = f"because of its memory: the kernel killed it at the job's memory limit (its own is {limit})"
+            done += f"; {MORE_MEMORY}"
         node, rank = self._node(message.pop("ip")), _rank(message.pop("name"))
-        self._events.write(**message, host=node, rank=rank, how=how, done="its nanny starts another")
-        logger.warning("the worker of rank %s on %s ended %s; its nanny starts another", rank, node, how)
+        self._events.write(**message, host=node, rank=rank, how=how, done=done)
+        logger.warning("the worker of rank %s on %s ended %s; %s", rank, node, how, done)
 
     def _note_hung_worker(self, message: dict[str, Any]) -> None:
         worker = self.workers.get(message["address"], Worker(UNKNOWN_NODE, None))
-        done = "it is terminated, and its tasks run on the other workers"
+        done = f"it is terminated; {COMPUTED_AGAIN}"
         self._events.write(**message, host=worker.node, rank=worker.rank, done=done)
         logger.warning(
             "the worker of rank %s on %s hangs: silent for %s; it is terminated",
@@ -174,10 +180,8 @@ class Cluster:
                 del self._empty_since[node]
                 self._lost_nodes.add(node)
                 n_workers = len(self.workers)
-                self._events.write(
-                    "lost-node", host=node, n=n_workers, done="its tasks run on the other nodes"
-                )
-                logger.warning("no worker is left on %s; %d elsewhere", node, n_workers)
+                self._events.write("lost-node", host=node, n=n_workers, done=COMPUTED_AGAIN)
+                logger.warning("no worker is left on %s; %d elsewhere; %s", node, n_workers, COMPUTED_AGAIN)
 
     def _node(self, address: str) -> str:
         return self._node_of_address.get(address, UNKNOWN_NODE)

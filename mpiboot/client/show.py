@@ -227,7 +227,8 @@ def faults(events: Sequence[dict[str, Any]]) -> list[str]:
         host = f" {event['host']}" if event.get("host") else ""
         rank = f" rank {event['rank']}" if event.get("rank") is not None else ""
         start = f"{time.strftime('%H:%M:%S', time.localtime(event['time']))}{host}{rank}: "
-        lines += textwrap.wrap(start + what, COLUMNS, subsequent_indent="  ")
+        done = f"; {event['done']}" if event.get("done") else ""
+        lines += textwrap.wrap(start + what + done, COLUMNS, subsequent_indent="  ")
     return lines
 
 
@@ -249,5 +250,5 @@ def fault(event: dict[str, Any]) -> str | None:
         case "lost-agent":
             return f"this node's agent is lost: {event['detail']}"
         case "launcher-ended":
-            return f"mpirun ended with status {event['status']}; the ranks go on"
+            return f"mpirun ended with status {event['status']}"
     return None

@@ -41,7 +41,7 @@ def test_a_loss_has_its_host_and_rank_and_what_was_done(written):
     written.cluster.note(lost(2, "10.0.0.2", 2))
     assert {**written.read()[-1], "time": 0} == {
         **lost(2, "10.0.0.2", 2),
-        **{"time": 0, "host": "n2", "rank": 2, "done": "its tasks run on the other workers"},
+        **{"time": 0, "host": "n2", "rank": 2, "done": clusters.COMPUTED_AGAIN},
     }
 
 
@@ -63,14 +63,18 @@ def test_a_node_is_lost_when_no_worker_comes_back(written, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("memory", "how"),
+    ("memory", "how", "remedy"),
     [
-        (None, "by signal 9"),
-        ("limit", "because of its memory: it came near its limit of 2.0 GB"),
-        ("cgroup", "because of its memory: the kernel killed it at the job's memory limit"),
+        (None, "by signal 9", ""),
+        ("limit", "because of its memory: it came near its limit of 1.86 GiB", f"; {clusters.MORE_MEMORY}"),
+        (
+            "cgroup",
+            "because of its memory: the kernel killed it at the job's memory limit (its own is 1.86 GiB)",
+            f"; {clusters.MORE_MEMORY}",
+        ),
     ],
 )
-def test_how_a_worker_ended(written, memory, how):
+def test_how_a_worker_ended_and_what_is_lost_with_it(written, caplog, memory, how, remedy):
     message = {
         "event": "worker-exit",
         "address": "a",
@@ -79,5 +83,10 @@ def test_how_a_worker_ended(written, memory, how):
         "exit_status": -9,
     }
     written.cluster.note({**message, "memory": memory, "limit_bytes": 2e9})
-    assert written.read()[-1]["how"].startswith(how[:40])
-    assert (written.read()[-1]["host"], written.read()[-1]["rank"]) == ("n2", 3)
+    event = written.read()[-1]
+    done = (
+        "its nanny starts another; its tasks, and the results that it alone held, are computed again elsewhere"
+        + remedy
+    )
+    assert [event[key] for key in ("how", "host", "rank", "done")] == [how, "n2", 3, done]
+    assert caplog.messages == [f"the worker of rank 3 on n2 ended {how}; {done}"]

@@ -133,12 +133,13 @@ def test_what_a_job_has_lost_is_said_once():
         "rank": 3,
         "address": "a",
         "how": "because of its memory",
+        "done": "another starts",
     }
     lost = {"time": 1.0, "event": "lost-worker", "host": "n1", "rank": 3, "address": "a"}
     node = {"time": 2.0, "event": "lost-node", "host": "n2"}
     lines = show.faults([exit, lost, {**lost, "time": 20.0}, {"time": 2.0, "event": "worker"}, node])
     assert [line[9:] for line in lines] == [
-        "n1 rank 3: the worker ended because of its memory",
+        "n1 rank 3: the worker ended because of its memory; another starts",
         "n1 rank 3: the worker is lost",
         "n2: no worker is left on this node",
     ]
