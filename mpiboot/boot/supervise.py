@@ -19,7 +19,7 @@ from mpiboot.boot.cluster import Cluster
 from mpiboot.boot.context import Context
 from mpiboot.boot.signals import CLOSE_BEFORE_END_S, Walltime
 from mpiboot.common.logs import tail
-from mpiboot.common.processes import process_start
+from mpiboot.common.processes import process_start, reap_orphans
 from mpiboot.common.units import show_duration
 from mpiboot.errors import BatchError, ClusterLostError, DeadlineError, LaunchError
 from mpiboot.protocol.events import EventLog
@@ -149,6 +149,7 @@ def supervise(
     launcher = LauncherWatch(cluster, ranks, context.events)
     workers = WorkersWatch(cluster, context.config.min_workers, context.directory.events)
     walltime_watch = WalltimeWatch(context, cluster, walltime)
+    own = {process.pid for process in (ranks, agents.process, command) if process}
     while not cluster.gone and not launcher.died():
         cluster.listen()
         if command and command.poll() is not None:
@@ -157,6 +158,7 @@ def supervise(
         agents.note_changes()
         workers.check()
         walltime_watch.check()
+        reap_orphans(own)
     cluster.listen()  # the reason of the close may have come last
     if cluster.close_reason is None:
         agents.settle_output()

@@ -78,6 +78,24 @@ def keep_orphans() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
+def reap_orphans(own: Collection[int]) -> None:
+    """Release the children that have ended and that `keep_orphans` made ours: nothing else waits for them.
+
+    Parameters
+    ----------
+    own : collection of int
+        Process ids of the children that this process has started, and waits for itself.
+    """
+    try:
+        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    except OSError:  # a kernel without CONFIG_PROC_CHILDREN
+        return
+    for pid in map(int, children):
+        if pid not in own:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+
+
 def end_all(
     living: Callable[[], Collection[int]],
     *,

@@ -40,8 +40,18 @@ def cluster(events):
 
 SCHEDULER = {"event": "scheduler", "id": "s", "address": "tls://10.0.0.1:9", "dashboard_port": 1}
 UNEQUAL = Sizing({"n1": NodeWorkers(1, 8, 1), "n2": NodeWorkers(2, 1, 1)})
-RUNNING = SimpleNamespace(poll=lambda: None)
-AGENTS = SimpleNamespace(note_changes=lambda: None, settle_output=lambda: None)
+RUNNING = SimpleNamespace(poll=lambda: None, pid=1)
+AGENTS = SimpleNamespace(
+    note_changes=lambda: None, settle_output=lambda: None, process=SimpleNamespace(pid=2)
+)
+
+
+@pytest.fixture(autouse=True)
+def spared(monkeypatch):
+    """The children that are not reaped; pytest's own are left alone."""
+    spared = []
+    monkeypatch.setattr(supervise, "reap_orphans", spared.append)
+    return spared
 
 
 @pytest.fixture
@@ -207,10 +217,11 @@ def test_a_command_that_closed_the_cluster_ends_by_itself(context, cluster, tmp_
     assert done.exists()
 
 
-def test_a_command_that_loses_the_cluster_ends_by_itself(context, cluster):
+def test_a_command_that_loses_the_cluster_ends_by_itself(context, cluster, spared):
     cluster.note(SCHEDULER)
     cluster._control.polls = [[GONE]]
     assert supervised(context, cluster, "sh", "-c", "sleep 0.5; exit 3") == (3, "command ended with status 3")
+    assert {RUNNING.pid, AGENTS.process.pid} < spared[0] and len(spared[0]) == 3
 
 
 def test_a_command_that_waits_for_a_lost_cluster_is_ended(context, cluster, monkeypatch):

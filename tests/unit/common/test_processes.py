@@ -57,6 +57,31 @@ def test_descendants_end_but_the_spared_child_and_its_own_do_not():
     assert (done.stdout, done.stderr) == (f"2 True {-signal.SIGKILL}\n", "")
 
 
+# Boot's orphans: those of the batch command, for example.
+ORPHANS = """
+import os, subprocess, sys, time
+from mpiboot.common.processes import keep_orphans, reap_orphans
+
+def children():
+    return set(open(f"/proc/self/task/{os.getpid()}/children").read().split())
+
+keep_orphans()
+own = subprocess.Popen(["sh", "-c", "(sleep 0 &) ; exit 3"])
+while not (orphans := children() - {str(own.pid)}):
+    time.sleep(0.01)
+while children() != {str(own.pid)}:
+    reap_orphans({own.pid})
+    time.sleep(0.01)
+print(own.wait())
+reap_orphans(set())
+"""
+
+
+def test_orphans_are_released_and_own_children_are_not():
+    done = subprocess.run([sys.executable, "-c", ORPHANS], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("3\n", "")
+
+
 def test_processes_that_outlive_sigkill_are_waited_for_no_longer_than_asked():
     """The process id of nobody: what cannot be ended does not hold up whoever ends it."""
     end_all(lambda: {2**22}, after_term_s=0.01, after_kill_s=0.01)
