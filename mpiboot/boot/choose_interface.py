@@ -97,7 +97,7 @@ def _choose(
         existing = {node: ", ".join(sorted(names)) or "none" for node, names in of_nodes.items()}
         raise UsageError(
             f"no interface is up with an IPv4 address of its own on every node ({_grouped(existing)})",
-            "Look at the nodes' network: ip -4 addr",
+            "Ask for nodes whose interfaces have the same names, such as those of one partition; see each: ip -4 addr",
         )
     best = usable[0]
     reached = [name for name in usable if _is_in(first[name]["address"], client_networks)]

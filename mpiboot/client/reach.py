@@ -32,9 +32,17 @@ def accepts(address: str, port: int) -> bool:
 
 
 def no_route_remedy(endpoint: Endpoint, job_id: str) -> str | None:
-    """Return what to do if this host does not reach the cluster's interface; None if it does: the fault is elsewhere."""
+    """Return what to do if this host does not reach the scheduler's port; None if it does: the fault is elsewhere."""
     reached, node = reached_interfaces(endpoint), endpoint.nodes[0]
-    if endpoint.interface in reached or not endpoint.addresses:
+    if endpoint.interface in reached:
+        url = urllib.parse.urlsplit(endpoint.address)
+        if accepts(url.hostname or "", url.port or 0):
+            return None
+        return (
+            f"This host reaches {node} on {endpoint.interface}, but not its port {url.port}; a firewall may be between "
+            f"them: mpiboot stop {job_id}; then mpiboot submit --scheduler-port P, with a port that it leaves open"
+        )
+    if not endpoint.addresses:
         return None
     if reached:
         return (
@@ -43,8 +51,9 @@ def no_route_remedy(endpoint: Endpoint, job_id: str) -> str | None:
         )
     tried = ", ".join(f"{name} {address}" for name, address in endpoint.addresses.items())
     return (
-        f"This host reaches {node} on no interface ({tried}): see whether the node is up: mpiboot status {job_id}; "
-        "if it is, connect from a host with a route to it, or work within the job: mpiboot submit [options] -- COMMAND"
+        f"This host reaches {node} on no interface ({tried}). See whether the node is up: mpiboot status {job_id}. If it "
+        "is, name ports that a firewall leaves open (mpiboot submit --worker-port LOW:HIGH), connect from a host that "
+        "has a route, or work within the job: mpiboot submit [options] -- COMMAND"
     )
 
 

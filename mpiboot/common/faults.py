@@ -13,11 +13,12 @@ from envpack.common.places import HOME_VARIABLE, host_name
 from envpack.errors import ExplainedError
 from mpiboot.errors import MpibootError
 
+CAUSES_SHOWN = 3
 FRAMES_SHOWN = 6
 
 
 def one_line(error: BaseException) -> str:
-    """Return what an error is, and where it happened, the innermost function last."""
+    """Return what an error is, what caused it, and where it happened, the innermost function last."""
     places = []
     trace = error.__traceback__
     while trace:
@@ -26,7 +27,11 @@ def one_line(error: BaseException) -> str:
         places.append(f"{path.parent.name}/{path.name}:{trace.tb_lineno} {code.co_name}")
         trace = trace.tb_next
     where = f" ({' > '.join(places[-FRAMES_SHOWN:])})" if places else ""
-    return " ".join(f"{type(error).__name__}: {error}".split()) + where
+    causes, cause = [f"{type(error).__name__}: {error}"], error.__cause__
+    while cause and len(causes) < CAUSES_SHOWN:
+        causes.append(f"{type(cause).__name__}: {cause}")
+        cause = cause.__cause__
+    return " ".join(", because of ".join(causes).split()) + where
 
 
 def unexpected(error: BaseException) -> str:

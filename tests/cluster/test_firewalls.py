@@ -96,3 +96,18 @@ def test_auto_takes_the_interface_that_the_login_node_reaches(shut: Minicluster)
         )
     finally:
         user.stops(job_id)
+
+
+def test_a_job_without_open_ports_says_which_option_names_them(shut: Minicluster) -> None:
+    user = User(shut)
+    job_id = user.submits(*SMALL)
+    try:
+        failed = user.types("mpiboot", "connect", job_id, check=False, timeout_s=150)
+        assert failed.returncode == 1 and "Traceback" not in failed.stderr
+        assert f"job {job_id} has ended: FAILED" in failed.stderr
+        assert (
+            "If a firewall is between the nodes, name ports that it leaves open: --worker-port LOW:HIGH"
+            in failed.stderr
+        )
+    finally:
+        user.cancels_all()

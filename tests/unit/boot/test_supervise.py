@@ -60,7 +60,7 @@ def context(events, tmp_path):
     return SimpleNamespace(
         events=events,
         directory=SimpleNamespace(ranks_log=tmp_path / "ranks.log"),
-        config=SimpleNamespace(start_timeout=0.0),
+        config=SimpleNamespace(start_timeout=0.0, worker_port=None),
         job_folder=tmp_path,
     )
 
@@ -108,6 +108,20 @@ def test_an_end_before_the_workers_are_there(context, events, status, message, w
         f"{words}.\nThe end of {context.directory.ranks_log}:\nthe ranks' last words\n"
         "If the log does not say why, check the environment and the launcher: mpiboot doctor"
     )
+
+
+def test_workers_that_find_no_free_port(context, events):
+    words = "a rank on n1 has failed: RuntimeError: Nanny failed to start., because of ValueError: Could not start Nanny"
+    context.directory.ranks_log.write_text(words)
+    context.config.worker_port = "40000:40100"
+    cluster = Cluster(Control([{"event": "disconnected"}]), events, {})
+    with pytest.raises(LaunchError) as error:
+        wait_for_workers(context, AGENTS, cluster, RUNNING, UNEQUAL)
+    first, *_, last = str(error.value).splitlines()
+    assert first == (
+        "a worker found no free port: other programs on its node use those of --worker-port 40000:40100."
+    )
+    assert last.startswith("Name a wider range that is open between the nodes")
 
 
 def test_ranks_that_do_not_find_each_other(context, events):

@@ -1,6 +1,6 @@
 import pytest
 
-from mpiboot.common.faults import unexpected
+from mpiboot.common.faults import one_line, unexpected
 
 
 def test_an_error_and_where_it_came_from_are_one_line():
@@ -15,6 +15,16 @@ def test_an_error_and_where_it_came_from_are_one_line():
         f"(common/test_faults.py:{first + 5} test_an_error_and_where_it_came_from_are_one_line "
         f"> common/test_faults.py:{first + 2} inner)"
     )
+
+
+def test_what_caused_an_error_is_in_its_line():
+    with pytest.raises(RuntimeError) as caught:
+        try:
+            raise ValueError("Could not start Nanny\non host None")
+        except ValueError as error:
+            raise RuntimeError("Nanny failed to start.") from error
+    line = "RuntimeError: Nanny failed to start., because of ValueError: Could not start Nanny on host None ("
+    assert one_line(caught.value).startswith(line)
 
 
 def test_an_error_that_was_not_raised():
