@@ -7,6 +7,7 @@ The agent imports it; it imports what an agent may import at its start.
 import contextlib
 import os
 import shutil
+import time
 from pathlib import Path
 
 from envpack.common.locks import open_lock_file, try_lock, wait_for_lock
@@ -19,11 +20,15 @@ from mpiboot.agent.sweep import (
     remove_hydra_files,
     remove_shared_memory,
 )
+from mpiboot.common.processes import host_identity
 from mpiboot.common.trust import check_trusted
 from mpiboot.errors import StageError
 from mpiboot.protocol.node import job_folder
 
 LOCK_NAME = "agent.lock"
+# How long to wait for the agent of the job's earlier run: one that has lost boot ends after its silence.
+PREDECESSOR_S = 90.0
+PREDECESSOR_POLL_S = 0.2
 
 
 def make_job_folder(root: Path, job_key: str) -> Path:
@@ -36,26 +41,54 @@ def make_job_folder(root: Path, job_key: str) -> Path:
     SecurityError
         Another user has made the user's folder below the staging root.
     StageError
-        The agent of another node has locked the folder: the staging root is on a shared file system.
+        The agent of another node has locked the folder: the staging root is on a shared file system. Or an agent of the
+        job's earlier run, before a requeue, has not ended after `PREDECESSOR_S`.
     """
     user_folder(root).mkdir(mode=0o700, exist_ok=True)
     check_trusted(user_folder(root), "directory")
     (user_folder(root) / ".jobs").mkdir(mode=0o700, exist_ok=True)
+    folder = job_folder(root, job_key)
+    deadline = time.monotonic() + PREDECESSOR_S
+    while (holder := _take_job_folder(root, folder)) is not None:
+        identity, _, pid = holder.partition(" ")
+        if identity != host_identity():
+            raise StageError(
+                f"another node of this job uses {folder} too: the staging root {root} is on a shared file system",
+                "Set MPIBOOT_STAGE_ROOT to a folder that is local to each node",
+            )
+        if time.monotonic() > deadline:
+            raise StageError(
+                f"an agent of this job's earlier run (process {pid}) has not ended, and still uses {folder}",
+                "Submit the job again",
+            )
+        time.sleep(PREDECESSOR_POLL_S)
+    return folder
+
+
+def _take_job_folder(root: Path, folder: Path) -> str | None:
+    """Make and lock a job's folder.
+
+    Returns
+    -------
+    str or None
+        If another agent has it: `host_identity` of that agent, and its process id.
+    """
     # Between another agent's mkdir and its lock, its folder looks like that of a killed agent.
     one_at_a_time = open_lock_file(user_folder(root) / ".jobs.lock")
     wait_for_lock(one_at_a_time)
     try:
         clean_abandoned(root)
-        folder = job_folder(root, job_key)
         folder.mkdir(mode=0o700, exist_ok=True)
-        if lock_folder(folder) is None:
-            raise StageError(
-                f"another node of this job uses {folder} too: the staging root {root} is on a shared file system",
-                "Set MPIBOOT_STAGE_ROOT to a folder that is local to each node",
-            )
+        try:
+            descriptor = lock_folder(folder)
+            if descriptor is None:
+                return (folder / LOCK_NAME).read_text()
+        except FileNotFoundError:  # its agent is removing it
+            return f"{host_identity()} ?"
+        os.write(descriptor, f"{host_identity()} {os.getpid()}".encode())
+        return None
     finally:
         os.close(one_at_a_time)
-    return folder
 
 
 def lock_folder(folder: Path) -> int | None:

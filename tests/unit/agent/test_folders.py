@@ -1,9 +1,12 @@
 import os
 import subprocess
+import sys
 
 import pytest
 
 from mpiboot.agent import folders, sweep
+from mpiboot.common.processes import host_identity
+from mpiboot.errors import StageError
 from mpiboot.protocol.variables import JOB_KEY_VARIABLE
 
 
@@ -57,3 +60,50 @@ def test_a_file_without_a_name(tmp_path):
     os.write(descriptor, b"abc")
     assert os.pread(descriptor, 9, 0) == b"abc"
     os.close(descriptor)
+
+
+# An agent that holds the folder of the job `key`, until its input ends.
+AGENT = """
+import sys
+from pathlib import Path
+from mpiboot.agent import folders
+print(folders.make_job_folder(Path(sys.argv[1]), "key"), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def earlier_agent(tmp_path):
+    command = [sys.executable, "-c", AGENT, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        yield process
+
+
+def test_a_requeued_job_waits_for_the_agent_of_its_earlier_run(tmp_path, earlier_agent, monkeypatch):
+    waited = []
+
+    def sleep(seconds):
+        waited.append(seconds)
+        earlier_agent.communicate()
+
+    monkeypatch.setattr(folders.time, "sleep", sleep)
+    folder = folders.make_job_folder(tmp_path, "key")
+    assert folders.lock_folder(folder) is None
+    assert (waited, (folder / folders.LOCK_NAME).read_text()) == (
+        [folders.PREDECESSOR_POLL_S],
+        f"{host_identity()} {os.getpid()}",
+    )
+
+
+def test_an_agent_of_the_earlier_run_that_does_not_end_is_named(tmp_path, earlier_agent, monkeypatch):
+    monkeypatch.setattr(folders, "PREDECESSOR_S", 0.0)
+    words = rf"an agent of this job's earlier run \(process {earlier_agent.pid}\) has not ended"
+    with pytest.raises(StageError, match=words):
+        folders.make_job_folder(tmp_path, "key")
+
+
+def test_a_staging_root_that_several_nodes_share_is_refused(tmp_path, earlier_agent, monkeypatch):
+    monkeypatch.setattr(folders, "host_identity", lambda: "another-host")
+    with pytest.raises(StageError, match=r"another node of this job uses .* on a shared file system"):
+        folders.make_job_folder(tmp_path, "key")
