@@ -221,7 +221,7 @@ import http.cookiejar, http.client, sys, urllib.parse
 
 page, origin = sys.argv[1:]
 jar = http.cookiejar.MozillaCookieJar("jar")
-jar.load(ignore_discard=True)
+jar.load(ignore_discard=True, ignore_expires=True)
 connection = http.client.HTTPConnection("localhost", 8080, timeout=10)
 connection.request("GET", "/status/ws", headers={
     "Host": urllib.parse.urlsplit(page).netloc, "Origin": origin, "Cookie": "; ".join(f"{c.name}={c.value}" for c in jar),
