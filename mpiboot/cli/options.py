@@ -8,9 +8,8 @@ from typing import Any
 import click
 
 from envpack.common.paths import typed_path
-from envpack.errors import MalformedValueError
+from envpack.errors import ExplainedError, MalformedValueError
 from mpiboot import config
-from mpiboot.errors import MpibootError
 from mpiboot.kinds import FLAG, PATH
 from mpiboot.option import GROUPS, SUBMIT, Option
 
@@ -50,7 +49,7 @@ def complete_job_id(context: click.Context, parameter: click.Parameter, incomple
 
     try:
         return [job.job_id for job, _ in live_jobs(patience_s=0) if job.job_id.startswith(incomplete)]
-    except MpibootError:
+    except ExplainedError:
         return []
 
 

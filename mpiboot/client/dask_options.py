@@ -77,7 +77,7 @@ def layers(environ: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
         of_variable = name in variables and value == dask.config.interpret_value(environ[variables[name]])
         of_file = name in entries and value == entries[name].value
         if value is not None and not of_variable and not of_file:
-            _check_name(name, FILE, f"dask.config: {key}")
+            _check_name(name, FILE, "dask.config")
             program[name] = configuration.OPTIONS[name].parse(value, FILE, label=f"dask.config: {key}")
     return files, program
 
@@ -146,6 +146,9 @@ def _sections(dask: Any) -> Iterator[tuple[Path, Mapping[Any, Any], Mapping[Any,
     """Yield path, values and texts of the section in each of Dask's files; later ones have precedence."""
     import yaml
 
+    # Of all plain scalars, only the merge key `<<` is no text.
+    resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}
+    text_loader = type("TextLoader", (yaml.SafeLoader,), {"yaml_implicit_resolvers": resolvers})
     for path, content in dask.config.collect_yaml(dask.config.paths, return_paths=True):
         for key in content:
             if str(key) != SECTION and str(key).lower().replace("-", "").replace("_", "") == SECTION:
@@ -156,7 +159,7 @@ def _sections(dask: Any) -> Iterator[tuple[Path, Mapping[Any, Any], Mapping[Any,
         if not isinstance(section, Mapping):
             raise _not_a_mapping(path)
         with path.open() as file:
-            texts = yaml.load(file, yaml.BaseLoader)[SECTION]
+            texts = yaml.load(file, text_loader)[SECTION]
         yield path, section, texts
 
 
@@ -171,7 +174,7 @@ def _entries(path: Path, section: Mapping[Any, Any], texts: Mapping[Any, Any]) -
     entries: dict[str, Entry] = {}
     for key, value in section.items():
         name = str(key).replace("-", "_")
-        _check_name(name, FILE, f"{path}: {key}")
+        _check_name(name, FILE, str(path))
         if name in entries:
             raise UsageError(f"{path}: {entries[name].key} and {key} are the same option", "Remove one")
         entries[name] = Entry(path, str(key), value, texts.get(str(key)))

@@ -143,6 +143,45 @@ def test_site_settings_and_a_home_with_quotes(alice):
         alice.types("rm", config)
 
 
+SEEN = """
+import json, os, sys
+from pathlib import Path
+
+asked = json.loads((Path(os.environ["MPIBOOT_SCHEDULER_FILE"]).parent / "job.json").read_text())["asked"]
+print(json.dumps({"argv": sys.argv[1:], "A": os.environ["A"], "asked": asked}))
+"""
+HOSTILE = ["a b", "it's", '"', "a\nb", "", "--", "-x", "--env", "$HOME", "100%j", "é🐍", "\\", "*", "~"]
+
+
+def test_options_and_arguments_reach_the_job_unchanged(alice):
+    """Typed with sbatch's short forms, and in a file; through sbatch, its script and boot."""
+    config = alice.writes(
+        ".config/dask/mpiboot.yaml",
+        "mpiboot:\n  idle-timeout: 14d\n  warn-before: 0.5\n  partition: multiple\n  env: ~/env\n  time: '0:20:00'\n",
+    )
+    script = alice.writes("seen.py", SEEN)
+    try:
+        options = ("--no-stage", "-N", "2", "-J", "it's 'a' 100%", "--workers-per-node", "1", "--mem", "0")
+        ways = ("--interface", "ib0", "--env-var", "A=b\n'c' $D", "--wait")
+        job_id = alice.types("mpiboot", "submit", *options, *ways, "python", script, *HOSTILE).stdout.strip()
+    finally:
+        alice.types("rm", config)
+    [line] = [
+        each for each in alice.types("cat", f"slurm-{job_id}.out").stdout.splitlines() if each[:1] == "{"
+    ]
+    seen = json.loads(line)
+    asked = {
+        name: seen["asked"][name] for name in ("idle_timeout", "warn_before", "env", "interface", "command")
+    }
+    assert (seen["argv"], seen["A"]) == (HOSTILE, "b\n'c' $D")
+    assert asked == {
+        **{"idle_timeout": 1209600.0, "warn_before": 0.5, "env": "/home/alice/env", "interface": "ib0"},
+        "command": ["python", script, *HOSTILE],
+    }
+    shown = alice.types("scontrol", "show", "job", job_id).stdout
+    assert re.search(r"Partition=multiple ", shown) and "TimeLimit=00:20:00" in shown and "it's 'a'" in shown
+
+
 def test_from_other_pythons_than_the_environments(alice):
     """Submitted, and connected to, from Debian's Python; as if with another toolz; as if from another minor version."""
     [site] = alice.home.glob("env/lib/python3.*/site-packages")

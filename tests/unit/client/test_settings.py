@@ -55,6 +55,7 @@ QUOTES = "Write it in quotes: "
     [
         ("time: 12:00:00", f'time: YAML reads 12:00:00 as 43200. {QUOTES}time: "12:00:00"'),
         ("time: 1:30:00", f'time: YAML reads 1:30:00 as 5400. {QUOTES}time: "1:30:00"'),
+        ("<<: {time: 1:30:00}", f'time: YAML reads 1:30:00 as 5400. {QUOTES}time: "1:30:00"'),
         ("time: 12:30", f'time: YAML reads 12:30 as 750. {QUOTES}time: "12:30"'),
         ("time: 030", f'time: YAML reads 030 as 24. {QUOTES}time: "030"'),
         ("time: 2026-11-27", "time: '2026-11-27' is not a walltime. Write minutes, H:MM:SS or D-HH:MM:SS"),
@@ -93,10 +94,10 @@ QUOTES = "Write it in quotes: "
         ("batch_arg: [null]", f'batch_arg: YAML reads null as None. {QUOTES}"null"'),
         ("env_var: [A: 1]", "env_var: {'A': 1} is not a text. Write one text"),
         ("env_var: [1=2]", "env_var: '1' is not the name of a variable. Write NAME or NAME=VALUE"),
-        ("partitoin: x", "partitoin: unknown option 'partitoin' (did you mean partition?). Use one of: "),
-        ("Partition: x", "Partition: unknown option 'Partition' (did you mean partition?). Use one of: "),
-        ("1e: x", "1e: unknown option '1e'. Use one of: "),
-        ("insecure: true", "insecure: insecure cannot be set in a configuration file. Type --insecure each time"),
+        ("partitoin: x", "unknown option 'partitoin' (did you mean partition?). Use one of: "),
+        ("Partition: x", "unknown option 'Partition' (did you mean partition?). Use one of: "),
+        ("1e: x", "unknown option '1e'. Use one of: "),
+        ("insecure: true", "insecure cannot be set in a configuration file. Type --insecure each time"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_in_a_file_is_named_with_the_remedy(dask_files, text, message):
@@ -222,11 +223,11 @@ def test_the_same_types_are_refused_from_dask_config_set(dask_files):
         ("account", 83, "dask.config: account: 83 is not a text. Write it in quotes"),
         ("job-name", None, None),
         ("nodes", True, "dask.config: nodes: True is not a count. Write a whole number of at least 1"),
-        ("nodez", 2, "dask.config: nodez: unknown option 'nodez' (did you mean nodes?). Use one of: "),
+        ("nodez", 2, "dask.config: unknown option 'nodez' (did you mean nodes?). Use one of: "),
         (
             "insecure",
             True,
-            "dask.config: insecure: insecure cannot be set in a configuration file. Type --insecure",
+            "dask.config: insecure cannot be set in a configuration file. Type --insecure",
         ),
     ):
         with dask.config.set({f"mpiboot.{key}": value}):
