@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import click
 
@@ -81,4 +82,6 @@ def dashboard(job_or_name: str | None, open_browser: bool) -> None:
     if open_browser:
         import webbrowser
 
+        if link.startswith("/"):  # a path on a portal, whose name only the user's browser knows
+            link = show.link(job, endpoint, with_token=True, host=urlsplit(endpoint.dashboard).hostname)
         webbrowser.open(show.redirect_page(job, link).as_uri())
