@@ -8,10 +8,11 @@ A notebook in a container sees its user's home, and so the job directories. The 
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,14 +35,14 @@ _MAX_JOB_BYTES = 16 * 1024**2
 
 
 class JobRecord(NamedTuple):
-    """What a job's directory says of a job that may be live.
+    """What a job's directory says of the job.
 
     Attributes
     ----------
     directory : JobDirectory
         The directory.
-    heard_at : float
-        When boot has last changed its heartbeat, in seconds since the epoch.
+    heard_at : float or None
+        When boot has last changed its heartbeat, in seconds since the epoch; None if the job has ended.
     job_id : str
         The batch system's id of the job.
     nodes : list of str
@@ -51,16 +52,16 @@ class JobRecord(NamedTuple):
     """
 
     directory: JobDirectory
-    heard_at: float
+    heard_at: float | None
     job_id: str
     nodes: list[str]
     end_time: float | None
 
 
 def read_record(directory: JobDirectory) -> JobRecord | None:
-    """Read a job's record; None if the job has ended, or the directory cannot be trusted or is damaged."""
+    """Read a job's record; None if the directory cannot be trusted or is damaged."""
     try:
-        heard_at = directory.heartbeat.stat().st_mtime
+        heard_at = directory.heartbeat.stat().st_mtime if directory.heartbeat.exists() else None
         check_trusted(directory.path, "directory")
         allocation = json.loads(open_trusted(directory.job, _MAX_JOB_BYTES))["allocation"]
         nodes = [str(node["name"]) for node in allocation["nodes"]]
@@ -97,14 +98,24 @@ class DirectoryBatchSystem:
     def name(self) -> str:
         return self.facts.name
 
-    def _records(self) -> dict[str, JobRecord]:
-        """Return the records of the jobs that may be live, by job id, the oldest first."""
-        records = []
-        for path in (configuration.home(os.environ) / "jobs").glob(f"{self.name}-*"):
-            record = read_record(JobDirectory(path))
+    def _live(self) -> list[JobRecord]:
+        """Return the records of the jobs that have not ended in order, the last heard of last."""
+        records = [record for record in self._read("*", if_file="heartbeat") if record.heard_at is not None]
+        return sorted(records, key=lambda record: record.heard_at or 0.0)
+
+    def _record(self, job_id: str) -> JobRecord | None:
+        """Return the record of one job; None if there is none."""
+        if "/" in job_id:
+            return None
+        found = (record for record in self._read(f"*-{glob.escape(job_id)}") if record.job_id == job_id)
+        return max(found, key=lambda record: record.heard_at or 0.0, default=None)
+
+    def _read(self, pattern: str, *, if_file: str = "") -> Iterator[JobRecord]:
+        """Read the records of the directories with such a name and that file."""
+        for path in (configuration.home(os.environ) / "jobs").glob(f"{self.name}-{pattern}"):
+            record = read_record(JobDirectory(path)) if (path / if_file).exists() else None
             if record and not self._is_answered(path.name):
-                records.append(record)
-        return {record.job_id: record for record in sorted(records, key=lambda record: record.heard_at)}
+                yield record
 
     def _is_answered(self, key: str) -> bool:
         """Whether the batch system answers here for the job with that directory."""
@@ -114,10 +125,9 @@ class DirectoryBatchSystem:
             return False
 
     def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
-        records = self._records()
+        records = {job_id: self._record(job_id) for job_id in job_ids}
         return {
-            job_id: self._state(records[job_id]) if job_id in records else unknown(job_id)
-            for job_id in job_ids
+            job_id: self._state(record) if record else unknown(job_id) for job_id, record in records.items()
         }
 
     def _state(self, record: JobRecord) -> JobState:
@@ -125,7 +135,7 @@ class DirectoryBatchSystem:
             events = record.directory.read_events()
         except MpibootError:
             return unknown(record.job_id)
-        if last_event(events)["event"] == "closed":
+        if record.heard_at is None or last_event(events)["event"] == "closed":
             return unknown(record.job_id)  # `Job` reads how it has ended
         quiet_s = time.time() - record.heard_at
         if quiet_s > QUIET_S:
@@ -143,7 +153,7 @@ class DirectoryBatchSystem:
         )
 
     def jobs(self) -> list[JobState]:
-        return [state for state in self.states(list(self._records())).values() if state.live]
+        return [state for state in map(self._state, self._live()) if state.live]
 
     def restarts(self, job_id: str) -> int:
         endpoint = JobDirectory(
@@ -175,14 +185,14 @@ class DirectoryBatchSystem:
         return "ended"
 
     def job_key(self, job_id: str) -> str:
-        record = self._records().get(job_id)
+        record = self._record(job_id)
         return record.directory.key if record else f"{self.name}--{job_id}"
 
     def job_id_of_key(self, key: str) -> str | None:
         return None  # nothing may be removed for a job that nobody can be asked about
 
     def job_id_of(self, text: str) -> str | None:
-        return text if text in self._records() else None
+        return text if self._record(text) else None
 
     def describe(self) -> str:
         return f"{self.facts.title}, whose commands are not on this machine"

@@ -77,9 +77,7 @@ def find_job(wanted: str | int | Job | None = None) -> Job:
     remedy = "See the live ones: mpiboot list"
     if missing := missing_titles(available()):
         jobs = configuration.home(os.environ) / "jobs"
-        remedy += (
-            f". The commands of {missing} are not on this machine, and {jobs} has no live job of that name"
-        )
+        remedy += f". The commands of {missing} are not on this machine, and {jobs} has no job of that name"
     raise BatchError(f"{wanted!r} is neither a job id nor the name of a live job", remedy)
 
 

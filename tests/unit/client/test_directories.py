@@ -88,6 +88,14 @@ def test_a_job_that_has_ended(running):
     events.close()
     assert job.ask().show() == "ended (stopped)"
     assert find.live_jobs() == []
+    directory.clear()  # as boot does at last
+    assert find.find_job("7").ask().show() == "ended (stopped)"
+    assert find.find_job("7").logs() == f"==> {directory.ranks_log} <==\n"
+    with pytest.raises(BatchError, match="job 7 has ended: ended"):
+        ready_endpoint_of(find.find_job("7"))
+    for other in ("c-7", "../jobs/slurm-c-7", "*", ""):
+        with pytest.raises(BatchError, match="is neither a job id nor the name of a live job"):
+            find.find_job(other)
 
 
 def test_a_job_that_is_silent_is_not_live_and_its_files_stay(running):
@@ -112,7 +120,7 @@ def test_no_such_job(tmp_path):
         find.find_job("1234")
     assert str(error.value) == (
         "'1234' is neither a job id nor the name of a live job. See the live ones: mpiboot list. The commands of Slurm "
-        f"are not on this machine, and {tmp_path}/home/jobs has no live job of that name"
+        f"are not on this machine, and {tmp_path}/home/jobs has no job of that name"
     )
 
 
