@@ -18,7 +18,7 @@ from envpack.errors import MalformedValueError
 from mpiboot.batch import registry
 from mpiboot.common.mpi import PYPI_PACKAGES
 from mpiboot.common.units import parse_walltime_s, show_duration, show_size
-from mpiboot.option import BOOT, ENVIRONMENT, FILE, Kind
+from mpiboot.option import BOOT, ENVIRONMENT, FILE, Kind, shown
 from mpiboot.protocol.variables import (
     CONDA_PREFIX,
     DASK_OPTIONS_PREFIX,
@@ -35,12 +35,12 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         is_scalar = value is not None and not isinstance(value, list | tuple | dict | set)
         raise MalformedValueError(
-            f"{value!r} is not a text", "Write it in quotes" if is_scalar else "Write one text"
+            f"{shown(value)} is not a text", "Write it in quotes" if is_scalar else "Write one text"
         )
     if not value:
         raise MalformedValueError("the text is empty", "Leave the option out for its default")
     if "\0" in value:
-        raise MalformedValueError(f"{value!r} holds a NUL character, which no argument can hold", "Remove it")
+        raise MalformedValueError("the text holds a NUL character, which no argument can hold", "Remove it")
     return value
 
 
@@ -119,7 +119,7 @@ def _variable(value: Any) -> str:
         )
     # With another HOME, boot and client would look for the job's directory in different places.
     is_fixed = name in ("PATH", CONDA_PREFIX, VIRTUAL_ENV) or (name == "HOME" and equals)
-    if is_fixed or name.startswith(MPIBOOT_PREFIX) or registry.describes_a_job(name):
+    if is_fixed or name.startswith((MPIBOOT_PREFIX, *registry.variable_prefixes())):
         raise MalformedValueError(
             f"mpiboot or the batch system sets {name} in each job", "Leave it out, or choose another name"
         )

@@ -4,7 +4,7 @@
 Python signatures read them. Boot starts with this module: it imports neither click nor Dask.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,9 +141,14 @@ class Option:
             if not self.repeatable:
                 return self.kind.place(self.kind.parse(value), place)
             if not isinstance(value, str | list | tuple):
-                raise MalformedValueError(f"{value!r} is not a list", "Write a list of texts")
+                raise MalformedValueError(f"{shown(value)} is not a list", "Write a list of texts")
             items = [value] if isinstance(value, str) else value
             return tuple(self.kind.place(self.kind.parse(item), place) for item in items)
         except MalformedValueError as error:
             label = label or (self.flag if place in (SUBMIT, BOOT) else self.name)
             raise UsageError(f"{label}: {error.problem}", error.remedy) from error
+
+
+def shown(value: Any) -> str:
+    """Return a value for a message; not the values of a mapping, which may be variables with secrets."""
+    return "a mapping" if isinstance(value, Mapping) else repr(value)

@@ -34,7 +34,7 @@ VALID_WITHOUT_WALLTIME_S = 30 * 86400.0
 def log_to(path: Path) -> None:
     """Write boot's log messages to the file `path`, in addition to the job's output."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    handler = logging.StreamHandler(os.fdopen(descriptor, "a"))
+    handler = logging.StreamHandler(os.fdopen(descriptor, "a", errors="backslashreplace"))
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logging.getLogger().addHandler(handler)
 

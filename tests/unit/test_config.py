@@ -26,6 +26,33 @@ def test_later_layers_win_and_none_is_not_given():
         ("mem", "lots", "--mem: 'lots' is not a size"),
         ("time", "1 hour", "--time: '1 hour' is not a walltime"),
         ("idle_timeout", "never", "--idle-timeout: 'never' is not a time"),
+        *(
+            (
+                "env_var",
+                f"{name}=1",
+                rf"--env-var: mpiboot or the batch system sets {name} in each job\. Leave it out",
+            )
+            for name in (
+                "PATH",
+                "HOME",
+                "CONDA_PREFIX",
+                "VIRTUAL_ENV",
+                "MPIBOOT_JOB_KEY",
+                "SLURM_JOB_ID",
+                "SLURM_CONF",
+            )
+        ),
+        ("env_var", "PATH", r"--env-var: mpiboot or the batch system sets PATH in each job"),
+        (
+            "env_var",
+            "MPIBOOT_HOME=/x",
+            r"--env-var: MPIBOOT_HOME is mpiboot's own.* Set it in your shell: export MPIBOOT_H",
+        ),
+        ("env_var", "DASK_MPIBOOT__NODES=1", "--env-var: DASK_MPIBOOT__NODES is mpiboot's own"),
+        ("env_var", "1=2", r"--env-var: '1' is not the name of a variable\. Write NAME or NAME=VALUE"),
+        ("env_var", "A B=2", "--env-var: 'A B' is not the name of a variable"),
+        ("env_var", "=2", "--env-var: '' is not the name of a variable"),
+        ("env_var", "A=\0", "--env-var: the text holds a NUL character"),
         ("mpi", "lam", r"--mpi: 'lam' is unknown\. Write one of auto, openmpi"),
         *(
             (
