@@ -94,11 +94,14 @@ def _port_range(value: Any) -> str:
 
 
 def _walltime(value: Any) -> str:
-    """Check a walltime, and return it unchanged: the batch system reads the same forms."""
-    number = None if isinstance(value, str) else _whole(value)
-    text = value.strip() if isinstance(value, str) else str(number) if number is not None else repr(value)
-    parse_walltime_s(text)
-    return text
+    """Check a walltime, and return it unchanged: the batch system reads the same forms.
+
+    A number is refused, since it may be what YAML has made of `12:00:00`, and other options count in seconds.
+    """
+    if not isinstance(value, str):
+        raise MalformedValueError(f"{shown(value)} is not a text", "Write it in quotes, such as '12:00:00'")
+    parse_walltime_s(value)
+    return value.strip()
 
 
 def _flag(value: Any) -> bool:
@@ -181,7 +184,7 @@ DURATION = Kind(
 )
 PORT = Kind(_port)
 PORT_RANGE = Kind(_port_range, units="LOW:HIGH, such as '40000:40100'")
-WALLTIME = Kind(_walltime, units="Minutes, H:MM:SS or D-HH:MM:SS")
+WALLTIME = Kind(_walltime, units="Text: minutes, H:MM:SS or D-HH:MM:SS")
 # Every user of the machine can read the arguments of a job, so values of variables are passed in its environment.
 VARIABLE = Kind(_variable, write=lambda item: item.partition("=")[0])
 ORIGINS = Kind(_origins, units="Such as https://ondemand.example.org; several with blanks in between")

@@ -196,26 +196,35 @@ def _parse_entry(name: str, entry: Entry) -> Any:
                 f"{entry.label}: YAML reads ~ as no value", f'Write it in quotes: {entry.key}: "~"'
             )
         return None
-    if isinstance(entry.value, list) and isinstance(entry.text, list):
-        for value, text in zip(entry.value, entry.text, strict=True):
-            _check_unchanged(option, value, text, entry.label, f'"{text}"')
+    value = entry.value
+    if isinstance(value, list) and isinstance(entry.text, list):
+        items = zip(value, entry.text, strict=True)
+        value = [_as_written(option, item, text, entry.label, f'"{text}"') for item, text in items]
     else:
-        _check_unchanged(option, entry.value, entry.text, entry.label, f'{entry.key}: "{entry.text}"')
-    return option.parse(entry.value, FILE, label=entry.label)
+        value = _as_written(option, value, entry.text, entry.label, f'{entry.key}: "{entry.text}"')
+    return option.parse(value, FILE, label=entry.label)
 
 
-def _check_unchanged(option: Option, value: Any, text: Any, label: str, quoted: str) -> None:
-    """Refuse a value that is not what its text means: `012` is 10 for YAML, and `no` is false."""
+def _as_written(option: Option, value: Any, text: Any, label: str, quoted: str) -> Any:
+    """Return the text of a scalar, or any other value as it is.
+
+    Raises
+    ------
+    UsageError
+        The text is no value of the option, or YAML has made another value of it: `012` is 10, and `no` is false.
+    """
     is_text = isinstance(value, str) or not isinstance(text, str)
     if is_text or (option.kind is FLAG and isinstance(value, bool)):
-        return
+        return value
     try:
         meant = option.kind.parse(text)
     except MalformedValueError as error:
         raise UsageError(f"{label}: {error.problem}", error.remedy) from error
+    is_plain_number = type(value) is int and str(value) == text
     try:
-        unchanged = option.kind.parse(value) == meant
+        unchanged = is_plain_number or option.kind.parse(value) == meant
     except MalformedValueError:
         unchanged = False
     if not unchanged:
         raise UsageError(f"{label}: YAML reads {text} as {value}", f"Write it in quotes: {quoted}")
+    return text

@@ -60,7 +60,6 @@ QUOTES = "Write it in quotes: "
         ("time: 030", f'time: YAML reads 030 as 24. {QUOTES}time: "030"'),
         ("time: 2026-11-27", "time: '2026-11-27' is not a walltime. Write minutes, H:MM:SS or D-HH:MM:SS"),
         ("account: 0123", f'account: YAML reads 0123 as 83. {QUOTES}account: "0123"'),
-        ("account: 123", f'account: YAML reads 123 as 123. {QUOTES}account: "123"'),
         ("account: 0x1F", f'account: YAML reads 0x1F as 31. {QUOTES}account: "0x1F"'),
         ("account: 1_000", f'account: YAML reads 1_000 as 1000. {QUOTES}account: "1_000"'),
         ("job_name: 1.0e+3", f'job_name: YAML reads 1.0e+3 as 1000.0. {QUOTES}job_name: "1.0e+3"'),
@@ -88,7 +87,7 @@ QUOTES = "Write it in quotes: "
         ("idle_timeout: 1:30", "idle_timeout: '1:30' is not a time. Write 90, '90 s', '30 min', '2 h' or '7 d'"),
         ("mem: true", "mem: 'true' is not a size. Write 800M, 16G or 1.5T"),
         ("no_stage: 1", "no_stage: '1' is not a flag. Write true or false"),
-        ("setup: 12", f'setup: YAML reads 12 as 12. {QUOTES}setup: "12"'),
+        ("setup: 012", f'setup: YAML reads 012 as 10. {QUOTES}setup: "012"'),
         ("setup: {a: b}", "setup: a mapping is not a list. Write a list of texts"),
         ("batch_arg: [--qos=a, 012]", f'batch_arg: YAML reads 012 as 10. {QUOTES}"012"'),
         ("batch_arg: [null]", f'batch_arg: YAML reads null as None. {QUOTES}"null"'),
@@ -130,11 +129,12 @@ def test_values_that_yaml_leaves_alone(dask_files, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     dask_files.write(
         "mpiboot:\n  nodes: 3\n  mem: 1500.5\n  time: 30\n  idle_timeout: 90\n  no_stage: on\n  account: '0123'\n"
-        "  job_name: 1e3\n  partition: null\n  env: ~/x\n  env_var: [N=08, FLAG=no]\n  setup: |\n    a\n    b\n"
+        "  ssh_host: 123\n  job_name: 1e3\n  partition: null\n  env: ~/x\n  env_var: [N=08, FLAG=no]\n  setup: |\n    a\n    b\n"
     )
     config = settings.load_config({})
     assert (config.nodes, config.mem, config.time, config.idle_timeout) == (3, 3001 << 19, "30", 90.0)
     assert (config.no_stage, config.account, config.job_name, config.partition) == (True, "0123", "1e3", None)
+    assert config.ssh_host == "123"
     assert (config.env, config.env_var, config.setup) == ("/home/me/x", ("N=08", "FLAG=no"), ("a\nb\n",))
 
 
@@ -193,8 +193,9 @@ def test_a_wrong_variable_is_named(dask_files, monkeypatch, variable, value, mes
         ({"partition": b"a"}, "partition: b'a' is not a text. Write it in quotes"),
         ({"job_name": datetime.date(2026, 11, 27)}, "job_name: datetime.date(2026, 11, 27) is not a text. Write it in"),
         ({"job_name": "a\0b"}, "job_name: the text holds a NUL character, which no argument can hold. Remove it"),
-        ({"time": 30.0}, "time: '30.0' is not a walltime. Write minutes, H:MM:SS or D-HH:MM:SS, as for sbatch"),
-        ({"time": True}, "time: 'True' is not a walltime. Write minutes, H:MM:SS or D-HH:MM:SS, as for sbatch"),
+        ({"time": 30.0}, "time: 30.0 is not a text. Write it in quotes, such as '12:00:00'"),
+        ({"time": True}, "time: True is not a text. Write it in quotes, such as '12:00:00'"),
+        ({"time": 43200}, "time: 43200 is not a text. Write it in quotes, such as '12:00:00'"),
         ({"mem": float("nan")}, "mem: nan is not a size. Write 800M, 16G or 1.5T"),
         ({"mem": -1}, "mem: -1 is not a size. Write 800M, 16G or 1.5T"),
         ({"idle_timeout": float("inf")}, "idle_timeout: inf is not a time. Write 90, '90 s', '30 min', '2 h' or '7 d'"),
@@ -220,6 +221,7 @@ def test_a_wrong_argument_of_a_call_is_named(dask_files, options, message):
 
 def test_the_same_types_are_refused_from_dask_config_set(dask_files):
     for key, value, message in (
+        ("time", 43200, "dask.config: time: 43200 is not a text. Write it in quotes, such as '12:00:00'"),
         ("account", 83, "dask.config: account: 83 is not a text. Write it in quotes"),
         ("job-name", None, None),
         ("nodes", True, "dask.config: nodes: True is not a count. Write a whole number of at least 1"),
@@ -243,12 +245,12 @@ def test_numbers_and_paths_of_libraries_are_taken(dask_files, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     config = settings.load_config(
         {
-            "nodes": numpy.int64(3), "mem": numpy.int32(640), "idle_timeout": numpy.float32(1.5), "time": numpy.int8(30),
+            "nodes": numpy.int64(3), "mem": numpy.int32(640), "idle_timeout": numpy.float32(1.5),
             "no_stage": numpy.bool_(True), "env": Path("e"), "job_name": numpy.str_("x"), "env_var": ("A=1",),
             "command": [Path("/p"), 3],
         }
     )  # fmt: skip
-    assert (config.nodes, config.mem, config.idle_timeout, config.time) == (3, 640 << 20, 1.5, "30")
+    assert (config.nodes, config.mem, config.idle_timeout) == (3, 640 << 20, 1.5)
     assert (config.no_stage, config.env, config.job_name) == (True, str(tmp_path / "e"), "x")
     assert (config.env_var, config.command) == (("A=1",), ("/p", "3"))
 
