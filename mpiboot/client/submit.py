@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -186,7 +187,7 @@ def prepare_home(home: Path) -> None:
 
 
 def check_source(config: Config, environ: Mapping[str, str], say: Callable[[str], None]) -> None:
-    """Refuse an environment that no job can run from, or say a warning.
+    """Refuse an environment that no job can run from, or say a warning: of it, or of a command that is not found here.
 
     Raises
     ------
@@ -197,6 +198,12 @@ def check_source(config: Config, environ: Mapping[str, str], say: Callable[[str]
     adds_packages = bool(config.setup or config.job_script)
     if warning := prefix_checks.check_environment(Path(config.env), environ, job_adds_packages=adds_packages):
         say_warning(warning, say)
+    path = f"{config.env}/bin:{environ.get('PATH', os.defpath)}"
+    if config.command and not shutil.which(config.command[0], path=path):
+        program = shlex.quote(config.command[0])
+        say_warning(
+            f"{program} is no program here; if it is none on the job's first node, the job fails", say
+        )
 
 
 def say_warning(warning: str, say: Callable[[str], None]) -> None:

@@ -129,7 +129,8 @@ def test_values_that_yaml_leaves_alone(dask_files, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     dask_files.write(
         "mpiboot:\n  nodes: 3\n  mem: 1500.5\n  time: 30\n  idle_timeout: 90\n  no_stage: on\n  account: '0123'\n"
-        "  ssh_host: 123\n  job_name: 1e3\n  partition: null\n  env: ~/x\n  env_var: [N=08, FLAG=no]\n  setup: |\n    a\n    b\n"
+        "  ssh_host: 123\n  job_name: 1e3\n  partition: null\n  env: ~/x\n  env_var: [N=08, FLAG=no]\n"
+        "  setup: |\n    a\n    b\n"
     )
     config = settings.load_config({})
     assert (config.nodes, config.mem, config.time, config.idle_timeout) == (3, 3001 << 19, "30", 90.0)

@@ -1,6 +1,8 @@
 import contextlib
 import os
 import shlex
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -211,3 +213,18 @@ def test_each_warning_is_said_once(monkeypatch):
     said = []
     submit.pack_source(configuration.merge({"env": "/e"}), said.append)
     assert said == ["warning: a", "warning: b", "environment /e: packed in 1.0 s"]
+
+
+@pytest.mark.parametrize(
+    ("program", "warned"),
+    [("python", False), ("own", False), ("/bin/sh", False), ("4", True), ("./a b.py", True)],
+)
+def test_a_command_that_is_no_program_here_is_a_warning(queue, tmp_path, program, warned):
+    """As in `submit --nodes 2 4`."""
+    (tmp_path / "env/bin").mkdir(parents=True)
+    (tmp_path / "env/bin/own").touch(mode=0o755)
+    said = []
+    config = configuration.merge({"env": str(tmp_path / "env")}, command=[program])
+    submit.check_source(config, {"PATH": f"{Path(sys.executable).parent}:/bin"}, said.append)
+    expected = f"warning: {shlex.quote(program)} is no program here; if it is none on the job's first node, the job fails"
+    assert [" ".join(line.split()) for line in said] == [expected] * warned
