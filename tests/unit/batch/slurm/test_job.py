@@ -84,6 +84,35 @@ def test_what_was_asked_and_given(options, nodes, per_task):
     assert (allocation.cpus_per_task, allocation.restart_count) == (per_task, 0)
 
 
+# The same on nodes of eight cores of one thread, DefMemPerCPU 1004 MB, where the versions place tasks differently.
+OTHER_JOBS = [
+    ("--nodes=2 --exclusive", [(8, 8032, None)] * 2, None),
+    ("--nodes=2 --ntasks-per-node=2 --cpus-per-task=3", [(6, 6024, 2)] * 2, 3),
+    ("--nodes=2 --ntasks=2 --exclusive", [(8, 8032, 1)] * 2, None),
+    ("--nodes=2 --exclusive --hint=nomultithread", [(8, 8032, None)] * 2, None),
+    ("--nodes=2 --mem=1G", [(1, 1024, None)] * 2, None),
+    ("--nodes=2 --time=UNLIMITED", [(1, 1004, None)] * 2, None),
+    ("leak", [(1, 1004, None)] * 2, None),
+]
+BLOCK = [(7, 7028, 7), (1, 1004, 1)]
+CYCLIC = [(4, 4016, 4), (4, 4016, 4)]
+
+
+@pytest.mark.parametrize(
+    ("version", "options", "nodes", "per_task"),
+    [
+        *((version, *job) for version in ("20.11", "24.11") for job in OTHER_JOBS),
+        ("20.11", "--nodes=2 --ntasks=8", CYCLIC, None),
+        ("24.11", "--nodes=2 --ntasks=8", BLOCK, None),
+    ],
+)
+def test_the_oldest_and_the_newest_slurm(version, options, nodes, per_task):
+    allocation = read(RECORDS[version][options])
+    assert [(node.cpus, node.memory_bytes // MIB, node.tasks) for node in allocation.nodes] == nodes
+    assert (allocation.cpus_per_task, allocation.restart_count) == (per_task, 0)
+    assert (allocation.end_time is None) == ("UNLIMITED" in options)
+
+
 def test_all_of_a_node():
     assert read(EXCLUSIVE).nodes[1] == Node(
         name="node2",
@@ -148,9 +177,12 @@ def test_without_cores_in_the_record_the_variable_counts():
         read({**EXCLUSIVE, "job": text}, {"SLURM_JOB_CPUS_PER_NODE": "8"})
 
 
-def test_a_component_of_a_heterogeneous_job_is_refused():
-    with pytest.raises(UsageError, match=r"job 41 is a component of the heterogeneous job 41.*scancel 41"):
-        read(RECORDED["--nodes=1 -p single : --nodes=1 -p single"])
+@pytest.mark.parametrize(("version", "job_id"), [("20.11", 37), ("22.05", 41), ("24.11", 35)])
+def test_a_component_of_a_heterogeneous_job_is_refused(version, job_id):
+    with pytest.raises(
+        UsageError, match=rf"job {job_id} is a component of the heterogeneous job {job_id}.*scancel {job_id}"
+    ):
+        read(RECORDS[version]["--nodes=1 -p single : --nodes=1 -p single"])
 
 
 def test_a_task_of_an_array_is_refused():
