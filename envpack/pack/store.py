@@ -202,6 +202,8 @@ def _remove(archive: Path) -> bool:
 def gc(home: StrPath | None = None, *, older_than_s: float = 0.0, dry_run: bool = False) -> dict[Path, int]:
     """Remove all archives but the newest of each environment and those with leases, and what killed packs have left.
 
+    An environment that was removed needs no archive.
+
     Parameters
     ----------
     home : str or os.PathLike, optional
@@ -220,6 +222,8 @@ def gc(home: StrPath | None = None, *, older_than_s: float = 0.0, dry_run: bool 
     for folder in sorted(packs_folder(home).glob("*-*/")):
         archives = newest_first(folder)
         newest = next((path for path in archives if not is_damaged(path)), None)
+        if newest and _is_of_removed(newest):
+            newest = None
         for path, used_at in archives.items():
             size_bytes = _size(path)
             if (
@@ -237,6 +241,13 @@ def gc(home: StrPath | None = None, *, older_than_s: float = 0.0, dry_run: bool 
                     path.unlink(missing_ok=True)
                     removed[path] = 0
     return removed
+
+
+def _is_of_removed(archive: Path) -> bool:
+    """Tell whether an archive's environment is gone, and not only its file system."""
+    index = usable(archive)
+    prefix = Path(str(index.meta["prefix"])) if index else archive
+    return prefix.parent.is_dir() and not prefix.exists()
 
 
 def _size(path: Path) -> int:

@@ -137,9 +137,14 @@ def ends(end_time: float | None) -> str:
     return f"{time.strftime('%a %d %b %H:%M', time.localtime(end_time))}, in {left}"
 
 
+def terminal_width() -> int:
+    """Return the terminal's width in columns; 80 if the output is no terminal."""
+    return max(40, shutil.get_terminal_size((COLUMNS, 24)).columns)
+
+
 def table(jobs: Sequence[tuple[Job, JobState]]) -> str:
     """Return a table of jobs, one line per job, as wide as the terminal; `state.end` of an ended job is when it ended."""
-    width = shutil.get_terminal_size((COLUMNS, 24)).columns
+    width = terminal_width()
     all_live = all(state.live for _, state in jobs)
     times, why = (
         ("LEFT", "NODES, OR WHY IT WAITS") if all_live else ("TIME", "NODES, OR WHY IT WAITS OR ENDED")
@@ -206,7 +211,7 @@ def status(job: Job, state: JobState) -> str:
         lines.append(f"ends {ends(state.end)}")
     lines += faults(events)
     if events:
-        lines.append(timeline.render_text(timeline.phases(events), COLUMNS))
+        lines.append(timeline.render_text(timeline.phases(events), min(COLUMNS, terminal_width())))
     return "\n".join(lines)
 
 
@@ -228,7 +233,7 @@ def faults(events: Sequence[dict[str, Any]]) -> list[str]:
         rank = f" rank {event['rank']}" if event.get("rank") is not None else ""
         start = f"{time.strftime('%H:%M:%S', time.localtime(event['time']))}{host}{rank}: "
         done = f"; {event['done']}" if event.get("done") else ""
-        lines += textwrap.wrap(start + what + done, COLUMNS, subsequent_indent="  ")
+        lines += textwrap.wrap(start + what + done, min(COLUMNS, terminal_width()), subsequent_indent="  ")
     return lines
 
 

@@ -100,6 +100,20 @@ def test_gc_keeps_the_newest_that_is_not_damaged(home: Path) -> None:
     assert names(home) == ["a-1.tar.zst"]
 
 
+def test_gc_of_archives_of_removed_environments(prefix: Path, home: Path) -> None:
+    path = pack(prefix, level=1).path
+    parent = prefix.parent.rename(prefix.parent.with_name("unmounted"))
+    assert store.gc(home) == {}
+    parent.rename(prefix.parent)
+    assert store.gc(home) == {}
+    prefix.rename(prefix.with_name("renamed"))
+    store.lease(path, "slurm-c-1")
+    assert store.gc(home) == {}
+    [lease] = store.leases(home)["slurm-c-1"]
+    lease.unlink()
+    assert list(store.gc(home)) == [path]
+
+
 def test_an_old_archive_with_a_lease_stays(prefix: Path, home: Path) -> None:
     made = []
     for n in range(5):
