@@ -134,7 +134,7 @@ APT_LOCK := -o DPkg::Lock::Timeout=120
 CLUSTERS ?= 4
 
 test-cluster: $(VENV)/.test system-deps
-	$(BIN)/pytest --numprocesses=$(CLUSTERS) --dist=loadgroup --no-loadscope-reorder --durations=25 tests/cluster
+	$(BIN)/pytest --numprocesses=$(CLUSTERS) --dist=loadscope --no-loadscope-reorder --durations=25 tests/cluster
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

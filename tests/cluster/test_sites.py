@@ -152,7 +152,7 @@ class SiteUser(User):
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(case, id=case.site, marks=pytest.mark.xdist_group(case.site)) for case in CASES],
+    params=[pytest.param(case, id=case.site) for case in CASES],
 )
 def alice(request: pytest.FixtureRequest) -> Iterator[SiteUser]:
     """alice on a cluster of two nodes of each site in turn."""
