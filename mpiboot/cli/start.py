@@ -8,6 +8,6 @@ def start() -> int:
     try:
         from mpiboot.cli.main import main
     except KeyboardInterrupt:
-        print("\nmpiboot: interrupted", file=sys.stderr)
+        print("\nmpiboot: interrupted. Jobs go on; see them: mpiboot list", file=sys.stderr)
         return 130
     return main()

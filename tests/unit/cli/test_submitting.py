@@ -65,4 +65,8 @@ from mpiboot.cli.start import start
 sys.exit(start())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nmpiboot: interrupted\n")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        130,
+        "",
+        "\nmpiboot: interrupted. Jobs go on; see them: mpiboot list\n",
+    )
