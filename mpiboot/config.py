@@ -147,7 +147,7 @@ class Config:
     )
     interface: str = _option(
         TEXT,
-        "network interface of the workers, such as ib0",
+        "network interface of the workers, such as ib0, or its network, such as 10.0.0.0/24",
         "auto",
         metavar="IF",
         same_as="dask-mpi --interface",

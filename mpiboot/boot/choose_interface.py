@@ -7,7 +7,7 @@ import ipaddress
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from mpiboot.common.interfaces import INFINIBAND, INTERNAL, LINK_LOCAL, Interface
+from mpiboot.common.interfaces import INFINIBAND, INTERNAL, LINK_LOCAL, Interface, by_network
 from mpiboot.errors import UsageError
 
 # From this speed on, another interface that the login node reaches is not much worse than a faster one.
@@ -26,12 +26,13 @@ def choose_interface(
 
     `auto` considers the interfaces that are up on every node with an IPv4 address of the node's own: InfiniBand first,
     then the fastest, then the first by name. If the login node does not reach the first node there, but does on another
-    one, `auto` takes that, unless it is much slower. A single node that has nothing else uses its loopback.
+    one, `auto` takes that, unless it is much slower. If the nodes have no interface of one name, `auto` chooses a network
+    in the same way, and each node uses its interface there. A single node that has nothing else uses its loopback.
 
     Parameters
     ----------
     wanted : str
-        The name of an interface, or `auto`.
+        The name of an interface, a network such as `10.0.0.0/24`, or `auto`.
     of_nodes : mapping of str to mapping
         The `interfaces()` of each node, by the node's name, the first node first.
     unusable : mapping of str to mapping, optional
@@ -42,7 +43,7 @@ def choose_interface(
     Returns
     -------
     str
-        The name of the interface.
+        The name of the interface, or the network.
 
     Raises
     ------
@@ -50,10 +51,19 @@ def choose_interface(
         A node lacks the interface; the message names the nodes and the interfaces that they have.
     """
     usable = common_interfaces(of_nodes)
+    if not usable or "/" in wanted:
+        networks = {node: by_network(of_node) for node, of_node in of_nodes.items()}
+        if "/" in wanted:
+            wanted = _network(wanted)
+            of_nodes = {node: {**of_node, **networks[node]} for node, of_node in of_nodes.items()}
+        elif usable := common_interfaces(networks):
+            of_nodes = networks if wanted == "auto" else of_nodes
     if wanted == "auto":
         return _choose(of_nodes, usable, client_networks)
     without = {
-        node: unusable.get(node, {}).get(wanted, "there is no such interface")
+        node: unusable.get(node, {}).get(
+            wanted, f"there is no {'interface in it' if '/' in wanted else 'such interface'}"
+        )
         for node, names in of_nodes.items()
         if wanted not in names
     }
@@ -109,7 +119,18 @@ def _choose(
 
 
 def _of_node(interfaces: Mapping[str, Interface]) -> list[str]:
-    return sorted(name for name, interface in interfaces.items() if not interface["loopback"])
+    return sorted(
+        name for name, interface in interfaces.items() if not interface["loopback"] and "/" not in name
+    )
+
+
+def _network(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError as error:
+        raise UsageError(
+            f"--interface {text}: {error}", "Write a network such as 10.0.0.0/24, or the name of an interface"
+        ) from error
 
 
 def _grouped(words: Mapping[str, str]) -> str:

@@ -56,20 +56,28 @@ class Network:
     Attributes
     ----------
     interface : str
-        The interface that all nodes use.
+        The interface that all nodes use, or the network if it has another name on some of them.
     node_of_address : dict of str to str
-        Each node's name, by its IPv4 address on that interface.
+        Each node's name, by its IPv4 address there.
     addresses : dict of str to str
         The first node's addresses on all interfaces that the nodes could use, by the interface's name.
+    names : dict of str to str
+        The name of the interface on each node.
     """
 
     interface: str
     node_of_address: dict[str, str]
     addresses: dict[str, str] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
 
     @property
-    def device(self) -> str:
-        """The interface's device, which MPI takes: `ib0` for the alias `ib0:1`."""
+    def devices(self) -> list[str]:
+        """The names of the interface's devices on the nodes: `ib0` for the alias `ib0:1`."""
+        return sorted({device_of(name) for name in self.names.values()})
+
+    @property
+    def for_mpi(self) -> str:
+        """The interface as MPI's launchers take it: a device, or a network."""
         return device_of(self.interface)
 
 

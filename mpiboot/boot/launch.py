@@ -72,7 +72,7 @@ def prepare_ranks(
         prefix=staged.prefix,
         job_directory=directory.path,
         job_folder=context.job_folder,
-        interface=network.device if context.system.several_hosts else None,
+        interface=",".join(network.devices) if context.system.several_hosts else None,
         idle_timeout_s=None if config.command else config.idle_timeout,
         encrypted=not config.insecure,
         dashboard_tls=config.dashboard_tls,
@@ -85,7 +85,10 @@ def prepare_ranks(
         required_files=[] if config.insecure else sorted(map(str, directory.tls.iterdir())),
         agent_folder=str(context.job_folder),
         command=rank_command(context, staged, network, ports),
-        node_arguments={name: worker_arguments(node) for name, node in sizing.by_node.items()},
+        node_arguments={
+            name: [*worker_arguments(node), "--interface", network.names[name]]
+            for name, node in sizing.by_node.items()
+        },
         server=str(module_file(staged.prefix, "rank/fork_server.py")),
         lock=str(staged.prefix) if staged.is_copy else None,
     )
@@ -99,7 +102,6 @@ def rank_command(context: Context, staged: Staged, network: Network, ports: Rank
         # The prefix may have no bin/dask-mpi: the package may lie in the base interpreter's site-packages.
         *(str(staged.prefix / "bin/python"), str(module_file(staged.prefix, "rank/run_dask_mpi.py"))),
         *("--scheduler-file", str(context.directory.scheduler_file)),
-        *("--interface", network.interface),
         *("--protocol", "tcp" if context.config.insecure else "tls"),
         *("--local-directory", str(context.job_folder)),
         *("--worker-class", "distributed.Nanny"),
@@ -134,7 +136,7 @@ def start_ranks(
         *(str(staged.prefix / "bin/python"), "-I", "-S"),
         *(str(module_file(staged.prefix, "rank/stand_in.py")), str(context.directory.path)),
     ]
-    launch = choose_launcher(context, staged.prefix, variables, place, network.device, stand_in)
+    launch = choose_launcher(context, staged.prefix, variables, place, network.for_mpi, stand_in)
     logger.info("%s", " ".join(launch.command))
     context.directory.host_file.write_text(launch.host_file)
     keep_orphans()

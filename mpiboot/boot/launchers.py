@@ -87,7 +87,7 @@ def hydra(
     mpirun: str, place: Placement, host_file: Path, interface: str | None, rank: Sequence[str]
 ) -> list[str]:
     """The command of MPICH. The environment travels in a file, so no `-genv` is needed."""
-    interface_options = ["-iface", interface] if interface else []
+    interface_options = _iface(interface)
     return [
         *(mpirun, "-n", str(place.world_size), "-f", str(host_file)),
         *("-disable-auto-cleanup", "-bind-to", "none"),
@@ -103,9 +103,14 @@ def intelmpi(
     return [
         *(mpirun, "-n", str(place.world_size), "-machinefile", str(host_file)),
         *("-genv", INTEL_FAULT_CONTINUE, "on", "-genv", INTEL_PIN, "off"),
-        *(["-iface", interface] if interface else []),
+        *_iface(interface),
         *rank,
     ]
+
+
+def _iface(interface: str | None) -> list[str]:
+    """Hydra takes the name of an interface, where Open MPI also takes a network."""
+    return ["-iface", interface] if interface and "/" not in interface else []
 
 
 def host_file(mpi: str, place: Placement) -> str:

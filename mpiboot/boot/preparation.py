@@ -18,7 +18,7 @@ from mpiboot.boot.certificates import make_job_secrets
 from mpiboot.boot.choose_interface import choose_interface, common_interfaces
 from mpiboot.boot.context import Context, Network, Staged
 from mpiboot.boot.usage import usage_lines
-from mpiboot.common.interfaces import interfaces
+from mpiboot.common.interfaces import Interface, interfaces
 from mpiboot.common.names import show_names
 from mpiboot.common.trust import remove_files
 from mpiboot.config import Config
@@ -86,14 +86,26 @@ def choose_network(context: Context, agents: Agents, reports: Mapping[str, NodeR
     of_nodes = {node: report.interfaces for node, report in reports.items()}
     unusable = {node: report.unusable_interfaces for node, report in reports.items()}
     interface = choose_interface(wanted, of_nodes, unusable, context.config.client_networks)
-    addresses = {node: of_node[interface]["address"] for node, of_node in of_nodes.items()}
+    names = {node: name_there(interface, of_node) for node, of_node in of_nodes.items()}
+    addresses = {node: of_node[names[node]]["address"] for node, of_node in of_nodes.items()}
     agents.introduce({node: [address, reports[node].port] for node, address in addresses.items()})
     first = next(iter(of_nodes.values()))
     return Network(
         interface,
         {address: node for node, address in addresses.items()},
-        {name: first[name]["address"] for name in dict.fromkeys([interface, *common_interfaces(of_nodes)])},
+        {
+            interface: next(iter(addresses.values())),
+            **{name: first[name]["address"] for name in common_interfaces(of_nodes)},
+        },
+        names,
     )
+
+
+def name_there(interface: str, of_node: Mapping[str, Interface]) -> str:
+    """Return the name of an interface on a node: of the one in a network, if `interface` is a network."""
+    if interface in of_node:
+        return interface
+    return next(name for name, each in of_node.items() if each["network"] == interface)
 
 
 def make_secrets(context: Context) -> None:

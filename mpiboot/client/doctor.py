@@ -17,7 +17,7 @@ from mpiboot.batch import registry
 from mpiboot.client.job import Job
 from mpiboot.client.node_report import BLOCK_BYTES, REPORT, Check, NodeReport, connection_error, node_checks
 from mpiboot.client.submit import submit_config
-from mpiboot.common.interfaces import interfaces
+from mpiboot.common.interfaces import by_network, interfaces
 from mpiboot.config import Config, home
 from mpiboot.errors import MpibootError
 from mpiboot.protocol import prefix_checks
@@ -124,6 +124,7 @@ def compute_network(config: Config) -> Check:
     """Check whether this machine has the network interface that the workers will use."""
     wanted = config.interface
     here = interfaces(wanted)
+    here |= by_network(here)
     if wanted in ("auto", *here):
         return Check(
             "compute network",

@@ -9,11 +9,12 @@ import re
 import socket
 import struct
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypedDict
 
 # linux/sockios.h, linux/if.h, linux/if_arp.h. The facts come from ioctl, since /sys may show another network namespace.
-_SIOCGIFFLAGS, _SIOCGIFADDR, _SIOCGIFHWADDR = 0x8913, 0x8915, 0x8927
+_SIOCGIFFLAGS, _SIOCGIFADDR, _SIOCGIFNETMASK, _SIOCGIFHWADDR = 0x8913, 0x8915, 0x891B, 0x8927
 _IFF_UP, _IFF_LOOPBACK, _IFF_RUNNING = 0x1, 0x8, 0x40
 INFINIBAND = 32
 # Names that container and virtual machine programs, VPNs and management controllers give to their interfaces.
@@ -35,6 +36,8 @@ class Interface(TypedDict):
     ----------
     address : str
         Its IPv4 address.
+    network : str
+        The network of that address, such as `10.0.0.0/24`.
     kind : int
         The kernel's ARPHRD number (linux/if_arp.h); 32 is InfiniBand.
     loopback : bool
@@ -44,6 +47,7 @@ class Interface(TypedDict):
     """
 
     address: str
+    network: str
     kind: int
     loopback: bool
     speed_mbits: int
@@ -63,13 +67,17 @@ def interfaces(alias: str = "") -> dict[str, Interface]:
         for name in [*names, *([alias] if ":" in alias else [])]:
             try:
                 flags = _flags(probe, name)
-                address = socket.inet_ntoa(_ask(probe, _SIOCGIFADDR, name)[20:24])
+                address, mask = (
+                    int.from_bytes(_ask(probe, question, name)[20:24], "big")
+                    for question in (_SIOCGIFADDR, _SIOCGIFNETMASK)
+                )
                 kind = struct.unpack("H", _ask(probe, _SIOCGIFHWADDR, name)[16:18])[0]
             except OSError:
                 continue  # no IPv4 address
             if flags & _IFF_UP and flags & _IFF_RUNNING:  # a port without a cable is up too
                 result[name] = Interface(
-                    address=address,
+                    address=_dotted(address),
+                    network=f"{_dotted(address & mask)}/{mask.bit_count()}",
                     kind=kind,
                     loopback=bool(flags & _IFF_LOOPBACK),
                     speed_mbits=_speed(device_of(name)),
@@ -101,6 +109,18 @@ def _why_unusable(name: str, flags: int) -> str:
         if name in _names_with_ipv6()
         else "it has no address"
     )
+
+
+def _dotted(address: int) -> str:
+    return socket.inet_ntoa(address.to_bytes(4, "big"))
+
+
+def by_network(of_node: Mapping[str, Interface]) -> dict[str, Interface]:
+    """Return a node's interfaces by their networks; of several in one network, the first."""
+    result: dict[str, Interface] = {}
+    for interface in of_node.values():
+        result.setdefault(interface["network"], interface)
+    return result
 
 
 def device_of(name: str) -> str:

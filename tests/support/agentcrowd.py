@@ -55,7 +55,13 @@ class LightAgent(agent.Agent):
 
     async def prepare(self, orders: Orders) -> NodeReport:
         interfaces = {
-            f"ib{number}": Interface(address=f"10.{number}.0.1", kind=32, loopback=False, speed_mbits=200_000)
+            f"ib{number}": Interface(
+                address=f"10.{number}.0.1",
+                network=f"10.{number}.0.0/24",
+                kind=32,
+                loopback=False,
+                speed_mbits=200_000,
+            )
             for number in range(INTERFACES)
         }
         return NodeReport(

@@ -6,7 +6,8 @@ from mpiboot.errors import UsageError
 
 
 def interface(address, kind=1, speed=1000, loopback=False):
-    return {"address": address, "kind": kind, "loopback": loopback, "speed_mbits": speed}
+    network = f"{address.rpartition('.')[0]}.0/24"
+    return {"address": address, "network": network, "kind": kind, "loopback": loopback, "speed_mbits": speed}
 
 
 LO = {"lo": interface("127.0.0.1", loopback=True)}
@@ -80,6 +81,7 @@ def test_a_message_about_a_thousand_nodes_is_short():
     with pytest.raises(UsageError) as refusal:
         choose_interface("ib0", found)
     assert len(str(refusal.value)) < 400
+    found = dict.fromkeys(found, LO)
     with pytest.raises(UsageError) as refusal:
         choose_interface("auto", found)
     assert len(str(refusal.value)) < 400
@@ -149,3 +151,29 @@ def test_names_as_sites_have_them():
     assert choose_interface("auto", found) == "bond0"
     for name in names:
         assert choose_interface(name, found) == name
+
+
+def test_nodes_whose_interfaces_have_other_names():
+    """Two generations of nodes: the names differ, the networks do not."""
+    found = {
+        "n1": LO | {"eth0": interface("10.0.0.1"), "ib0": interface("10.1.0.1", INFINIBAND)},
+        "n2": LO | {"ens3": interface("10.0.0.2"), "ib1": interface("10.1.0.2", INFINIBAND)},
+    }
+    assert choose_interface("auto", found) == "10.1.0.0/24"
+    assert choose_interface("10.0.0.0/24", found) == "10.0.0.0/24"
+    with pytest.raises(UsageError) as refusal:
+        choose_interface("ib0", found)
+    assert str(refusal.value) == (
+        "--interface ib0: n2: there is no such interface (ens3, ib1 can be used). Name one that all nodes have: "
+        "--interface 10.1.0.0/24; or leave --interface out"
+    )
+    with pytest.raises(
+        UsageError, match=r"--interface 10\.9\.0\.0/24: n1: there is no interface in it \(eth0, ib0 can"
+    ):
+        choose_interface("10.9.0.0/24", found)
+    with pytest.raises(
+        UsageError, match=r"--interface 10\.1\.0\.1/24: 10\.1\.0\.1/24 has host bits set\. Write a"
+    ):
+        choose_interface("10.1.0.1/24", found)
+    found["n2"]["eth0"] = interface("10.2.0.2")
+    assert choose_interface("auto", found) == "eth0"  # networks may be routed

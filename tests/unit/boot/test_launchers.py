@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from mpiboot.batch.allocation import Placement
 from mpiboot.boot import launchers
 
 PLACE = launchers.placement({"n1": 4, "n2": 4})
@@ -76,3 +77,19 @@ def test_hydra():
 )
 def test_host_file(mpi, text):
     assert launchers.host_file(mpi, PLACE) == text
+
+
+def test_a_network_in_the_place_of_an_interface():
+    """Open MPI takes it; Hydra takes names alone."""
+    place = Placement(("n1", "n2"), (2, 1))
+    command = {
+        build.__name__: build("mpirun", place, Path("hosts"), "10.0.0.0/24", ["rank"])
+        for build in (launchers.openmpi, launchers.openmpi4, launchers.hydra, launchers.intelmpi)
+    }
+    assert {name: words.count("10.0.0.0/24") for name, words in command.items()} == {
+        "openmpi": 2,
+        "openmpi4": 2,
+        "hydra": 0,
+        "intelmpi": 0,
+    }
+    assert "-iface" not in command["hydra"] + command["intelmpi"]

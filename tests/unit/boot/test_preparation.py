@@ -27,7 +27,13 @@ def context(*nodes, batch_system="slurm", **options):
 
 def report(memory_bytes=20 * GIB, cpus=8, *, root_is_memory=False, **addresses):
     interfaces = {
-        name: {"address": address, "kind": 1, "loopback": name == "lo", "speed_mbits": 1000}
+        name: {
+            "address": address,
+            "network": f"{address.rpartition('.')[0]}.0/24",
+            "kind": 1,
+            "loopback": name == "lo",
+            "speed_mbits": 1000,
+        }
         for name, address in addresses.items()
     }
     return NodeReport(0, interfaces, memory_bytes, cpus, root_is_memory, has_stage=False, port=7)
@@ -68,13 +74,30 @@ def test_the_network_of_several_hosts_and_of_one():
     job = context(Node("n1", 1), Node("n2", 1))
     told = []
     agents = SimpleNamespace(introduce=told.append)
-    network = Network("ib0", {"10.0.0.1": "n1", "10.0.0.2": "n2"}, {"ib0": "10.0.0.1"})
+    network = Network(
+        "ib0", {"10.0.0.1": "n1", "10.0.0.2": "n2"}, {"ib0": "10.0.0.1"}, {"n1": "ib0", "n2": "ib0"}
+    )
     assert preparation.choose_network(job, agents, reports) == network
     assert told.pop() == {"n1": ["10.0.0.1", 7], "n2": ["10.0.0.2", 7]}
     local = context(Node("n1", 1), batch_system="local")
     assert preparation.choose_network(local, agents, {"n1": reports["n1"]}) == Network(
-        "lo", {"127.0.0.1": "n1"}, {"lo": "127.0.0.1", "ib0": "10.0.0.1"}
+        "lo", {"127.0.0.1": "n1"}, {"lo": "127.0.0.1", "ib0": "10.0.0.1"}, {"n1": "lo"}
     )
+
+
+def test_each_node_uses_its_own_name_of_the_interface():
+    reports = {"n1": report(ib0="10.0.0.1"), "n2": report(ib1="10.0.0.2")}
+    agents = SimpleNamespace(introduce=lambda addresses: None)
+    network = preparation.choose_network(context(Node("n1", 1), Node("n2", 1)), agents, reports)
+    assert network == Network(
+        "10.0.0.0/24",
+        {"10.0.0.1": "n1", "10.0.0.2": "n2"},
+        {"10.0.0.0/24": "10.0.0.1"},
+        {"n1": "ib0", "n2": "ib1"},
+    )
+    assert (network.devices, network.for_mpi) == (["ib0", "ib1"], "10.0.0.0/24")
+    alias = Network("ib0:1", {}, {}, {"n1": "ib0:1", "n2": "ib0:1"})
+    assert (alias.devices, alias.for_mpi) == (["ib0"], "ib0")
 
 
 def test_the_login_node_s_networks_and_what_nodes_lack_decide():

@@ -9,6 +9,7 @@ from mpiboot.common.interfaces import device_of, interfaces, networks_here
 
 def test_loopback_of_this_machine():
     assert interfaces()["lo"]["address"] == "127.0.0.1"
+    assert interfaces()["lo"]["network"] == "127.0.0.0/8"
     assert interfaces()["lo"]["loopback"] is True
 
 

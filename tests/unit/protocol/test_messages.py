@@ -20,7 +20,13 @@ from mpiboot.protocol.channel_messages import (
 )
 from mpiboot.protocol.messages import MessageError, from_json, to_dict, to_json
 
-INTERFACE = {"address": "10.0.0.1", "kind": 32, "loopback": False, "speed_mbits": -1}
+INTERFACE = {
+    "address": "10.0.0.1",
+    "network": "10.0.0.0/24",
+    "kind": 32,
+    "loopback": False,
+    "speed_mbits": -1,
+}
 REPORT = NodeReport(
     number=0,
     interfaces={"ib0": INTERFACE},
