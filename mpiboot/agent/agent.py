@@ -625,6 +625,8 @@ class Agent:
                 return
             last = self.output.close() + words.encode(errors="backslashreplace")
             await in_thread(FILES_TIMEOUT_S, append, self.directory.ranks_log, last)
+            line = json.dumps([self.node, ending.reason]) + "\n"
+            await in_thread(FILES_TIMEOUT_S, append, self.directory.unreached, line.encode())
         except Exception:
             print(words, end="", file=sys.stderr, flush=True)
 

@@ -176,6 +176,7 @@ class Agents:
 
         while missing() and time.monotonic() < deadline:
             self._channel.wait(lambda: not missing(), min(1.0, deadline - time.monotonic()))
+            self._note_unreached()
             states = self._channel.nodes
             if self.process.poll() is not None:
                 start_ended_at = start_ended_at or time.monotonic()
@@ -193,6 +194,14 @@ class Agents:
         }
         ended = {name: state.ended for name, state in self._channel.nodes.items() if state.ended}
         return check_answers(self._channel.nodes, kind, answers, ended, self._last_words() + waited)
+
+    def _note_unreached(self) -> None:
+        """Note the agents that have ended because they did not reach boot: nobody else reports that."""
+        with contextlib.suppress(OSError):
+            for line in self._context.directory.unreached.read_text().splitlines():
+                with contextlib.suppress(ValueError):  # half-written
+                    node, reason = json.loads(line)
+                    self._channel.note_unreached(node, reason)
 
     def _last_words(self) -> str:
         """Return the end of what the agents, and the command that started them, have printed."""

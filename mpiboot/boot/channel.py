@@ -157,6 +157,12 @@ class Channel:
         with self._changed:
             return self._changed.wait_for(is_done, timeout_s)
 
+    def note_unreached(self, node: str, reason: str) -> None:
+        """Note that an agent has ended without a connection to boot, as it has written to the job directory."""
+        state = self.nodes.get(node)
+        if state and state.connection is None and state.ended is None:
+            self._loop.call_soon_threadsafe(self._note_end, node, reason)
+
     def settle_output(self) -> None:
         """Wait until the log has the last output of ranks that have ended, for at most FLUSH_S seconds."""
         self._output.settle(LAST_WORDS_S, FLUSH_S)

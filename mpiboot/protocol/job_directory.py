@@ -46,6 +46,8 @@ class JobDirectory:
         The host file of the MPI launcher.
     channel : Path
         Boot's addresses, which the agents dial (`protocol.channel_messages.ChannelAddress`).
+    unreached : Path
+        Lines of JSON, `[node, reason]`, of agents that have ended without a connection to boot.
     heartbeat : Path
         A number that changes as long as boot lives.
     agent_program : Path
@@ -66,6 +68,7 @@ class JobDirectory:
         self.rank_environment = path / "rank-environment.json"
         self.host_file = path / "hosts"
         self.channel = path / "channel.json"
+        self.unreached = path / "unreached"
         self.heartbeat = path / "heartbeat"
         self.agent_program = path / "agent.pyc"
         self.dashboard_page = path / "dashboard.html"
@@ -78,6 +81,7 @@ class JobDirectory:
             self.host_file,
             self.dashboard_page,
             self.channel,
+            self.unreached,
             self.heartbeat,
             self.agent_program,
         )
@@ -110,9 +114,14 @@ class JobDirectory:
             ) from error
         check_trusted(path, "directory")
         directory = cls(path)
-        for stale in (directory.endpoint, directory.scheduler_file, directory.rank_environment):
+        for stale in (
+            directory.endpoint,
+            directory.scheduler_file,
+            directory.rank_environment,
+            directory.unreached,
+        ):
             stale.unlink(missing_ok=True)
-        for shared in (directory.ranks_log, directory.host_file, directory.heartbeat):
+        for shared in (directory.ranks_log, directory.host_file, directory.heartbeat, directory.unreached):
             shared.touch(mode=0o600)  # later writers keep the mode
         return directory
 

@@ -317,6 +317,8 @@ def test_without_an_answer_of_boot_it_says_where_and_why(node):
     assert agent.returncode == 1
     where = f"boot does not answer at 127.0.0.1, port {n2.channel.port}: "
     assert f"boot could not be reached for 1.5 s: {where}" in n2.log()
+    name, reason = json.loads(n2.directory.unreached.read_text())
+    assert name == "n2" and reason.endswith("name ports that it leaves open: --worker-port LOW:HIGH")
     assert "Connect call failed" in n2.log()
 
 

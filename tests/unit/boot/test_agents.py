@@ -103,6 +103,19 @@ def test_every_node_that_failed_is_named(answers, ended, problem):
     )
 
 
+def test_agents_that_do_not_reach_boot_are_named_before_the_deadline(tmp_path, monkeypatch):
+    """They cannot say it over the channel; the command that starts agents goes on with those of other nodes."""
+    with started_agents(tmp_path, monkeypatch, "n1", "n2", command=("sleep", "60")) as (started, directory):
+        directory.unreached.write_text(
+            '["n2", "boot could not be reached for 45 s"]\n["n1", "too"]\n["n3", ""]\n["n'
+        )
+        began = time.monotonic()
+        with pytest.raises(StageError) as error:
+            started.reports()
+        assert str(error.value).splitlines()[1:3] == ["  n1: too", "  n2: boot could not be reached for 45 s"]
+        assert time.monotonic() - began < 10
+
+
 def test_boot_listens_in_the_range_of_the_user(tmp_path, monkeypatch):
     with started_agents(tmp_path, monkeypatch, "n1", worker_port="41000:41099") as (_, directory):
         assert ChannelAddress.from_json(directory.channel.read_bytes()).port in range(41080, 41100)

@@ -14,7 +14,7 @@ def test_what_is_published_is_read(directory, endpoint):
     directory.publish(endpoint)
     assert directory.read_endpoint() == endpoint
     modes = {path.name: path.stat().st_mode & 0o777 for path in directory.path.iterdir()}
-    assert modes == dict.fromkeys(("endpoint.json", "heartbeat", "hosts", "ranks.log"), 0o600)
+    assert modes == dict.fromkeys(("endpoint.json", "heartbeat", "hosts", "ranks.log", "unreached"), 0o600)
     assert directory.endpoint.stat().st_mode & 0o777 == 0o600
 
 
