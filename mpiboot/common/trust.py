@@ -169,9 +169,20 @@ def _walk(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
 
 
 def trusted_folders(environ: Mapping[str, str]) -> frozenset[Path]:
-    """Return the folders that the user trusts although others can change them: `MPIBOOT_TRUSTED_FOLDERS`."""
-    listed = environ.get(TRUSTED_FOLDERS_VARIABLE, "").split(":")
-    return frozenset(Path(folder) for folder in listed if folder)
+    """Return the folders that the user trusts although others can change them: `MPIBOOT_TRUSTED_FOLDERS`.
+
+    Raises
+    ------
+    MalformedValueError
+        A path is relative, or cannot be expanded.
+    """
+    listed = [folder for folder in environ.get(TRUSTED_FOLDERS_VARIABLE, "").split(":") if folder]
+    if not listed:
+        return frozenset()
+    # Imported here, as agents start with this module and seldom need it.
+    from envpack.common.paths import check_absolute, expand
+
+    return frozenset(Path(check_absolute(expand(folder, environ))) for folder in listed)
 
 
 def _owners_of_the_system() -> frozenset[int]:

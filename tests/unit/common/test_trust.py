@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from envpack.errors import MalformedValueError
 from mpiboot.common import trust
 from mpiboot.errors import SecurityError
 
@@ -306,3 +307,10 @@ def test_a_projects_folder_that_the_user_vouches_for(place, second_user, monkeyp
     folder.chmod(0o770)  # only folders on the way
     with pytest.raises(SecurityError, match="is open to others"):
         trust.check_trusted(folder, "directory")
+
+
+def test_trusted_folders_are_paths_as_in_every_variable():
+    environ = {"MPIBOOT_TRUSTED_FOLDERS": "~/a::$B/c/", "HOME": "/home/me", "B": "/b"}
+    assert trust.trusted_folders(environ) == {Path("/home/me/a"), Path("/b/c")}
+    with pytest.raises(MalformedValueError, match="'project' is a relative path"):
+        trust.trusted_folders({"MPIBOOT_TRUSTED_FOLDERS": "project"})
