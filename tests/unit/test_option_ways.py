@@ -21,6 +21,7 @@ from mpiboot.batch.slurm.submission import Slurm
 from mpiboot.cli.main import main
 from mpiboot.client import settings
 from mpiboot.config import OPTIONS, options_in
+from mpiboot.errors import UsageError
 from mpiboot.kinds import (
     COUNT,
     DURATION,
@@ -262,3 +263,59 @@ def test_the_job_script_changes_nothing(tmp_path, text, words):
 
 def test_every_kind_has_values_here():
     assert {option.kind for option in OPTIONS.values() if not option.kind.choices} <= VALUES.keys()
+
+
+scalars = st.text("0123456789eExobn+-._:~TZ ", max_size=12) | st.sampled_from(
+    [
+        *(
+            "yes",
+            "No",
+            "on",
+            "OFF",
+            "true",
+            "null",
+            "Null",
+            "~",
+            "=",
+            "<<",
+            ".inf",
+            "-.INF",
+            ".NaN",
+            "1_000",
+            "0b11",
+        ),
+        *(
+            "2026-11-27",
+            "2026-11-27 10:00:00",
+            "190:20:30",
+            "190:20:30.15",
+            "0o17",
+            "017",
+            "!!str 017",
+            "''",
+            "&x 1",
+        ),
+    ]
+)
+
+
+@given(option=st.sampled_from([each for each in options_in(FILE) if not each.repeatable]), scalar=scalars)
+@hypothesis.settings(SETTINGS, max_examples=300)
+def test_what_is_written_in_a_file_is_taken_as_it_is_written_or_refused(dask_files, option, scalar):
+    """Whatever YAML makes of it."""
+    file = dask_files.folder / "mpiboot.yaml"
+    file.write_text(f"mpiboot:\n  {option.name}: {scalar}\n")
+    try:
+        [text] = yaml.load(file.read_text(), yaml.BaseLoader)["mpiboot"].values()
+    except (yaml.YAMLError, ValueError, AttributeError):
+        text = None
+    try:
+        dask_files.read()
+        config = settings.load_config({} if option.name == "env" else {"env": "/e"})
+    except (UsageError, ValueError):  # Dask's: malformed
+        return
+    value = getattr(config, option.name)
+    if option.kind is FLAG or text in ("", "null", "Null", "NULL", "~"):
+        assert value in (True, False, option.default) or option.name == "env"
+    else:
+        assert value == option.parse(text, FILE)
