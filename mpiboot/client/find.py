@@ -8,16 +8,19 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from mpiboot import config as configuration
 from mpiboot.batch.job_state import JobState
 from mpiboot.batch.registry import available
 from mpiboot.batch.submission import BatchSystem
-from mpiboot.client.directories import directory_batch_systems, missing_titles
+from mpiboot.client.directories import QUIET_S, directory_batch_systems, missing_titles
 from mpiboot.client.job import Job
 from mpiboot.client.polling import FIRST_SILENCE_S, retry_while_away
+from mpiboot.common.processes import host_identity
 from mpiboot.common.trust import check_trusted
 from mpiboot.errors import BatchError, MpibootError, UsageError
+from mpiboot.protocol.channel_messages import ChannelAddress
 from mpiboot.protocol.job_directory import JobDirectory
 
 logger = logging.getLogger(__name__)
@@ -167,19 +170,37 @@ def clear_ended(directories: Sequence[JobDirectory], batch: BatchSystem) -> None
         states = batch.states(list(by_id)) if by_id else {}
         leases_of = leases(configuration.home(os.environ))
         for job_id, directory in by_id.items():
-            state = states[job_id]
-            # A job that the batch system no longer knows may still run.
-            forgotten = state.phase == "unknown" and not state.reason
-            leased = leases_of.get(directory.key, [])
-            started = directory.path.exists()
-            submitted = max((path.stat().st_mtime for path in leased), default=0.0)
-            quiet_s = directory.quiet_s() if started else time.time() - submitted
-            if not state.live and (not forgotten or quiet_s > FORGOTTEN_S):
-                if started:
-                    check_trusted(directory.path, "directory")
-                    directory.clear()
-                for path in leased:
-                    path.unlink(missing_ok=True)
+            if not states[job_id].live:
+                with contextlib.suppress(MpibootError, OSError):
+                    _clear(directory, states[job_id], leases_of.get(directory.key, []))
+
+
+def _clear(directory: JobDirectory, state: JobState, leased: Sequence[Path]) -> None:
+    """Remove the secrets of a job that is not live, and the leases that it has, unless it may run all the same."""
+    started = directory.path.exists()
+    # A job that the batch system no longer knows may still run.
+    if state.phase == "unknown" and not state.reason:
+        submitted = max((path.stat().st_mtime for path in leased), default=0.0)
+        quiet_s = directory.quiet_s() if started else time.time() - submitted
+        if quiet_s <= FORGOTTEN_S:
+            return
+    if started:
+        check_trusted(directory.path, "directory")
+        if state.phase == "unknown" and _lives_elsewhere(directory):
+            return
+        directory.clear()
+    for path in leased:
+        path.unlink(missing_ok=True)
+
+
+def _lives_elsewhere(directory: JobDirectory) -> bool:
+    """Whether boot runs where its process cannot be seen, such as in another container with this host's name."""
+    try:
+        address = ChannelAddress.from_json(directory.channel.read_bytes())
+        quiet_s = time.time() - directory.heartbeat.stat().st_mtime
+    except (OSError, MpibootError):
+        return False
+    return address.host_identity != host_identity() and quiet_s < QUIET_S
 
 
 def describe(live: Sequence[tuple[Job, JobState]]) -> str:

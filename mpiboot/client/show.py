@@ -151,7 +151,8 @@ def table(jobs: Sequence[tuple[Job, JobState]]) -> str:
     )
     rows = [("JOB", "NAME", "STATE", times, why)]
     for job, state in jobs:
-        rows.append((job.job_id, state.name, state.state, _time(state, all_live), _nodes_or_reason(state)))
+        why = state.nodes if state.live and state.nodes else state.reason
+        rows.append((job.job_id, one_line(state.name), state.state, _time(state, all_live), one_line(why)))
     columns = list(zip(*rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
     # A narrow terminal has no room for all: the name goes first, then the time; what can be typed again stays whole.
@@ -174,9 +175,9 @@ def _time(state: JobState, all_live: bool) -> str:
     return left if all_live else f"{left} left"
 
 
-def _nodes_or_reason(state: JobState) -> str:
-    """Return, in one line, the nodes of a running job, or why a job waits or has ended."""
-    return " ".join((state.nodes if state.live and state.nodes else state.reason).split())
+def one_line(text: str) -> str:
+    """Return a text for one line of a terminal: a job's name may hold line breaks and control characters."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
 
 def redirect_page(job: Job, link: str) -> Path:

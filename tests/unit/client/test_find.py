@@ -1,5 +1,7 @@
 import os
 import re
+import socket
+import time
 
 import pytest
 
@@ -8,8 +10,11 @@ from mpiboot.batch.job_state import JobState
 from mpiboot.batch.local.submission import Local
 from mpiboot.batch.slurm.submission import SEPARATOR
 from mpiboot.client import find, polling
+from mpiboot.common.processes import host_identity
 from mpiboot.errors import BatchError
+from mpiboot.protocol.channel_messages import ChannelAddress
 from mpiboot.protocol.job_directory import JobDirectory
+from mpiboot.protocol.messages import to_json
 
 
 def test_no_job_is_live(monkeypatch):
@@ -110,3 +115,25 @@ def test_what_ended_jobs_left_goes_and_what_live_ones_need_stays(monkeypatch, tm
     assert len(list(tmp_path.glob("jobs/*/events.jsonl"))) == 6
     assert set(leases(tmp_path)) == {"stand-in-1", "stand-in-2", "stand-in-7"}
     assert archive.exists()
+
+
+@pytest.mark.parametrize(
+    ("identity", "age_s", "cleared"),
+    [("another-container", 10.0, False), ("another-container", 300.0, True), (None, 10.0, True)],
+    ids=["another container", "it ended", "killed here"],
+)
+def test_secrets_of_a_job_in_another_container_of_that_name_stay(
+    monkeypatch, tmp_path, identity, age_s, cleared
+):
+    monkeypatch.setenv("MPIBOOT_HOME", str(tmp_path))
+    key = f"local-{socket.gethostname()}-999999999-1"  # no such process can be seen here
+    directory = JobDirectory.create(tmp_path, key)
+    directory.endpoint.touch(mode=0o600)
+    address = ChannelAddress("1", [], 1, None, identity or host_identity(), 999999999, "1")
+    directory.channel.write_bytes(to_json(address))
+    at = time.time() - age_s
+    os.utime(directory.heartbeat, (at, at))
+    untrusted = JobDirectory.create(tmp_path, key.replace("-1", "-0"))  # is passed over
+    untrusted.path.chmod(0o777)
+    find.clear_ended(find.directories_to_clear(), Local())
+    assert directory.endpoint.exists() is not cleared

@@ -1,3 +1,5 @@
+import dataclasses
+
 import dask
 import pytest
 from standin import endpoint_of
@@ -43,6 +45,12 @@ def test_the_dashboard_of_an_ended_job_is_not_waited_for(two, monkeypatch):
 def test_a_table_in_a_narrow_terminal(two, monkeypatch, columns, lines):
     monkeypatch.setenv("COLUMNS", columns)
     assert show.table(two).splitlines()[: len(lines)] == lines
+
+
+def test_a_job_takes_one_line_whatever_its_name(two):
+    job, state = two[0]
+    named = dataclasses.replace(state, name="a\nb\x1b[2J", nodes="")
+    assert show.table([(job, named)]).splitlines()[1:] == ["7    a b?[2J  RUNNING"]
 
 
 def test_a_table_fits_80_columns(two, monkeypatch):
