@@ -7,7 +7,6 @@ of it: a kind does not take a number for a text. Boot starts with this module: i
 import os
 import re
 import urllib.parse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +137,9 @@ def _choice(*choices: str) -> Kind:
     return Kind(parse, choices=choices)
 
 
-def _origins(text: str | Sequence[str]) -> str:
+def _origins(text: Any) -> str:
     """Parse origins of web pages, a list or text with blanks or commas in between; return them with blanks in between."""
-    words = text.replace(",", " ").split() if isinstance(text, str) else text
+    words = text if isinstance(text, list | tuple) else _text(text).replace(",", " ").split()
     return " ".join(dict.fromkeys(_origin(word) for word in words))
 
 

@@ -265,6 +265,35 @@ def test_every_kind_has_values_here():
     assert {option.kind for option in OPTIONS.values() if not option.kind.choices} <= VALUES.keys()
 
 
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.binary()
+    | st.dates()
+    | st.complex_numbers(),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2) | st.sets(st.text())
+    ),
+    max_leaves=3,
+)
+
+
+@given(
+    option=st.sampled_from(list(OPTIONS.values())),
+    value=anything,
+    place=st.sampled_from([SUBMIT, PYTHON, FILE, BOOT]),
+)
+@hypothesis.settings(SETTINGS, max_examples=300)
+def test_a_value_of_any_type_is_taken_or_refused_in_words(option, value, place):
+    try:
+        assert option.parse(value, place) is not None
+    except UsageError as error:
+        assert option.name.replace("_", "-") in str(error).replace("_", "-") and error.remedy
+
+
 scalars = st.text("0123456789eExobn+-._:~TZ ", max_size=12) | st.sampled_from(
     [
         *(
