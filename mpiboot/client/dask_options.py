@@ -158,9 +158,15 @@ def _sections(dask: Any) -> Iterator[tuple[Path, Mapping[Any, Any], Mapping[Any,
             continue
         if not isinstance(section, Mapping):
             raise _not_a_mapping(path)
-        with path.open() as file:
-            texts = yaml.load(file, text_loader)[SECTION]
-        yield path, section, texts
+        text = path.read_text()
+        nodes = [node for key, node in yaml.compose(text, text_loader).value if key.value == SECTION]
+        keys = [key.value for node in nodes if isinstance(node, yaml.MappingNode) for key, _ in node.value]
+        twice = [SECTION] if len(nodes) > 1 else [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise UsageError(
+                f"{path}: {twice[0]} stands twice, and YAML reads the last one alone", "Remove one"
+            )
+        yield path, section, yaml.load(text, text_loader)[SECTION]
 
 
 def _entries(path: Path, section: Mapping[Any, Any], texts: Mapping[Any, Any]) -> dict[str, Entry]:

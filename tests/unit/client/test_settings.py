@@ -115,6 +115,8 @@ def test_a_wrong_value_in_a_file_is_named_with_the_remedy(dask_files, text, mess
         ("mpiboot: no", "what `mpiboot:` holds is not a mapping of keys to values. Write one option a line below"),
         ("MPIboot: {nodes: 2}", "the key MPIboot is unknown. Write mpiboot"),
         ("mpi-boot: {nodes: 2}", "the key mpi-boot is unknown. Write mpiboot"),
+        ("mpiboot: {nodes: 2, nodes: 3}", "nodes stands twice, and YAML reads the last one alone. Remove one"),
+        ("mpiboot: {nodes: 2}\nmpiboot: {mem: 3}", "mpiboot stands twice, and YAML reads the last one alone. Remove"),
         ("mpiboot: {idle-timeout: 1, idle_timeout: 2}", "idle-timeout and idle_timeout are the same option. Remove one"),
     ],
 )  # fmt: skip
