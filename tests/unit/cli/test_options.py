@@ -44,13 +44,16 @@ def test_the_shell_completes(monkeypatch, arguments, incomplete, expected):
     assert {completion.value for completion in completions} == expected
 
 
-def test_options_that_were_not_typed_are_left_to_the_lower_layers(run, monkeypatch):
+@pytest.mark.parametrize("command", [("x", "-y"), ("x", "--nodes", "3", "--", "-J", ""), ("x", "--help")])
+@pytest.mark.parametrize("separator", [("--",), ()])
+def test_what_is_typed_reaches_the_job_and_the_rest_is_left_to_the_lower_layers(
+    run, monkeypatch, command, separator
+):
     layers = []
     monkeypatch.setattr(
         "mpiboot.client.settings.load_config", lambda layer, place: layers.append(layer) or exit(9)
     )
+    typed = ("-N", "2", "--no-stage", "--env-var", "A", "--env-var", "B=1")
     with pytest.raises(SystemExit):
-        run("submit", "--nodes", "2", "--no-stage", "--env-var", "A", "--env-var", "B=1", "--", "x", "-y")
-    assert layers == [
-        {"nodes": "2", "no_stage": True, "env_var": ("A", "B=1"), "command": ("x", "-y")},
-    ]
+        run("submit", *typed, *separator, *command)
+    assert layers == [{"nodes": "2", "no_stage": True, "env_var": ("A", "B=1"), "command": command}]
