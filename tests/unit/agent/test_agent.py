@@ -14,6 +14,7 @@ from waiting import wait_until
 
 from envpack.pack.packing import pack
 from envpack.stage import gc, marker
+from mpiboot.agent.folders import LOCK_NAME
 from mpiboot.boot.certificates import make_job_secrets
 from mpiboot.boot.channel import Channel
 from mpiboot.common.processes import host_identity, process_start
@@ -222,6 +223,9 @@ def test_a_long_error_keeps_its_beginning_and_its_remedy(node):
 def test_the_second_agent_on_a_shared_staging_root_refuses_and_leaves_it_to_the_first(node, tmp_path):
     first = node()
     first.answer()
+    # Both run on this host: the lock names another, as that of another node's agent does.
+    [lock] = (first.root / f"mpiboot-{os.getuid()}").rglob(LOCK_NAME)
+    lock.write_text("another-host 1")
     second = Node(tmp_path / "second", name="n3", root=str(first.root))
     try:
         assert "is on a shared file system. Set MPIBOOT_STAGE_ROOT" in second.answer().error.replace(
