@@ -17,6 +17,7 @@ import threading
 from pathlib import Path
 
 from mpiboot.agent.folders import nameless_file
+from mpiboot.common.patterns import matches
 from mpiboot.protocol.node import (
     AGENT_SOCKET_NAME,
     DESCRIPTORS_MAX,
@@ -70,6 +71,9 @@ class Ranks:
             # A rank does not know its node's name; the agent does.
             request["command"] += request["node_arguments"][self.node]
             request["node_arguments"] = {}
+            # The launcher may have started on another node, whose devices have other numbers.
+            own = {name: value for name, value in os.environ.items() if matches(name, request["nodes_own"])}
+            request["environment"] = {**own, **request["environment"]}
             if self.server is None or self.server.poll() is not None:
                 self.start_server(request)
             assert self.server and self._to_server

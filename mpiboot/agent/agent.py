@@ -332,7 +332,9 @@ class Agent:
 
     async def prepare(self, orders: Orders) -> NodeReport:
         """Make the job's folder on this node, listen for the node's ranks and the other agents, and report."""
-        self.folder = await in_thread(PREPARE_TIMEOUT_S, make_job_folder, Path(orders.root), orders.job_key)
+        self.folder = await in_thread(
+            PREPARE_TIMEOUT_S, make_job_folder, Path(orders.root), orders.job_key, orders.job_variables
+        )
         self.ranks = Ranks(self.folder, self.node, self.output.writer, self.output.reader)
         asyncio.get_running_loop().add_reader(self.ranks.listener, self.accept_rank)
         port = 0
@@ -597,11 +599,12 @@ class Agent:
 
     async def _clean(self, _: Ending) -> None:
         """Clean the node in a thread, while the event loop reads the ranks' last output."""
-        if self.folder:
+        if self.folder and self.orders:
+            arguments = self.folder, self.orders.job_variables, LEFTOVERS_GRACE_S
             try:
-                await in_thread(CLEAN_TIMEOUT_S, clean, self.folder, LEFTOVERS_GRACE_S)
+                await in_thread(CLEAN_TIMEOUT_S, clean, *arguments)
             except RuntimeError:  # no thread can be started
-                clean(self.folder, LEFTOVERS_GRACE_S)
+                clean(*arguments)
 
     async def _clear(self, ending: Ending) -> None:
         """Clear the job directory of secrets if boot may have been killed before it did so.

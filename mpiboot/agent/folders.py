@@ -8,6 +8,7 @@ import contextlib
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from envpack.common.locks import open_lock_file, try_lock, wait_for_lock
@@ -31,8 +32,10 @@ PREDECESSOR_S = 90.0
 PREDECESSOR_POLL_S = 0.2
 
 
-def make_job_folder(root: Path, job_key: str) -> Path:
+def make_job_folder(root: Path, job_key: str, job_variables: Mapping[str, str]) -> Path:
     """Make and lock the job's folder, mode 0700, and clean up after jobs whose agents were killed.
+
+    `job_variables` is as in `Orders`.
 
     The lock is held as long as this process lives: a folder whose lock is free belongs to a job whose agent was killed.
 
@@ -49,7 +52,7 @@ def make_job_folder(root: Path, job_key: str) -> Path:
     (user_folder(root) / ".jobs").mkdir(mode=0o700, exist_ok=True)
     folder = job_folder(root, job_key)
     deadline = time.monotonic() + PREDECESSOR_S
-    while (holder := _take_job_folder(root, folder)) is not None:
+    while (holder := _take_job_folder(root, folder, job_variables)) is not None:
         identity, _, pid = holder.partition(" ")
         if identity != host_identity():
             raise StageError(
@@ -65,7 +68,7 @@ def make_job_folder(root: Path, job_key: str) -> Path:
     return folder
 
 
-def _take_job_folder(root: Path, folder: Path) -> str | None:
+def _take_job_folder(root: Path, folder: Path, job_variables: Mapping[str, str]) -> str | None:
     """Make and lock a job's folder.
 
     Returns
@@ -77,7 +80,7 @@ def _take_job_folder(root: Path, folder: Path) -> str | None:
     one_at_a_time = open_lock_file(user_folder(root) / ".jobs.lock")
     wait_for_lock(one_at_a_time)
     try:
-        clean_abandoned(root)
+        clean_abandoned(root, job_variables)
         folder.mkdir(mode=0o700, exist_ok=True)
         try:
             descriptor = lock_folder(folder)
@@ -115,32 +118,34 @@ def nameless_file(folder: Path, name: str) -> int:
     return descriptor
 
 
-def clean_abandoned(root: Path) -> None:
+def clean_abandoned(root: Path, job_variables: Mapping[str, str]) -> None:
     """Clean up after the jobs on this node whose agents were killed."""
     for folder in (user_folder(root) / ".jobs").iterdir():
         with contextlib.suppress(FileNotFoundError):  # its own agent is removing it
             descriptor = lock_folder(folder)
             if descriptor is not None:
-                clean(folder, 0.0)
+                clean(folder, job_variables, 0.0)
                 os.close(descriptor)
 
 
-def clean(folder: Path, grace_s: float) -> None:
+def clean(folder: Path, job_variables: Mapping[str, str], grace_s: float) -> None:
     """Remove everything that a job has left on this node: processes, shared memory, a launcher's files, and folder.
 
     Parameters
     ----------
     folder : path
         The job's folder; its name is the job key.
+    job_variables : mapping
+        As in `Orders`.
     grace_s : float, seconds
         How long the job's processes may take to end by themselves.
     """
     try:
         began = (folder / LOCK_NAME).stat().st_mtime
-        end_leftovers(folder.name, grace_s)
-        other_jobs = {key for _, key in marked_processes()} - {folder.name}
+        end_leftovers(folder.name, job_variables, grace_s)
+        other_jobs = {key for _, key in marked_processes(job_variables)} - {folder.name}
         spare = PYTHON_SHM_PREFIX if other_jobs else None
-        remove_shared_memory(began, spare=spare, dying=leftovers(folder.name))
+        remove_shared_memory(began, spare=spare, dying=leftovers(folder.name, job_variables))
         if not other_jobs:  # a launcher that starts just now needs its file
             remove_hydra_files(began)
         # The last of these jobs removes what was spared: backdate their locks, so that they also remove what is left of

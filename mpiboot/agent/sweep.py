@@ -7,7 +7,7 @@ The agent imports it; it imports what an agent may import at its start.
 import contextlib
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from mpiboot.common.processes import end_all, process_ids
@@ -29,37 +29,57 @@ TEMPORARY = Path("/tmp")
 HYDRA_FILES = "hydra_hwloc_xmlfile_??????"
 
 
-def marked_processes() -> Iterator[tuple[int, str]]:
+def marked_processes(job_variables: Mapping[str, str]) -> Iterator[tuple[int, str]]:
     """Yield the process id and the job key of this user's processes that belong to a job.
 
     A job's ranks, launcher and command have its key in their environment, and so have all processes that these start.
+
+    Parameters
+    ----------
+    job_variables : mapping
+        As in `Orders`.
     """
-    mark = f"{JOB_KEY_VARIABLE}=".encode()
     for pid in process_ids():
         with contextlib.suppress(OSError):
             if (process := Path(f"/proc/{pid}")).stat().st_uid == os.getuid():
-                for variable in (process / "environ").read_bytes().split(b"\0"):
-                    if variable.startswith(mark):
-                        yield pid, variable[len(mark) :].decode(errors="replace")
+                entries = (process / "environ").read_bytes().decode(errors="replace").split("\0")
+                environ = dict(entry.split("=", 1) for entry in entries if "=" in entry)
+                if key := job_key(environ, job_variables):
+                    yield pid, key
 
 
-def leftovers(job_key: str) -> set[int]:
+def job_key(environ: Mapping[str, str], job_variables: Mapping[str, str]) -> str | None:
+    """Return the key of the job that a process with this environment belongs to; None if it belongs to none.
+
+    A job that a task or the command has submitted inherits their variables. Its processes belong to that job: the batch
+    system has given them its id.
+    """
+    key = environ.get(JOB_KEY_VARIABLE)
+    if key is None:
+        return None
+    job_id = environ.get(job_variables.get(key.partition("-")[0], ""))
+    return key if job_id is None or key.endswith(f"-{job_id}") else None
+
+
+def leftovers(key: str, job_variables: Mapping[str, str]) -> set[int]:
     """Return the process ids of a job's processes on this node, without this process."""
-    return {pid for pid, key in marked_processes() if key == job_key} - {os.getpid()}
+    return {pid for pid, found in marked_processes(job_variables) if found == key} - {os.getpid()}
 
 
-def end_leftovers(job_key: str, grace_s: float) -> None:
+def end_leftovers(key: str, job_variables: Mapping[str, str], grace_s: float) -> None:
     """Wait until the job's processes have ended by themselves, then end the rest: SIGTERM, then SIGKILL.
 
     Parameters
     ----------
-    job_key : str
+    key : str
         Names the job.
+    job_variables : mapping
+        As in `Orders`.
     grace_s : float, seconds
         How long to wait before the first signal.
     """
     end_all(
-        lambda: leftovers(job_key),
+        lambda: leftovers(key, job_variables),
         by_themselves_s=grace_s,
         after_term_s=TERM_GRACE_S,
         after_kill_s=KILL_GRACE_S,

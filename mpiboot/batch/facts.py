@@ -21,6 +21,11 @@ class Facts(NamedTuple):
         them.
     kept_variables : tuple of str
         Variables that match `variables` but belong to the user or the site, such as the path of a configuration file.
+    step_variables : tuple of str
+        Those that describe one step of a job, or one process in it; with `*` at its end, all names that begin so. Tasks
+        do not get them: a command of the batch system would take them for wishes.
+    device_variables : tuple of str
+        Variables that a job has if it was given devices, which each node numbers for itself.
     launcher : str or None
         Its own launcher of MPI ranks, as named in `--mpi`; None if it has none.
     transport : str or None
@@ -33,6 +38,8 @@ class Facts(NamedTuple):
     job_variable: str | None = None
     variables: tuple[str, ...] = ()
     kept_variables: tuple[str, ...] = ()
+    step_variables: tuple[str, ...] = ()
+    device_variables: tuple[str, ...] = ()
     launcher: str | None = None
     transport: str | None = None
 

@@ -41,6 +41,21 @@ def variable_prefixes() -> tuple[str, ...]:
     return tuple(prefix for each in all_facts() for prefix in each.variables)
 
 
+def kept_variables() -> tuple[str, ...]:
+    """Return the variables of batch systems that belong to the user or the site."""
+    return tuple(name for each in all_facts() for name in each.kept_variables)
+
+
+def step_variables() -> tuple[str, ...]:
+    """Return patterns of the variables that describe one step of a job or one process in it, not the job or the node."""
+    return tuple(pattern for each in all_facts() for pattern in each.step_variables)
+
+
+def job_variables() -> dict[str, str]:
+    """Return the variable with the job's id in every process of a job, by the name of its batch system."""
+    return {each.name: each.job_variable for each in all_facts() if each.job_variable}
+
+
 def describes_a_job(variable: str) -> bool:
     """Whether a batch system set this environment variable for one job, so that another job must not inherit it."""
     return any(

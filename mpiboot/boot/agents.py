@@ -17,11 +17,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from envpack.common.places import host_name
+from mpiboot.batch import registry
 from mpiboot.boot.agent_program import write_agent_program
 from mpiboot.boot.channel import NODES_SHOWN, Answer, Channel
 from mpiboot.boot.choose_interface import preferred_first
 from mpiboot.boot.context import Context
 from mpiboot.common.interfaces import interfaces
+from mpiboot.common.patterns import matches
 from mpiboot.common.ports import other_ports
 from mpiboot.common.processes import host_identity, process_start
 from mpiboot.common.units import show_duration
@@ -40,7 +42,7 @@ from mpiboot.protocol.channel_messages import (
 )
 from mpiboot.protocol.job_directory import write_atomic
 from mpiboot.protocol.messages import to_dict
-from mpiboot.protocol.variables import LINKER_PLAIN_SEARCH
+from mpiboot.protocol.variables import DEVICES, LINKER_PLAIN_SEARCH
 
 logger = logging.getLogger(__name__)
 
@@ -113,10 +115,15 @@ class Agents:
         context = self._context
         # -S: site-packages of a slow file system is not searched; -B: nothing is written there.
         agent = [sys.executable, "-I", "-S", "-B", str(context.directory.agent_program)]
+        environ = context.job_environment(os.environ)
+        # If the batch system gives devices, it numbers those of each node, or the node has none.
+        facts = registry.facts(context.allocation.batch_system)
+        if any(name in environ for name in facts.device_variables):
+            environ = {name: value for name, value in environ.items() if not matches(name, DEVICES)}
         with self._log.open("ab") as log:
             return subprocess.Popen(
                 context.system.on_every_node(context.allocation, [*agent, str(context.directory.path)]),
-                env=context.job_environment(os.environ) | LINKER_PLAIN_SEARCH,
+                env=environ | LINKER_PLAIN_SEARCH,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

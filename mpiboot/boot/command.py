@@ -10,10 +10,13 @@ from typing import Any
 
 from mpiboot.batch.allocation import batch_variables
 from mpiboot.boot.context import Context
+from mpiboot.common.patterns import matches
 from mpiboot.errors import UsageError
+from mpiboot.protocol.rank_environment import task_environment
 from mpiboot.protocol.variables import (
     DASK_SCHEDULER_ADDRESS,
-    MPI_ONLY_VARIABLE,
+    DEVICES,
+    NODE_FILES,
     SCHEDULER_FILE_VARIABLE,
 )
 
@@ -40,10 +43,9 @@ def start_command(
     command = context.config.command
     if not command:
         return None
-    mpi_only = (*variables[MPI_ONLY_VARIABLE].split(), MPI_ONLY_VARIABLE)
+    own = {name: value for name, value in os.environ.items() if matches(name, (*DEVICES, *NODE_FILES))}
     environ = {
-        **batch_variables(os.environ),
-        **{name: value for name, value in variables.items() if name not in mpi_only},
+        **task_environment(variables, {**batch_variables(os.environ), **own}),
         DASK_SCHEDULER_ADDRESS: scheduler["address"],
         SCHEDULER_FILE_VARIABLE: str(context.directory.scheduler_file),
     }

@@ -20,9 +20,10 @@ from mpiboot.boot.context import Context, Network, Staged
 from mpiboot.boot.ports import RankPorts, choose_ports
 from mpiboot.common.processes import keep_orphans
 from mpiboot.protocol import rank_environment
+from mpiboot.protocol.environment_table import EnvironmentTable
 from mpiboot.protocol.job_directory import write_atomic
 from mpiboot.protocol.node import RankPlan
-from mpiboot.protocol.variables import PYTHON_VARIABLES
+from mpiboot.protocol.variables import DEVICES, NODE_FILES, PYTHON_VARIABLES
 
 logger = logging.getLogger(__name__)
 
@@ -64,10 +65,12 @@ def prepare_ranks(
     context.events.phase("launch")
     config, directory = context.config, context.directory
     ports = choose_ports(config, sizing)
+    table = EnvironmentTable(registry.variable_prefixes(), registry.kept_variables())
     variables = rank_environment.rank_variables(
         os.environ,
         requested,
-        batch_prefixes=registry.variable_prefixes(),
+        table=table,
+        mpi_only=registry.step_variables(),
         source=context.source,
         prefix=staged.prefix,
         job_directory=directory.path,
@@ -82,6 +85,7 @@ def prepare_ranks(
     plan = RankPlan(
         set=variables,
         unset=[*PYTHON_VARIABLES],
+        nodes_own=[*DEVICES, *NODE_FILES],
         required_files=[] if config.insecure else sorted(map(str, directory.tls.iterdir())),
         agent_folder=str(context.job_folder),
         command=rank_command(context, staged, network, ports),

@@ -124,6 +124,7 @@ def agent_orders(context: Context, archive: Path | None) -> Orders:
         pack_id=pack_id,
         cancel_command=context.system.cancel_command(context.allocation.job_id),
         interface=context.config.interface,
+        job_variables=registry.job_variables(),
         ports=[ports[0], ports[-1]],
     )
 

@@ -13,9 +13,11 @@ from typing import Any
 from distributed import Nanny
 
 from mpiboot.common.mpi import WORKER_UNSET_PREFIXES
+from mpiboot.common.patterns import matches
 from mpiboot.distributed_internals import last_ended_for_memory, on_worker_exit, worker_memory_limit
 from mpiboot.protocol.variables import MPI_ONLY_VARIABLE, WORKER_PAGES_VARIABLE
 
+OWN_PRELOADS = f"{__package__}."
 WORKER_EXIT_TOPIC = "mpiboot-worker-exit"
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
@@ -27,10 +29,28 @@ def dask_setup(nanny: Nanny) -> None:
     if offset := os.environ.get(WORKER_PAGES_VARIABLE):
         # One port per nanny, and so per worker, on this host. If another program has it, distributed takes any other.
         nanny.worker_kwargs["dashboard_address"] = f"{nanny.ip}:{nanny.port + int(offset)}"
-    mpi_only = (*os.environ.get(MPI_ONLY_VARIABLE, "").split(), MPI_ONLY_VARIABLE)
-    for name in [name for name in os.environ if name.startswith(WORKER_UNSET_PREFIXES) or name in mpi_only]:
-        del os.environ[name]
+    mpi_only = [*os.environ.get(MPI_ONLY_VARIABLE, "").split(), MPI_ONLY_VARIABLE]
+    for name in list(os.environ):
+        if name.startswith(WORKER_UNSET_PREFIXES) or matches(name, mpi_only):
+            del os.environ[name]
+    forget_own_preloads(nanny.config)
     on_worker_exit(nanny, exit_reporter(nanny))
+
+
+def forget_own_preloads(config: dict[str, Any]) -> None:
+    """Remove mpiboot's preloads from the Dask configuration that the worker gets, for clusters that its tasks make.
+
+    The worker's own are arguments, which the nanny has read already.
+    """
+    for role in ("scheduler", "nanny", "worker"):
+        settings = config["distributed"][role]
+        preloads, arguments = settings["preload"], settings["preload-argv"]
+        theirs = [number for number, name in enumerate(preloads) if not name.startswith(OWN_PRELOADS)]
+        if len(theirs) < len(preloads):
+            settings |= {
+                "preload": [preloads[number] for number in theirs],
+                "preload-argv": [arguments[number] for number in theirs],
+            }
 
 
 def exit_reporter(nanny: Nanny) -> Callable[[int], None]:

@@ -78,6 +78,8 @@ class Orders:
         The interface that the user has named, or `auto`; it may be an alias.
     ports : list of int
         The first and the last port on which an agent may listen; empty: any.
+    job_variables : dict of str to str
+        The variable in which a job's processes have its id, by the name of its batch system.
     """
 
     number: int
@@ -91,6 +93,7 @@ class Orders:
     cancel_command: list[str] | None
     interface: str = "auto"
     ports: list[int] = field(default_factory=list)
+    job_variables: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ class RankPlan(TypedDict):
     ----------
     set, unset : dict of str to str, list of str
         Variables that the rank gets, and variables that it must not inherit from its launcher; `set` has precedence.
+    nodes_own : list of str
+        As in `RankRequest`; variables in `set` have precedence.
     required_files : list of str
         Files that the rank must be able to read; otherwise it does not start.
     agent_folder : str
@@ -35,6 +37,7 @@ class RankPlan(TypedDict):
 
     set: dict[str, str]
     unset: list[str]
+    nodes_own: list[str]
     required_files: list[str]
     agent_folder: str
     command: list[str]
@@ -56,6 +59,9 @@ class RankRequest(TypedDict):
         Path of fork_server.py.
     environment : dict of str to str
         The rank's environment.
+    nodes_own : list of str
+        Names of variables that the rank gets from its node's agent, whatever its launcher has; with `*` at its end, all
+        names that begin so. The agent adds them to `environment`.
     folder : str
         The rank's working directory.
     lock : str or None
@@ -68,6 +74,7 @@ class RankRequest(TypedDict):
     node_arguments: dict[str, list[str]]
     server: str
     environment: dict[str, str]
+    nodes_own: list[str]
     folder: str
     lock: str | None
     descriptors: list[int]

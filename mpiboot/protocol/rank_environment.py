@@ -1,29 +1,41 @@
 """The environment of the ranks: `rank_variables` makes it, from boot's own environment and the job's settings.
 
-Client and boot import this module: `requested_variables` and `of_another_job` serve a submit, too. It imports
-`envpack.common`, `common.mpi`, `protocol.secrets`, `protocol.variables` and the errors.
+Client and boot import this module: `requested_variables` and `of_another_job` serve a submit, too. `environment_table`
+says what becomes of each variable.
 """
 
+import json
 import os
 import pwd
-import shlex
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from envpack.common.prefix import is_conda
-from mpiboot.common.mpi import LAUNCH_PREFIXES, RANK_UNSET_PREFIXES
-from mpiboot.errors import StageError, UsageError
+from mpiboot.common.mpi import LAUNCH_PREFIXES
+from mpiboot.common.patterns import matches
+from mpiboot.errors import UsageError
 from mpiboot.protocol import secrets
 from mpiboot.protocol import variables as names
+from mpiboot.protocol.activation import activated
+from mpiboot.protocol.environment_table import EnvironmentTable, Fate
+from mpiboot.protocol.relocation import Relocation
+
+# Dask's settings that mpiboot changes unless the user has: a lost node must cost neither tasks nor workers elsewhere.
+# Dask's default of 30 s for connections would lose workers before a cut-off agent gives up its node
+# (protocol.channel.SILENCE_S).
+DASK_DEFAULTS = {
+    "distributed.scheduler.allowed-failures": 10,
+    "distributed.scheduler.worker-ttl": "60s",
+    "distributed.comm.timeouts.tcp": "50s",
+}
 
 
 def rank_variables(
     environ: Mapping[str, str],
     requested: Mapping[str, str],
     *,
-    batch_prefixes: tuple[str, ...],
+    table: EnvironmentTable,
+    mpi_only: Sequence[str],
     source: Path,
     prefix: Path,
     job_directory: Path,
@@ -35,10 +47,10 @@ def rank_variables(
     dashboard_origins: str | None = None,
     ports: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, str]:
-    """Make the environment of every rank, without the variables that its launcher adds.
+    """Make the environment of every rank, without the variables that its launcher and its node add.
 
-    Later layers have precedence: settings of Dask and MPI; the user's environment, activated in `prefix`, without
-    variables of one host or one run; the variables of `--env-var`; preloads and encryption.
+    Later layers have precedence: settings of MPI; the user's environment, activated in `prefix`, as `table` says; what
+    the job's processes need; the variables of `--env-var`; encryption.
 
     Parameters
     ----------
@@ -46,8 +58,10 @@ def rank_variables(
         Environment of boot.
     requested : mapping
         Variables of `--env-var`.
-    batch_prefixes : tuple of str
-        How the names of batch systems' variables start.
+    table : EnvironmentTable
+        What becomes of each variable of `environ`.
+    mpi_only : sequence of str
+        Patterns of the launcher's variables that tasks do not inherit.
     source, prefix : Path
         The source prefix, and the one that the ranks run from.
     job_directory, job_folder : Path
@@ -80,115 +94,99 @@ def rank_variables(
         # A UCX address that contains all of a node's devices exceeds the limit of a value in a batch system's PMI-1
         # (1024 bytes), and MPICH aborts.
         mpi |= {names.UCX_TRANSPORTS: "tcp,self,sm", names.UCX_DEVICES: interface}
-    users = carried(activation(prefix, relocated(environ, source, prefix), source), batch_prefixes)
-    guard = [secrets.GUARD_PRELOAD] if encrypted else []
-    variables = {
-        names.DASK_ALLOWED_FAILURES: "10",
-        names.DASK_WORKER_TTL: "60s",
-        # Dask's default of 30 s would lose workers before a cut-off agent gives up its node (protocol.channel.SILENCE_S).
-        names.DASK_TCP_TIMEOUT: "50s",
-        **mpi,
-        **users,
+    users = user_variables(environ, table, source, prefix)
+    relocation = Relocation(source, prefix, environ)
+    requested = {name: relocation.value(value) for name, value in requested.items()}
+    tasks_lack = [*(mpi.keys() - users.keys() - requested.keys()), names.DASK_SETTINGS_VARIABLE, *mpi_only]
+    ours = {
         names.CONTROL_FOLDER_VARIABLE: str(job_folder),
         names.IDLE_TIMEOUT_VARIABLE: "" if idle_timeout_s is None else f"{idle_timeout_s:.17g}",
         names.JOB_KEY_VARIABLE: job_directory.name,
         names.MPI4PY_FINALIZE: "0",
-        names.MPI_ONLY_VARIABLE: " ".join(mpi.keys() - users.keys() - requested.keys()),
-        "TMPDIR": str(job_folder),
-        **requested,
-        names.DASK_SCHEDULER_PRELOAD: str([*guard, "mpiboot.preloads.scheduler"]),
-        names.DASK_NANNY_PRELOAD: str([*guard, "mpiboot.preloads.nanny"]),
+        names.MPI_ONLY_VARIABLE: " ".join(tasks_lack),
+        names.DASK_SETTINGS_VARIABLE: json.dumps(dask_settings(encrypted)),
     }
+    security = {}
     if encrypted:
-        variables[names.DASK_WORKER_PRELOAD] = str(guard)
-        variables |= secrets.dask_tls_environment(job_directory)
-        variables |= secrets.guard_environment(job_directory, dashboard_origins)
+        security = secrets.dask_tls_environment(job_directory)
+        security |= secrets.guard_environment(job_directory, dashboard_origins)
         if dashboard_tls:
-            variables |= secrets.dashboard_tls_environment(job_directory)
-    return variables
+            security |= secrets.dashboard_tls_environment(job_directory)
+    theirs = without_other_spellings({**mpi, **users, "TMPDIR": str(job_folder), **requested}, security)
+    return theirs | ours | security
 
 
-def relocated(environ: Mapping[str, str], source: Path, prefix: Path) -> dict[str, str]:
-    """Return `environ` with `prefix` active instead of `source`."""
-    variables = {name: value for name, value in environ.items() if name not in names.PYTHON_VARIABLES}
-    path = [
-        part for part in variables.get("PATH", os.defpath).split(":") if part and not _inside(part, source)
-    ]
-    variables["PATH"] = ":".join([str(prefix / "bin"), *path])
-    for name in names.PATH_LISTS:
-        if name in variables:
-            variables[name] = ":".join(
-                str(prefix) + part[len(str(source)) :] if _inside(part, source) else part
-                for part in variables[name].split(":")
-            )
-    for name in (names.CONDA_PREFIX, names.VIRTUAL_ENV):
-        variables.pop(name, None)
-    variables[names.CONDA_PREFIX if is_conda(prefix) else names.VIRTUAL_ENV] = str(prefix)
-    variables[names.PYTHON_NO_USER_SITE] = "1"
-    return variables
-
-
-def _inside(path: str, folder: Path) -> bool:
-    return path == str(folder) or path.startswith(f"{folder}/")
-
-
-def activation(prefix: Path, environ: Mapping[str, str], source: Path) -> dict[str, str]:
-    """Return `environ` after the `activate.d` scripts of a conda prefix, sourced in their order as conda does.
-
-    Parameters
-    ----------
-    prefix : Path
-        The prefix; without such scripts, nothing changes.
-    environ : mapping
-        The environment of the scripts.
-    source : Path
-        The prefix that `prefix` is a copy of, for the remedy.
+def user_variables(
+    environ: Mapping[str, str], table: EnvironmentTable, source: Path, prefix: Path
+) -> dict[str, str]:
+    """Return what every rank has of boot's environment, activated in `prefix`: all that the table keeps.
 
     Raises
     ------
     StageError
-        bash could not be run, or a script has ended it.
+        The prefix could not be activated.
     """
-    scripts = sorted((prefix / "etc/conda/activate.d").glob("*.sh"))
-    if not scripts:
-        return dict(environ)
-    # The scripts may test unset variables, which must not end the shell, and print to stdout, which must not get into
-    # the output that is parsed.
-    code = 'exec 3>&1 >&2; for script in "$@"; do . "$script"; done; env -0 >&3'
-    command = ["bash", "-c", code, "activate", *map(str, scripts)]
-    try:
-        done = subprocess.run(command, env=dict(environ), capture_output=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise StageError(
-            f"the scripts in {prefix}/etc/conda/activate.d could not be sourced: {error}",
-            f"Try it by hand: conda activate {shlex.quote(str(source))}",
-        ) from error
-    if done.returncode:
-        raise StageError(
-            f"the scripts in {prefix}/etc/conda/activate.d ended with status {done.returncode}: "
-            f"{os.fsdecode(done.stderr).strip()[-500:]}",
-            f"Find the script that exits: conda activate {shlex.quote(str(source))}",
-        )
-    pairs = (entry.partition("=") for entry in os.fsdecode(done.stdout).split("\0") if entry)
-    return {name: value for name, _, value in pairs}
+    relocation = Relocation(source, prefix, environ)
+    # The activation needs the variables that name the active environment; its scripts may ask for any other.
+    before = {name: value for name, value in environ.items() if name not in names.PYTHON_VARIABLES}
+    before |= {
+        name: relocation.value(value)
+        for name, value in before.items()
+        if name not in names.ACTIVE_ENVIRONMENT
+    }
+    before["PATH"] = with_first(str(prefix / "bin"), before.get("PATH") or os.defpath)
+    after = activated(before, source, prefix)
+    return {
+        name: relocation.value(value)
+        for name, value in after.items()
+        if name in names.ACTIVE_ENVIRONMENT
+        or (table.fate(name) not in (Fate.MADE, Fate.PER_NODE, Fate.LEFT_OUT) and not of_another_job(name))
+    }
 
 
-def carried(environ: Mapping[str, str], batch_prefixes: tuple[str, ...]) -> dict[str, str]:
-    """Return the variables that every rank gets from boot: all except those of a host, a login session or a step.
+def with_first(folder: str, path: str) -> str:
+    """Return a PATH in which `folder` comes first, without empty entries: those mean the working directory."""
+    return ":".join(dict.fromkeys([folder, *filter(None, path.split(":"))]))
+
+
+def dask_settings(encrypted: bool) -> dict[str, dict[str, object]]:
+    """Return what rank/run_dask_mpi.py changes in Dask's configuration: preloads of each role, and defaults."""
+    guard = [secrets.GUARD_PRELOAD] if encrypted else []
+    preloads = {
+        "scheduler": [*guard, "mpiboot.preloads.scheduler"],
+        "nanny": [*guard, "mpiboot.preloads.nanny"],
+        "worker": guard,
+    }
+    return {"preload": dict(preloads), "defaults": dict(DASK_DEFAULTS)}
+
+
+def without_other_spellings(variables: Mapping[str, str], ours: Mapping[str, str]) -> dict[str, str]:
+    """Return `variables` without those by which Dask would read a setting of `ours`: it ignores case, and `-` is `_`."""
+    keys = {dask_key(name) for name in ours}
+    return {
+        name: value
+        for name, value in variables.items()
+        if name in ours or not name.startswith(names.DASK_PREFIX) or dask_key(name) not in keys
+    }
+
+
+def dask_key(name: str) -> str:
+    """Return the setting that a variable means (dask.config.collect_env)."""
+    return name.lower().replace("-", "_")
+
+
+def task_environment(variables: Mapping[str, str], nodes_own: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of the batch command: a task's on the first node.
 
     Parameters
     ----------
-    environ : mapping
-        The environment of boot.
-    batch_prefixes : tuple of str
-        How the names of batch systems' variables start.
+    variables : mapping
+        From `rank_variables`.
+    nodes_own : mapping
+        The variables that the batch system has set on this node.
     """
-    left_out = (*batch_prefixes, *RANK_UNSET_PREFIXES, *names.HOST_PREFIXES)
-    return {
-        name: value
-        for name, value in environ.items()
-        if name not in names.HOST_VARIABLES and not name.startswith(left_out)
-    }
+    lacking = [*variables[names.MPI_ONLY_VARIABLE].split(), names.MPI_ONLY_VARIABLE]
+    return {**nodes_own, **{name: value for name, value in variables.items() if not matches(name, lacking)}}
 
 
 def of_another_job(name: str) -> bool:
@@ -198,8 +196,6 @@ def of_another_job(name: str) -> bool:
     """
     if name in names.USER_VARIABLES:
         return False
-    if name.startswith(names.DASK_DISTRIBUTED_PREFIX) and name.endswith("__PRELOAD"):
-        return True
     return name.startswith(
         (names.MPIBOOT_PREFIX, names.DASK_SCHEDULER_ADDRESS, names.DASK_TLS_PREFIX, *LAUNCH_PREFIXES)
     )

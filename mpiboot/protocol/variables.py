@@ -18,22 +18,20 @@ DASHBOARD_ORIGINS_VARIABLE = "MPIBOOT_DASHBOARD_ORIGINS"  # separated by blanks
 WORKER_PAGES_VARIABLE = "MPIBOOT_WORKER_PAGES"
 CONTROL_FOLDER_VARIABLE = "MPIBOOT_CONTROL_FOLDER"  # the job's folder on the node
 IDLE_TIMEOUT_VARIABLE = "MPIBOOT_IDLE_TIMEOUT_S"  # empty: no idle timeout
-MPI_ONLY_VARIABLE = (
-    "MPIBOOT_MPI_ONLY"  # names, separated by blanks, that neither tasks nor the command inherit
+# Names, separated by blanks, that neither tasks nor the command inherit; with `*` at its end, all names that begin so.
+MPI_ONLY_VARIABLE = "MPIBOOT_MPI_ONLY"
+DASK_SETTINGS_VARIABLE = (
+    "MPIBOOT_DASK_SETTINGS"  # JSON: preloads and defaults, which rank/run_dask_mpi.py adds
 )
 SCHEDULER_FILE_VARIABLE = "MPIBOOT_SCHEDULER_FILE"
 SETUP_VARIABLE = "MPIBOOT_SETUP"  # shell lines; the job script evaluates them before anything else
 
-# Dask's. dask.config makes `distributed.scheduler.preload` of DASK_DISTRIBUTED__SCHEDULER__PRELOAD.
+# Dask's. dask.config makes `distributed.comm.require-encryption` of DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION, in any
+# case and with any of `-` and `_`.
+DASK_PREFIX = "DASK_"
 DASK_DISTRIBUTED_PREFIX = "DASK_DISTRIBUTED__"
 DASK_OPTIONS_PREFIX = "DASK_MPIBOOT__"  # mpiboot's options in Dask's configuration
 DASK_SCHEDULER_ADDRESS = "DASK_SCHEDULER_ADDRESS"
-DASK_ALLOWED_FAILURES = "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES"
-DASK_WORKER_TTL = "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL"
-DASK_TCP_TIMEOUT = "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP"
-DASK_SCHEDULER_PRELOAD = "DASK_DISTRIBUTED__SCHEDULER__PRELOAD"
-DASK_NANNY_PRELOAD = "DASK_DISTRIBUTED__NANNY__PRELOAD"
-DASK_WORKER_PRELOAD = "DASK_DISTRIBUTED__WORKER__PRELOAD"
 DASK_REQUIRE_ENCRYPTION = "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION"
 DASK_TLS_PREFIX = (
     "DASK_DISTRIBUTED__COMM__TLS__"  # …SCHEDULER__CERT, …SCHEDULER__KEY, and so on for each role
@@ -47,6 +45,13 @@ DASK_DASHBOARD_KEY = "DASK_DISTRIBUTED__SCHEDULER__DASHBOARD__TLS__KEY"
 CONDA_PREFIX = "CONDA_PREFIX"
 VIRTUAL_ENV = "VIRTUAL_ENV"
 PYTHON_NO_USER_SITE = "PYTHONNOUSERSITE"
+CONDA_DEFAULT_ENV = "CONDA_DEFAULT_ENV"
+CONDA_SHLVL = "CONDA_SHLVL"
+ACTIVE_ENVIRONMENT = (CONDA_PREFIX, CONDA_DEFAULT_ENV, CONDA_SHLVL, VIRTUAL_ENV, PYTHON_NO_USER_SITE)
+# What conda and venv keep of the shell in which they were activated: prompts, and environments below the active one.
+CONDA_SAVED_PREFIX = "__CONDA_SHLVL_"  # …1_NAME: the value that the environment of that level has replaced
+CONDA_SHELL = ("CONDA_PROMPT_MODIFIER", "VIRTUAL_ENV_PROMPT")
+CONDA_SHELL_PREFIXES = ("CONDA_PREFIX_", "CONDA_STACKED_", CONDA_SAVED_PREFIX)
 PYTHON_PATH = "PYTHONPATH"
 # Variables that change where Python finds its own files (python(1)).
 PYTHON_VARIABLES = (
@@ -57,25 +62,47 @@ PYTHON_VARIABLES = (
     "PYTHONSAFEPATH",
     "__PYVENV_LAUNCHER__",
 )
-# Lists of folders, separated by colons, that may lie in a prefix.
-PATH_LISTS = (
-    PYTHON_PATH,
-    "LD_LIBRARY_PATH",
-    "LIBRARY_PATH",
-    "CPATH",
-    "PKG_CONFIG_PATH",
-    "MANPATH",
-    "XDG_DATA_DIRS",
-)
-
 # Set for the agents, whose interpreter is on the shared file system. It keeps the dynamic linker of glibc before 2.37
 # from looking for libraries in a dozen folders that no environment has, such as lib/tls/haswell (ld.so(8)).
 LINKER_PLAIN_SEARCH = {"LD_HWCAP_MASK": "0"}
 
 # Variables of one host, or one login session.
-HOST_PREFIXES = ("XDG_", "SSH_", "DBUS_")
-HOST_VARIABLES = frozenset(
-    ("HOSTNAME", "HOST", "_", "SHLVL", "OLDPWD", "DISPLAY", "XAUTHORITY", "TERM_SESSION_ID")
+HOST_PREFIXES = ("XDG_SESSION_", "XDG_SEAT", "SSH_", "DBUS_", "TMUX", "GNOME_", "VTE_", "WAYLAND_")
+HOST_VARIABLES = (
+    *("HOSTNAME", "HOST", "_", "SHLVL", "OLDPWD", "STY", "WINDOW", "WINDOWID"),
+    *(
+        "XDG_RUNTIME_DIR",
+        "XDG_VTNR",
+        "XDG_CURRENT_DESKTOP",
+        "DISPLAY",
+        "XAUTHORITY",
+        "SESSION_MANAGER",
+        "TERM_SESSION_ID",
+        "GPG_AGENT_INFO",
+    ),
+)
+# Of a service that systemd has started (systemd.exec(5)): the batch system's daemon may be one.
+SERVICE_VARIABLES = (
+    *("INVOCATION_ID", "JOURNAL_STREAM", "SYSTEMD_EXEC_PID", "NOTIFY_SOCKET", "MANAGERPID"),
+    *("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_PID", "WATCHDOG_USEC", "CREDENTIALS_DIRECTORY"),
+)
+# The devices that a job may use on a node, by their numbers there: of NVIDIA, AMD, Intel, Habana, Huawei, AWS and Google.
+DEVICES = (
+    *("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "CUDA_MPS_*"),
+    *("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL"),
+    *("ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR", "HABANA_VISIBLE_*", "ASCEND_RT_VISIBLE_DEVICES"),
+    *("NEURON_RT_VISIBLE_CORES", "TPU_VISIBLE_*"),
+)
+# What a site's prolog, or the batch system, may set on each node: folders, tickets, and lists of CPUs.
+NODE_FILES = (
+    "TMP",
+    "TEMP",
+    "TEMPDIR",
+    "KRB5CCNAME",
+    "GOMP_CPU_AFFINITY",
+    "KMP_AFFINITY",
+    "PSM2_*",
+    "HFI_UNIT",
 )
 NO_COLOR = "NO_COLOR"  # https://no-color.org
 

@@ -24,8 +24,12 @@ def main() -> int:
                 f"mpiboot: a rank on {os.uname().nodename} cannot read {path}, and does not start without it. "
                 f"Look at it on that node: ls -l {path}"
             )
-    # `set` has precedence over `unset`: the user may set PYTHONSAFEPATH with `--env-var`.
-    kept = {name: value for name, value in os.environ.items() if name not in plan["unset"]}
+    # `set` has precedence: the user may set any variable with `--env-var`.
+    starts = tuple(pattern[:-1] for pattern in plan["nodes_own"] if pattern.endswith("*"))
+    names = {*plan["unset"], *plan["nodes_own"]}
+    kept = {
+        name: value for name, value in os.environ.items() if name not in names and not name.startswith(starts)
+    }
     environment = {**kept, **plan["set"]}
     # The open connection to MPI's process manager (PMI-1 and PMI-2 of Hydra and of a batch system's PMI-2).
     descriptors = [int(environment["PMI_FD"])] if environment.get("PMI_FD", "").isdigit() else []
@@ -36,6 +40,7 @@ def main() -> int:
             "node_arguments": plan["node_arguments"],
             "server": plan["server"],
             "environment": environment,
+            "nodes_own": plan["nodes_own"],
             "folder": os.getcwd(),  # noqa: PTH109
             "lock": plan["lock"],
             "descriptors": descriptors,

@@ -39,11 +39,12 @@ class Node:
         self.ranks.listener.settimeout(10)
         self.closed = False
 
-    def stand_in(self, script, *arguments, **variables):
+    def stand_in(self, script, *arguments, plan=None, **variables):
         (self.folder / "script").write_text(script)
         orders = {
-            "set": {},
+            "set": plan or {},
             "unset": [],
+            "nodes_own": ["DEVICES", "MPS_*"],
             "required_files": [],
             "lock": None,
             "agent_folder": str(self.folder),
@@ -113,6 +114,21 @@ def test_a_rank_has_its_stand_ins_environment_folder_and_connection(node):
     theirs.close()
     assert ours.recv(1) == b""  # nobody else holds it: MPI's process manager sees the rank's end
     ours.close()
+
+
+def test_a_rank_has_its_own_nodes_devices(node, monkeypatch):
+    """The launcher's are those of another node; what the user has asked for has precedence."""
+    for name, value in {"DEVICES": "0,1", "MPS_PIPE": "/tmp/mps", "MPS_LOG": "/tmp/log"}.items():
+        monkeypatch.setenv(name, value)
+    stand_in = node.stand_in(TELL, RANK="0", DEVICES="7", MPS_OTHER="x", plan={"MPS_LOG": "/users"})
+    environment = node.told(0)["environment"]
+    assert {name: value for name, value in environment.items() if name.startswith(("DEVICES", "MPS"))} == {
+        "DEVICES": "0,1",
+        "MPS_PIPE": "/tmp/mps",
+        "MPS_LOG": "/users",
+    }
+    (node.folder / "end").write_text("")
+    assert stand_in.wait(20) == 0
 
 
 @pytest.mark.parametrize(

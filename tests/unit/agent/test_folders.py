@@ -33,7 +33,7 @@ def test_what_may_be_another_jobs_goes_with_the_last_job(tmp_path, job_folder, m
         monkeypatch.setattr(
             module,
             "marked_processes",
-            lambda: [(pid, key) for pid, key in processes() if key in ("first", "last")],
+            lambda _: [(pid, key) for pid, key in processes({}) if key in ("first", "last")],
         )
     (shared / "psm_abc").touch()
     (shared / "sm_segment.n1").touch()
@@ -42,14 +42,14 @@ def test_what_may_be_another_jobs_goes_with_the_last_job(tmp_path, job_folder, m
     now = (shared / "theirs").stat().st_mtime
     first, last = job_folder("first", now - 10), job_folder("last", now + 10)
     with subprocess.Popen(["sleep", "60"], env={JOB_KEY_VARIABLE: "last"}) as process:
-        folders.clean(first, 0.0)
+        folders.clean(first, {}, 0.0)
         assert process.poll() is None
         assert sorted(path.name for path in shared.iterdir()) == [
             "hydra_hwloc_xmlfile_Ab3dEf",
             "psm_abc",
             "theirs",
         ]
-        folders.clean(last, 0.0)
+        folders.clean(last, {}, 0.0)
         assert process.poll() is not None
     assert [path.name for path in shared.iterdir()] == ["theirs"]
 

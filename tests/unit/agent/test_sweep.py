@@ -15,6 +15,7 @@ from mpiboot.agent import sweep
 from mpiboot.protocol.variables import JOB_KEY_VARIABLE
 
 SHARED_MEMORY = Path("/dev/shm")
+JOB_VARIABLES = {"slurm": "SLURM_JOB_ID"}
 
 
 def test_a_jobs_processes_are_found_by_its_mark_and_ended():
@@ -23,14 +24,44 @@ def test_a_jobs_processes_are_found_by_its_mark_and_ended():
         for key in ("slurm-c-7", "slurm-c-8")
     )
     try:
-        assert sweep.leftovers("slurm-c-7") == {ours.pid}
-        sweep.end_leftovers("slurm-c-7", 0.0)
+        assert sweep.leftovers("slurm-c-7", JOB_VARIABLES) == {ours.pid}
+        sweep.end_leftovers("slurm-c-7", JOB_VARIABLES, 0.0)
         assert ours.wait(10) == -signal.SIGTERM
         assert other.poll() is None
     finally:
         for process in (ours, other):
             process.kill()
             process.wait()
+
+
+@pytest.mark.parametrize(
+    ("environ", "key"),
+    [
+        ({JOB_KEY_VARIABLE: "slurm-c-7", "SLURM_JOB_ID": "7"}, "slurm-c-7"),
+        (
+            {JOB_KEY_VARIABLE: "slurm-my-c-7"},
+            "slurm-my-c-7",
+        ),  # a launcher that passes on nothing of the batch system
+        # A job that a task has submitted.
+        ({JOB_KEY_VARIABLE: "slurm-c-7", "SLURM_JOB_ID": "17"}, None),
+        ({JOB_KEY_VARIABLE: "slurm-c-17", "SLURM_JOB_ID": "7"}, None),
+        # A job on this machine that a task has submitted.
+        ({JOB_KEY_VARIABLE: "local-n1-5-99", "SLURM_JOB_ID": "7"}, "local-n1-5-99"),
+        ({"SLURM_JOB_ID": "7"}, None),
+    ],
+)
+def test_which_job_a_process_belongs_to(environ, key):
+    assert sweep.job_key(environ, JOB_VARIABLES) == key
+
+
+def test_a_job_that_a_task_has_submitted_is_left_alone():
+    nested = subprocess.Popen(["/bin/sleep", "600"], env={JOB_KEY_VARIABLE: "slurm-c-7", "SLURM_JOB_ID": "8"})
+    try:
+        sweep.end_leftovers("slurm-c-7", JOB_VARIABLES, 0.0)
+        assert nested.poll() is None
+    finally:
+        nested.kill()
+        nested.wait()
 
 
 @pytest.fixture

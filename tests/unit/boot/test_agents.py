@@ -25,7 +25,7 @@ def started_agents(tmp_path, monkeypatch, *nodes, command=("true",), close_s=1.0
     monkeypatch.setattr(agents, "interfaces", lambda: {"lo": {"address": "127.0.0.1", "loopback": True}})
     monkeypatch.setattr(agents, "write_agent_program", lambda path: None)
     context = SimpleNamespace(
-        allocation=SimpleNamespace(node_names=nodes, nodes=nodes),
+        allocation=SimpleNamespace(node_names=nodes, nodes=nodes, batch_system="slurm"),
         system=SimpleNamespace(
             several_hosts=True,
             node_variable=None,
@@ -49,6 +49,18 @@ def test_the_only_node_of_a_job_needs_no_network(tmp_path, monkeypatch):
     with started_agents(tmp_path, monkeypatch, "n1") as (_, directory):
         address = ChannelAddress.from_json(directory.channel.read_bytes())
     assert address.addresses == ["127.0.0.1"]
+
+
+@pytest.mark.parametrize(("granted", "expected"), [(None, "3"), ("3", "")])
+def test_a_node_has_the_devices_that_the_batch_system_gives_there(tmp_path, monkeypatch, granted, expected):
+    """Those of the first node, where boot runs, are no other node's. Without such a grant, the user has set them."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    if granted:
+        monkeypatch.setenv("SLURM_JOB_GPUS", granted)
+    show = f'printf %s "$CUDA_VISIBLE_DEVICES" > {tmp_path}/devices'
+    with started_agents(tmp_path, monkeypatch, "n1", command=("sh", "-c", show)) as (started, _):
+        started.process.wait(20)
+    assert (tmp_path / "devices").read_text() == expected
 
 
 def test_what_happened_to_agents_is_in_the_events_when_the_job_ends(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from signal import SIGKILL
 from types import SimpleNamespace
 
+import dask.config
 import pytest
 
 from mpiboot.preloads import nanny as preload
@@ -30,10 +31,26 @@ def nanny(events):
 )
 def test_a_worker_s_pages_have_a_port_of_the_range(nanny, monkeypatch, offset, expected):
     nanny.port, nanny.worker_kwargs, nanny._on_worker_exit_sync = 41003, {}, lambda status: None
+    nanny.config = dask.config.config
     monkeypatch.setattr(preload, "count_oom_kills", lambda: 0)
     monkeypatch.setattr(preload.os, "environ", {"MPIBOOT_WORKER_PAGES": offset} if offset else {})
     preload.dask_setup(nanny)
     assert nanny.worker_kwargs == expected
+
+
+def test_a_task_has_no_variable_of_mpi_or_of_a_step(nanny, monkeypatch):
+    nanny.worker_kwargs, nanny._on_worker_exit_sync, nanny.config = (
+        {},
+        lambda status: None,
+        dask.config.config,
+    )
+    monkeypatch.setattr(preload, "count_oom_kills", lambda: 0)
+    kept = {"BATCH_JOB_ID": "7", "UCX_TLS": "all", "HOME": "/home/a"}
+    gone = {"PMIX_MCA_psec": "native", "PMI_RANK": "3", "OMPI_X": "1", "MPIR_X": "1", "MPI_LOCALRANKID": "0"}
+    gone |= {"BATCH_STEP_ID": "0", "BATCH_PROC": "3", "MPIBOOT_MPI_ONLY": "BATCH_STEP* BATCH_PROC"}
+    monkeypatch.setattr(preload.os, "environ", kept | gone)
+    preload.dask_setup(nanny)
+    assert preload.os.environ == kept
 
 
 def test_a_worker_that_dies_is_reported_with_all_that_is_known(nanny, events):

@@ -1,53 +1,14 @@
+import json
 from pathlib import Path
 
 import pytest
 
-from mpiboot.errors import StageError, UsageError
+from mpiboot.common.patterns import matches
+from mpiboot.errors import UsageError
 from mpiboot.protocol import rank_environment as environment
+from mpiboot.protocol.environment_table import EnvironmentTable
 
 SOURCE, STAGED = Path("/home/a/env"), Path("/tmp/mpiboot-1/env-12")
-
-
-def test_nothing_of_the_source_prefix_is_left():
-    environ = {
-        "PATH": "/home/a/env/bin:/usr/bin:/home/a/env2/bin::/home/a/env",
-        "LD_LIBRARY_PATH": "/home/a/env/lib:/site/lib",
-        "VIRTUAL_ENV": "/home/a/env",
-        "CONDA_PREFIX": "/opt/conda",
-        "PYTHONPATH": "/home/a/code:/home/a/env/share/code",
-        "PYTHONHOME": "/home/a/env",
-        "KEPT": "1",
-    }
-    assert environment.relocated(environ, SOURCE, STAGED) == {
-        "PATH": "/tmp/mpiboot-1/env-12/bin:/usr/bin:/home/a/env2/bin",
-        "LD_LIBRARY_PATH": "/tmp/mpiboot-1/env-12/lib:/site/lib",
-        "PYTHONPATH": "/home/a/code:/tmp/mpiboot-1/env-12/share/code",
-        "VIRTUAL_ENV": "/tmp/mpiboot-1/env-12",
-        "PYTHONNOUSERSITE": "1",
-        "KEPT": "1",
-    }
-
-
-def test_activation_sources_the_scripts_in_order(tmp_path):
-    scripts = tmp_path / "etc/conda/activate.d"
-    scripts.mkdir(parents=True)
-    (scripts / "a.sh").write_text('echo noise; export GREETING="two\nlines"; [ -n "$UNSET" ] && true\n')
-    (scripts / "b.sh").write_text('export GREETING="$GREETING of $CONDA_PREFIX"\n')
-    environ = {"CONDA_PREFIX": str(tmp_path), "PATH": "/usr/bin:/bin"}
-    found = environment.activation(tmp_path, environ, tmp_path)
-    assert found["GREETING"] == f"two\nlines of {tmp_path}"
-
-
-def test_activation_that_ends_the_shell_is_named(tmp_path):
-    scripts = tmp_path / "etc/conda/activate.d"
-    scripts.mkdir(parents=True)
-    (scripts / "a.sh").write_text("echo no licence >&2; exit 3\n")
-    with pytest.raises(StageError) as error:
-        environment.activation(tmp_path, {"PATH": "/usr/bin:/bin"}, Path("/home/a/my env"))
-    assert str(error.value) == (
-        f"the scripts in {scripts} ended with status 3: no licence. "
-        "Find the script that exits: conda activate '/home/a/my env'"
-    )
 
 
 def test_requested_variables():
@@ -62,11 +23,6 @@ def test_requested_variables():
         environment.requested_variables(["=x"], {})
 
 
-def test_what_belongs_to_a_host_or_a_step_is_not_carried():
-    environ = {"SLURM_PROCID": "0", "PMI_RANK": "0", "OMPI_X": "1", "HOSTNAME": "n1", "HOME": "/home/a"}
-    assert environment.carried(environ, ("SLURM_",)) == {"HOME": "/home/a"}
-
-
 def test_what_belongs_to_another_cluster_or_mpi_run_is_not_submitted():
     names = ("PMIX_RANK", "OMPI_COMM_WORLD_SIZE", "HOME", "SBATCH_ACCOUNT", "MPIBOOT_JOB_KEY", "MPIBOOT_HOME")
     daskes = ("DASK_SCHEDULER_ADDRESS", "DASK_DISTRIBUTED__NANNY__PRELOAD", "DASK_DATAFRAME__SHUFFLE__METHOD")
@@ -74,6 +30,7 @@ def test_what_belongs_to_another_cluster_or_mpi_run_is_not_submitted():
         "HOME",
         "SBATCH_ACCOUNT",
         "MPIBOOT_HOME",
+        "DASK_DISTRIBUTED__NANNY__PRELOAD",
         "DASK_DATAFRAME__SHUFFLE__METHOD",
     ]
 
@@ -85,7 +42,8 @@ def test_what_a_login_would_have_set():
 
 def rank_variables(environ, requested=None, **changes):
     settings = {
-        "batch_prefixes": ("SLURM_",),
+        "table": EnvironmentTable(("BATCH_",), ("BATCH_CONF",)),
+        "mpi_only": ["BATCH_STEP*"],
         "source": SOURCE,
         "prefix": STAGED,
         "job_directory": Path("/home/a/jobs/slurm-c-1"),
@@ -101,7 +59,7 @@ def rank_variables(environ, requested=None, **changes):
 
 def test_the_whole_environment_of_a_rank():
     variables = rank_variables(
-        {"PATH": "/home/a/env/bin:/usr/bin", "SLURM_PROCID": "0", "UCX_TLS": "all"}, {"A": "b"}
+        {"PATH": "/home/a/env/bin:/usr/bin", "BATCH_JOB": "1", "UCX_TLS": "all"}, {"A": "b"}
     )
     tls = {name: variables.pop(name) for name in list(variables) if "__TLS__" in name or "ENCRYPTION" in name}
     assert len(tls) == 8
@@ -111,6 +69,20 @@ def test_the_whole_environment_of_a_rank():
         "OMPI_MCA_btl",
         "OMPI_MCA_mpi_yield_when_idle",
         "UCX_NET_DEVICES",  # UCX_TLS is the user's
+        "MPIBOOT_DASK_SETTINGS",
+        "BATCH_STEP*",
+    }
+    assert json.loads(variables.pop("MPIBOOT_DASK_SETTINGS")) == {
+        "preload": {
+            "scheduler": ["mpiboot.preloads.secure", "mpiboot.preloads.scheduler"],
+            "nanny": ["mpiboot.preloads.secure", "mpiboot.preloads.nanny"],
+            "worker": ["mpiboot.preloads.secure"],
+        },
+        "defaults": {
+            "distributed.scheduler.allowed-failures": 10,
+            "distributed.scheduler.worker-ttl": "60s",
+            "distributed.comm.timeouts.tcp": "50s",
+        },
     }
     assert variables == {
         "PATH": "/tmp/mpiboot-1/env-12/bin:/usr/bin",
@@ -128,29 +100,120 @@ def test_the_whole_environment_of_a_rank():
         "MPIBOOT_JOB_DIRECTORY": "/home/a/jobs/slurm-c-1",
         "MPIBOOT_CONTROL_FOLDER": "/tmp/mpiboot-1/.jobs/slurm-c-1",
         "MPIBOOT_IDLE_TIMEOUT_S": "600",
-        "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "10",
-        "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "60s",
-        "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "50s",
-        "DASK_DISTRIBUTED__SCHEDULER__PRELOAD": "['mpiboot.preloads.secure', 'mpiboot.preloads.scheduler']",
-        "DASK_DISTRIBUTED__NANNY__PRELOAD": "['mpiboot.preloads.secure', 'mpiboot.preloads.nanny']",
-        "DASK_DISTRIBUTED__WORKER__PRELOAD": "['mpiboot.preloads.secure']",
     }
 
 
 def test_a_user_s_settings_win_over_defaults_but_not_over_encryption():
     name = "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION"
-    requested = {"TMPDIR": "/scratch", name: "False", "DASK_DISTRIBUTED__WORKER__PRELOAD": "[]"}
+    requested = {"TMPDIR": "/scratch", name: "False", "DASK_DISTRIBUTED__WORKER__PRELOAD": "mine"}
     variables = rank_variables({"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "5 min"}, requested)
     assert variables["TMPDIR"] == "/scratch"
     assert variables["DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL"] == "5 min"
-    assert (variables[name], variables["DASK_DISTRIBUTED__WORKER__PRELOAD"]) == (
-        "True",
-        "['mpiboot.preloads.secure']",
-    )
+    assert (variables[name], variables["DASK_DISTRIBUTED__WORKER__PRELOAD"]) == ("True", "mine")
+
+
+def test_other_spellings_of_a_setting_do_not_weaken_encryption():
+    """Dask reads them all, and the last one counts."""
+    spellings = {
+        "DASK_distributed__comm__require_encryption": "False",
+        "DASK_DISTRIBUTED__COMM__REQUIRE-ENCRYPTION": "False",
+        "DASK_Distributed__Comm__TLS__CA-File": "/theirs",
+        "DASK_DISTRIBUTED__comm__COMPRESSION": "lz4",
+    }
+    for variables in (rank_variables(spellings), rank_variables({}, spellings)):
+        assert variables["DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION"] == "True"
+        assert spellings.keys() & variables.keys() == {"DASK_DISTRIBUTED__comm__COMPRESSION"}
 
 
 def test_a_job_without_encryption_that_never_idles_out():
     variables = rank_variables({}, interface=None, idle_timeout_s=None, encrypted=False)
     assert not [name for name in variables if "TLS" in name or "JOB_DIRECTORY" in name or "UCX" in name]
     assert variables["MPIBOOT_IDLE_TIMEOUT_S"] == ""
-    assert variables["DASK_DISTRIBUTED__SCHEDULER__PRELOAD"] == "['mpiboot.preloads.scheduler']"
+    assert json.loads(variables["MPIBOOT_DASK_SETTINGS"])["preload"] == {
+        "scheduler": ["mpiboot.preloads.scheduler"],
+        "nanny": ["mpiboot.preloads.nanny"],
+        "worker": [],
+    }
+
+
+# A variable of each row of the table, and what becomes of it.
+FATES = {
+    "MPIBOOT_STAGE_ROOT": ("/scratch", "/scratch"),
+    "MPIBOOT_SCHEDULER_FILE": ("/home/a/of-another-job", None),
+    "MPIBOOT_JOB_KEY": ("slurm-c-99", "slurm-c-1"),
+    "TMPDIR": ("/tmp/of-a-prolog", "/tmp/mpiboot-1/.jobs/slurm-c-1"),
+    "VIRTUAL_ENV": ("/home/a/env", "/tmp/mpiboot-1/env-12"),
+    "CONDA_PREFIX": ("/opt/conda", None),
+    "CONDA_PREFIX_1": ("/opt/conda/envs/x", None),
+    "CONDA_PROMPT_MODIFIER": ("(base) ", None),
+    "CONDA_EXE": ("/opt/conda/bin/conda", "/opt/conda/bin/conda"),
+    "CONDA_SHLVL": ("2", None),
+    "DASK_DISTRIBUTED__COMM__TLS__CIPHERS": ("X", None),
+    "DASK_SCHEDULER_ADDRESS": ("tls://other:1", None),
+    "DASK_CONFIG": ("/home/a/env/etc/dask", "/tmp/mpiboot-1/env-12/etc/dask"),
+    "DASK_DISTRIBUTED__SCHEDULER__PRELOAD": ("mine.py", "mine.py"),
+    "MPI4PY_RC_FINALIZE": ("1", "0"),
+    "UCX_TLS": ("all", "all"),
+    "CUDA_VISIBLE_DEVICES": ("0", None),
+    "CUDA_MPS_PIPE_DIRECTORY": ("/tmp/mps", None),
+    "TEMP": ("/tmp/of-a-prolog", None),
+    "BATCH_NODENAME": ("n1", None),
+    "BATCH_CONF": ("/etc/batch.conf", "/etc/batch.conf"),
+    "PMIX_MCA_psec": ("native", None),
+    "OMPI_COMM_WORLD_RANK": ("0", None),
+    "HOSTNAME": ("n1", None),
+    "SSH_AUTH_SOCK": ("/tmp/s", None),
+    "XDG_RUNTIME_DIR": ("/run/user/1", None),
+    "XDG_CACHE_HOME": ("/scratch/cache", "/scratch/cache"),
+    "XDG_DATA_DIRS": ("/home/a/env/share:/usr/share", "/tmp/mpiboot-1/env-12/share:/usr/share"),
+    "NOTIFY_SOCKET": ("/run/n", None),
+    "PYTHONHOME": ("/home/a/env", None),
+    "PYTHONPATH": ("/home/a/code:/home/a/env/code", "/home/a/code:/tmp/mpiboot-1/env-12/code"),
+    "CFLAGS": ("-O2 -I/home/a/env/include", "-O2 -I/tmp/mpiboot-1/env-12/include"),
+    "PATH": (
+        "/home/a/env/bin::/usr/bin:/home/a/env2/bin",
+        "/tmp/mpiboot-1/env-12/bin:/usr/bin:/home/a/env2/bin",
+    ),
+    "LANG": ("C.UTF-8", "C.UTF-8"),
+}
+
+
+def test_what_becomes_of_the_variables_of_each_row():
+    environ = {name: value for name, (value, _) in FATES.items()}
+    variables = rank_variables(environ)
+    assert {name: variables.get(name) for name in FATES} == {
+        name: found for name, (_, found) in FATES.items()
+    }
+    table = EnvironmentTable(("BATCH_",), ("BATCH_CONF",))
+    rows = [rule for rule in table.rules if not any(matches(name, rule.patterns) for name in FATES)]
+    assert rows == []
+
+
+def test_env_var_has_precedence_over_every_row():
+    requested = {
+        "CUDA_VISIBLE_DEVICES": "1",
+        "TMPDIR": "/scratch",
+        "HOSTNAME": "x",
+        "DATA": "/home/a/env/share",
+    }
+    variables = rank_variables({}, requested)
+    assert {name: variables[name] for name in requested} == {
+        **requested,
+        "DATA": "/tmp/mpiboot-1/env-12/share",
+    }
+
+
+def test_the_command_gets_a_tasks_environment_on_the_first_node():
+    variables = {
+        "A": "1",
+        "MPIBOOT_MPI_ONLY": "MPI_ONE BATCH_STEP*",
+        "MPI_ONE": "x",
+        "CUDA_VISIBLE_DEVICES": "3",
+    }
+    own = {"CUDA_VISIBLE_DEVICES": "0", "BATCH_JOB": "7", "BATCH_STEP_ID": "1"}
+    assert environment.task_environment(variables, own) == {
+        "A": "1",
+        "CUDA_VISIBLE_DEVICES": "3",
+        "BATCH_JOB": "7",
+        "BATCH_STEP_ID": "1",
+    }

@@ -18,8 +18,9 @@ STAND_IN = Path(mpiboot.rank.__file__).with_name("stand_in.py")
 @pytest.fixture
 def plan(tmp_path):
     return RankPlan(
-        set={"A": "plan"},
+        set={"A": "plan", "B": "plan"},
         unset=["PYTHONPATH", "A"],
+        nodes_own=["DEVICES", "MPS_*", "B"],
         required_files=[],
         agent_folder=str(tmp_path),
         command=["python", "dask-mpi"],
@@ -46,7 +47,8 @@ def test_the_request_and_its_answer(tmp_path, plan, answer, status):
         agent.bind(str(tmp_path / AGENT_SOCKET_NAME))
         agent.listen()
         agent.settimeout(20)
-        process = start(tmp_path, plan, PYTHONPATH="/site", A="launcher", PMIX_RANK="3")
+        launchers = {"A": "launcher", "DEVICES": "0", "MPS_PIPE": "/tmp", "MPS": "1", "B": "0"}
+        process = start(tmp_path, plan, PYTHONPATH="/site", PMIX_RANK="3", **launchers)
         connection, _ = agent.accept()
         with connection, connection.makefile("rb") as file:
             assert file.read(1) == b"."
@@ -54,15 +56,17 @@ def test_the_request_and_its_answer(tmp_path, plan, answer, status):
             connection.sendall(answer)
     assert process.wait(20) == status
     environment = request.pop("environment")
-    assert {name: environment.get(name) for name in ("A", "PMIX_RANK", "PYTHONPATH")} == {
+    assert {name: value for name, value in environment.items() if name not in ("PATH", "LC_CTYPE")} == {
         "A": "plan",
+        "B": "plan",
+        "MPS": "1",
         "PMIX_RANK": "3",
-        "PYTHONPATH": None,
     }
     assert request == {
         "command": ["python", "dask-mpi"],
         "node_arguments": {"n1": ["--nthreads", "2"]},
         "server": "/e/fork_server.py",
+        "nodes_own": ["DEVICES", "MPS_*", "B"],
         "folder": str(tmp_path),
         "lock": None,
         "descriptors": [],
