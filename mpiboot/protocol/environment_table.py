@@ -50,7 +50,7 @@ def prefixed(prefixes: Iterable[str]) -> tuple[str, ...]:
 # The first row that matches counts.
 TABLE = (
     Rule(names.USER_VARIABLES, Fate.KEPT, "the user's settings of mpiboot"),
-    Rule(prefixed([names.MPIBOOT_PREFIX]), Fate.MADE, "what the job's processes tell each other"),
+    Rule(names.JOB_VARIABLES, Fate.MADE, "what the job's processes tell each other"),
     Rule(("TMPDIR",), Fate.MADE, "the job's folder on each node, removed with the job"),
     Rule(names.ACTIVE_ENVIRONMENT, Fate.MADE, "the staged prefix is the active environment"),
     Rule(
@@ -69,7 +69,7 @@ TABLE = (
     Rule(
         prefixed(RANK_UNSET_PREFIXES),
         Fate.LEFT_OUT,
-        "another run of MPI; the launcher sets its own for the ranks, and mpiboot removes them for tasks",
+        "of one run of MPI; the launcher sets its own for the ranks, and tasks do not get them",
     ),
     Rule(
         (*names.HOST_VARIABLES, *prefixed(names.HOST_PREFIXES)), Fate.LEFT_OUT, "of one host or login session"
@@ -85,7 +85,7 @@ TABLE = (
         "another cluster's; the batch command gets this cluster's",
     ),
     Rule(("PATH",), Fate.RELOCATED, "the staged prefix's `bin` comes first"),
-    Rule(("*",), Fate.RELOCATED, "everything else, the user's Dask settings and `--env-var` included"),
+    Rule(("*",), Fate.RELOCATED, "everything else, Dask's settings included"),
 )
 
 
@@ -106,7 +106,7 @@ class EnvironmentTable:
             Rule(
                 prefixed(batch_prefixes),
                 Fate.PER_NODE,
-                "the batch system's; tasks do not get those of one step",
+                "the batch system's own; tasks do not get those of one step",
             ),
             *TABLE,
         )

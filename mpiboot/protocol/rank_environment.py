@@ -140,7 +140,7 @@ def user_variables(
         name: relocation.value(value)
         for name, value in after.items()
         if name in names.ACTIVE_ENVIRONMENT
-        or (table.fate(name) not in (Fate.MADE, Fate.PER_NODE, Fate.LEFT_OUT) and not of_another_job(name))
+        or table.fate(name) not in (Fate.MADE, Fate.PER_NODE, Fate.LEFT_OUT)
     }
 
 

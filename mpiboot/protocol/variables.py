@@ -20,11 +20,15 @@ CONTROL_FOLDER_VARIABLE = "MPIBOOT_CONTROL_FOLDER"  # the job's folder on the no
 IDLE_TIMEOUT_VARIABLE = "MPIBOOT_IDLE_TIMEOUT_S"  # empty: no idle timeout
 # Names, separated by blanks, that neither tasks nor the command inherit; with `*` at its end, all names that begin so.
 MPI_ONLY_VARIABLE = "MPIBOOT_MPI_ONLY"
-DASK_SETTINGS_VARIABLE = (
-    "MPIBOOT_DASK_SETTINGS"  # JSON: preloads and defaults, which rank/run_dask_mpi.py adds
-)
+# JSON: preloads and defaults, which rank/run_dask_mpi.py adds to Dask's configuration.
+DASK_SETTINGS_VARIABLE = "MPIBOOT_DASK_SETTINGS"
 SCHEDULER_FILE_VARIABLE = "MPIBOOT_SCHEDULER_FILE"
 SETUP_VARIABLE = "MPIBOOT_SETUP"  # shell lines; the job script evaluates them before anything else
+JOB_VARIABLES = (
+    *(JOB_KEY_VARIABLE, JOB_DIRECTORY_VARIABLE, DASHBOARD_ORIGINS_VARIABLE, WORKER_PAGES_VARIABLE),
+    *(CONTROL_FOLDER_VARIABLE, IDLE_TIMEOUT_VARIABLE, MPI_ONLY_VARIABLE, DASK_SETTINGS_VARIABLE),
+    *(SCHEDULER_FILE_VARIABLE, SETUP_VARIABLE),
+)
 
 # Dask's. dask.config makes `distributed.comm.require-encryption` of DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION, in any
 # case and with any of `-` and `_`.

@@ -14,8 +14,10 @@ from envpack_trees import make_venv
 import mpiboot
 from envpack.cli import _parser as envpack_parser
 from mpiboot import config
+from mpiboot.batch import registry
 from mpiboot.cli import main as cli
 from mpiboot.kinds import DURATION
+from mpiboot.protocol.environment_table import EnvironmentTable
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 README = (CHECKOUT / "README.md").read_text()
@@ -157,6 +159,22 @@ def test_the_names_in_other_tools_and_the_defaults_are_those_of_the_options():
     durations = {option.flag: option for option in config.OPTIONS.values() if option.kind is DURATION}
     for flag, default in re.findall(r"`(--[a-z-]+)` \((\d+ [a-z]+)\)", README):
         assert durations[flag].show_default() == default
+
+
+def environment_rows():
+    """Return the rows of the README's table of environment variables."""
+    section = README.partition("### What workers and command find")[2].partition("\n###")[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in section.splitlines()
+        if line.startswith("|")
+    ]
+    return [(tuple(re.findall(r"`([^`]+)`", names)), fate, why) for names, fate, why in rows[2:]]
+
+
+def test_the_table_of_environment_variables_is_the_codes():
+    table = EnvironmentTable(registry.variable_prefixes(), registry.kept_variables())
+    assert environment_rows() == [(rule.patterns, rule.fate.value, rule.why) for rule in table.rules]
 
 
 def test_what_is_linked_to_is_there():
