@@ -23,7 +23,7 @@ from mpiboot.protocol import rank_environment
 from mpiboot.protocol.environment_table import EnvironmentTable
 from mpiboot.protocol.job_directory import write_atomic
 from mpiboot.protocol.node import RankPlan
-from mpiboot.protocol.variables import DEVICES, NODE_FILES, PYTHON_VARIABLES
+from mpiboot.protocol.variables import DEVICES, NODE_FILES
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def prepare_ranks(
     )
     plan = RankPlan(
         set=variables,
-        unset=[*PYTHON_VARIABLES],
+        unset=table.not_of_launcher(),
         nodes_own=[*DEVICES, *NODE_FILES],
         required_files=[] if config.insecure else sorted(map(str, directory.tls.iterdir())),
         agent_folder=str(context.job_folder),

@@ -4,8 +4,10 @@ distributed imports this module by name (`protocol.rank_environment`); it import
 may import.
 """
 
+import ctypes
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from signal import SIGKILL
 from typing import Any
@@ -30,11 +32,22 @@ def dask_setup(nanny: Nanny) -> None:
         # One port per nanny, and so per worker, on this host. If another program has it, distributed takes any other.
         nanny.worker_kwargs["dashboard_address"] = f"{nanny.ip}:{nanny.port + int(offset)}"
     mpi_only = [*os.environ.get(MPI_ONLY_VARIABLE, "").split(), MPI_ONLY_VARIABLE]
-    for name in list(os.environ):
+    for name in {*os.environ, *library_variables()}:
         if name.startswith(WORKER_UNSET_PREFIXES) or matches(name, mpi_only):
-            del os.environ[name]
+            os.environ.pop(name, None)
+            os.unsetenv(name)
     forget_own_preloads(nanny.config)
     on_worker_exit(nanny, exit_reporter(nanny))
+
+
+def library_variables() -> Iterator[str]:
+    """Yield the names in the C library's environment, which a new process inherits: MPI's library adds some.
+
+    Python does not see what others change there (os.environ).
+    """
+    entries = ctypes.POINTER(ctypes.c_char_p).in_dll(ctypes.CDLL(None), "environ")
+    for entry in itertools.takewhile(bool, (entries[number] for number in itertools.count())):
+        yield os.fsdecode(entry or b"").partition("=")[0]
 
 
 def forget_own_preloads(config: dict[str, Any]) -> None:

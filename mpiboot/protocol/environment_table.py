@@ -115,6 +115,7 @@ class EnvironmentTable:
         """Return what becomes of a variable."""
         return next(rule.fate for rule in self.rules if matches(name, rule.patterns))
 
-    def patterns(self, fate: Fate) -> list[str]:
-        """Return all patterns with a fate."""
-        return [pattern for rule in self.rules if rule.fate is fate for pattern in rule.patterns]
+    def not_of_launcher(self) -> list[str]:
+        """Return the patterns of the variables that ranks must not inherit from a launcher: all left out but MPI's."""
+        patterns = [p for rule in self.rules if rule.fate is Fate.LEFT_OUT for p in rule.patterns]
+        return [pattern for pattern in patterns if pattern not in prefixed(RANK_UNSET_PREFIXES)]

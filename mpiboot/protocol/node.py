@@ -24,7 +24,8 @@ class RankPlan(TypedDict):
     Attributes
     ----------
     set, unset : dict of str to str, list of str
-        Variables that the rank gets, and variables that it must not inherit from its launcher; `set` has precedence.
+        Variables that the rank gets, and names of those that it must not inherit from its launcher; with `*` at the end,
+        all names that begin so. `set` has precedence.
     nodes_own : list of str
         As in `RankRequest`; variables in `set` have precedence.
     required_files : list of str

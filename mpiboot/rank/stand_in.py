@@ -25,8 +25,8 @@ def main() -> int:
                 f"Look at it on that node: ls -l {path}"
             )
     # `set` has precedence: the user may set any variable with `--env-var`.
-    starts = tuple(pattern[:-1] for pattern in plan["nodes_own"] if pattern.endswith("*"))
     names = {*plan["unset"], *plan["nodes_own"]}
+    starts = tuple(pattern[:-1] for pattern in names if pattern.endswith("*"))
     kept = {
         name: value for name, value in os.environ.items() if name not in names and not name.startswith(starts)
     }

@@ -1,5 +1,8 @@
 """What a nanny reports of its worker's end."""
 
+import ctypes
+import os
+import subprocess
 from signal import SIGKILL
 from types import SimpleNamespace
 
@@ -51,6 +54,21 @@ def test_a_task_has_no_variable_of_mpi_or_of_a_step(nanny, monkeypatch):
     monkeypatch.setattr(preload.os, "environ", kept | gone)
     preload.dask_setup(nanny)
     assert preload.os.environ == kept
+
+
+def test_what_mpis_library_has_set_is_removed_too(nanny, monkeypatch):
+    """PMIx calls setenv(3), which Python does not see; but a worker is a new process."""
+    nanny.worker_kwargs, nanny._on_worker_exit_sync, nanny.config = (
+        {},
+        lambda status: None,
+        dask.config.config,
+    )
+    monkeypatch.setattr(preload, "count_oom_kills", lambda: 0)
+    ctypes.CDLL(None).setenv(b"PMIX_MCA_psec", b"native", 1)
+    assert "PMIX_MCA_psec" not in os.environ
+    assert "PMIX_MCA_psec" in set(preload.library_variables())
+    preload.dask_setup(nanny)
+    assert subprocess.run(["printenv", "PMIX_MCA_psec"], capture_output=True).returncode == 1
 
 
 def test_a_worker_that_dies_is_reported_with_all_that_is_known(nanny, events):

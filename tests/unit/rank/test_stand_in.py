@@ -19,7 +19,7 @@ STAND_IN = Path(mpiboot.rank.__file__).with_name("stand_in.py")
 def plan(tmp_path):
     return RankPlan(
         set={"A": "plan", "B": "plan"},
-        unset=["PYTHONPATH", "A"],
+        unset=["PYTHONPATH", "A", "SSH_*"],
         nodes_own=["DEVICES", "MPS_*", "B"],
         required_files=[],
         agent_folder=str(tmp_path),
@@ -47,7 +47,14 @@ def test_the_request_and_its_answer(tmp_path, plan, answer, status):
         agent.bind(str(tmp_path / AGENT_SOCKET_NAME))
         agent.listen()
         agent.settimeout(20)
-        launchers = {"A": "launcher", "DEVICES": "0", "MPS_PIPE": "/tmp", "MPS": "1", "B": "0"}
+        launchers = {
+            "A": "launcher",
+            "DEVICES": "0",
+            "MPS_PIPE": "/tmp",
+            "MPS": "1",
+            "B": "0",
+            "SSH_TTY": "x",
+        }
         process = start(tmp_path, plan, PYTHONPATH="/site", PMIX_RANK="3", **launchers)
         connection, _ = agent.accept()
         with connection, connection.makefile("rb") as file:
