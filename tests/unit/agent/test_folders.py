@@ -67,7 +67,7 @@ AGENT = """
 import sys
 from pathlib import Path
 from mpiboot.agent import folders
-print(folders.make_job_folder(Path(sys.argv[1]), "key"), flush=True)
+print(folders.make_job_folder(Path(sys.argv[1]), "key", {}), flush=True)
 sys.stdin.read()
 """
 
@@ -88,7 +88,7 @@ def test_a_requeued_job_waits_for_the_agent_of_its_earlier_run(tmp_path, earlier
         earlier_agent.communicate()
 
     monkeypatch.setattr(folders.time, "sleep", sleep)
-    folder = folders.make_job_folder(tmp_path, "key")
+    folder = folders.make_job_folder(tmp_path, "key", {})
     assert folders.lock_folder(folder) is None
     assert (waited, (folder / folders.LOCK_NAME).read_text()) == (
         [folders.PREDECESSOR_POLL_S],
@@ -100,10 +100,10 @@ def test_an_agent_of_the_earlier_run_that_does_not_end_is_named(tmp_path, earlie
     monkeypatch.setattr(folders, "PREDECESSOR_S", 0.0)
     words = rf"an agent of this job's earlier run \(process {earlier_agent.pid}\) has not ended"
     with pytest.raises(StageError, match=words):
-        folders.make_job_folder(tmp_path, "key")
+        folders.make_job_folder(tmp_path, "key", {})
 
 
 def test_a_staging_root_that_several_nodes_share_is_refused(tmp_path, earlier_agent, monkeypatch):
     monkeypatch.setattr(folders, "host_identity", lambda: "another-host")
     with pytest.raises(StageError, match=r"another node of this job uses .* on a shared file system"):
-        folders.make_job_folder(tmp_path, "key")
+        folders.make_job_folder(tmp_path, "key", {})
