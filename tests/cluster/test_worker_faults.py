@@ -102,6 +102,8 @@ def test_a_worker_that_the_jobs_cgroup_kills():
         assert (killed["memory"], killed["exit_status"]) == ("cgroup", -signal.SIGKILL)
         status = " ".join(alice.types("mpiboot", "status", job.job_id).stdout.split())  # lines are wrapped
         assert "because of its memory: the kernel killed it" in status
+        lost = "its tasks, and the results that it alone held, are computed again elsewhere"
+        assert lost in status and lost in alice.types("mpiboot", "logs", job.job_id).stdout
         job.stop()
         assert_nothing_remains(alice, (1, 2))
 
