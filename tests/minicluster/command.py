@@ -13,6 +13,7 @@ from typing import Any
 from cluster import Cluster
 from common import MiniclusterError
 from deps import install, missing_packages
+from roots import root_folder, why_not
 from siteconf import SITES, Site, cgroup_v1, read_site
 
 
@@ -71,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("status", help="show what is up, and where")
     deps = commands.add_parser("deps", help="list the missing Debian packages")
     deps.add_argument("--install", action="store_true", help="install them (no service of theirs is started)")
+    deps.add_argument("--site", help="only those of this site; and make its root folder, if it has one")
     return top
 
 
@@ -129,18 +131,30 @@ def require(packages: list[str]) -> None:
         )
 
 
-def check_dependencies(and_install: bool) -> int:
-    missing = missing_packages()
+def check_dependencies(and_install: bool, site: Site | None) -> int:
+    missing = missing_packages(site)
     if missing and and_install:
         install(missing)
-        missing = missing_packages()
+        missing = missing_packages(site)
+    if site and not missing:
+        make_root(site.root)
     print(f"missing: {' '.join(missing)}" if missing else "nothing is missing")
     return 1 if missing else 0
 
 
+def make_root(name: str) -> None:
+    """Make a site's root folder, unless it has none, or it is there."""
+    if not name:
+        return
+    if reason := why_not():
+        raise MiniclusterError(f"the programs of another Debian cannot be used: {reason}")
+    root_folder(name)
+
+
 def run(options: argparse.Namespace) -> int:
     if options.command == "deps":
-        return check_dependencies(options.install)
+        named = argparse.Namespace(**dict.fromkeys((*DEFAULTS, "memory")), name="any", site=options.site)
+        return check_dependencies(options.install, site_of(named, Path()) if options.site else None)
     if os.geteuid() != 0:
         raise MiniclusterError("must be run as root, to make namespaces (try sudo)")
     folder = (options.dir or Path(f"/var/lib/minicluster-{options.name}")).absolute()
@@ -148,6 +162,7 @@ def run(options: argparse.Namespace) -> int:
     if options.command == "up":
         site = site_of(options, folder)
         require(missing_packages(site))
+        make_root(site.root)
         cluster.up(site)
         print(f"{site.name}: {site.nodes} nodes are idle; home is {folder}/home/{site.users[0]}")
         return 0

@@ -28,6 +28,10 @@ def missing_packages(site: Site | None = None) -> list[str]:
         "iproute2": lacks("ip"),
         "util-linux": lacks("nsenter"),
     }
+    if site and site.root:
+        for package in ("slurm-wlm", "munge"):
+            del wanted[package]
+        wanted["mmdebstrap"] = lacks("mmdebstrap")
     if site is None or site.accounting:
         wanted |= {"slurmdbd": lacks("slurmdbd"), "mariadb-server": lacks("mariadbd", "mariadb-install-db")}
     if site is None or site.open_ports:

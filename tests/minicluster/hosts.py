@@ -17,6 +17,7 @@ import namespaces as ns
 from common import MiniclusterError
 from daemons import Daemon, start_login_daemons
 from network import ip_batch, set_up_network
+from roots import root_folder
 from siteconf import SCRATCH, SFTP_PORT, Site, clean_environment
 from slurmconf import GPU_DEVICE, JOB_TMP_BASE
 
@@ -57,6 +58,8 @@ def set_up_host(site: Site, host: str) -> ns.OnEnd:
 def set_up_mounts(site: Site, host: str) -> None:
     """Mount the host's own folders, and hide the parts of the machine that it must not change or read."""
     folder = f"/proc/self/fd/{os.open(site.folder, os.O_PATH)}"  # this path works after the folder is hidden
+    if site.root:
+        ns.bind(f"{root_folder(site.root)}/usr", "/usr")
     ns.mount("proc", "/proc", "proc")
     # A new sysfs shows this network namespace's devices. slurmd fails without a file system at /sys/fs/cgroup; an empty
     # one keeps all programs away from the host's groups.
@@ -93,7 +96,7 @@ def set_up_mounts(site: Site, host: str) -> None:
     ns.bind(f"{folder}/munge", "/run/munge")
     if Path(site.folder).exists():
         ns.tmpfs(site.folder)
-    for path in ("/etc", "/"):
+    for path in ("/etc", *(["/usr"] if site.root else []), "/"):
         ns.mount("none", path, flags=ns.MS_REMOUNT | ns.MS_BIND | ns.MS_RDONLY)
 
 

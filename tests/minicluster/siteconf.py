@@ -39,6 +39,10 @@ class Site:
         Slurm enforces memory limits with the machine's cgroup v1.
     site : str
         Name of the data file.
+    root : str
+        Key of roots.ROOTS: the hosts have the programs of another Debian; empty: this machine's.
+    slurm : str
+        Its version of Slurm, whose configuration it gets: YY.MM.
     kinds : tuple of Kind
         The nodes are of these kinds in turn; () if all have `cpus` CPUs and the whole of `memory_mb`.
     threads_per_core : int
@@ -85,6 +89,8 @@ class Site:
     users: tuple[str, ...]
     cgroup: bool
     site: str = "plain"
+    root: str = ""
+    slurm: str = "22.05"
     kinds: tuple[Kind, ...] = ()
     threads_per_core: int = 1
     more_interfaces: int = 0

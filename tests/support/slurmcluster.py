@@ -29,8 +29,8 @@ JOB_LOGS = (
 TAIL_LINES = 40
 
 
-def why_no_cluster() -> str | None:
-    """Return why no cluster can be booted here, and what would enable it; None if it can.
+def why_no_cluster(site: str = "plain") -> str | None:
+    """Return why no cluster of a site can be booted here, and what would enable it; None if it can.
 
     Fails the test under MPIBOOT_REQUIRE_CLUSTER=1 instead of returning a reason.
     """
@@ -38,8 +38,10 @@ def why_no_cluster() -> str | None:
     if os.geteuid() != 0:
         reason = "the cluster needs root: run `sudo make test`"
     else:
-        deps = subprocess.run([str(COMMAND), "deps"], capture_output=True, text=True, timeout=60)
-        reason = f"{deps.stdout.strip()}: run `{ENABLE}`" if deps.returncode else None
+        # It may have to make a root folder.
+        argv = [str(COMMAND), "deps", *([] if site == "plain" else ["--site", site])]
+        deps = subprocess.run(argv, capture_output=True, text=True, timeout=900)
+        reason = f"{deps.stdout}{deps.stderr}".strip() + f": run `{ENABLE}`" if deps.returncode else None
     if reason is None:
         argv = ["unshare", "--mount", "--net", "--uts", "--ipc", "--pid", "--fork", "true"]
         probe = subprocess.run(argv, capture_output=True, text=True, timeout=60)
