@@ -70,10 +70,13 @@ class SlurmAllocation(AllocationSystem):
         return ["sbcast", "--force", str(source), str(target)]
 
     def launch(self, place: Placement, host_file: Path, rank: Sequence[str], run: Run) -> Launch:
-        """Return how srun(1) starts ranks; a file with one line per rank sets their nodes (`--distribution`)."""
+        """Return how srun(1) starts ranks; a file with one line per rank sets their nodes (`--distribution`).
+
+        Slurm 24.11 refuses `--nodes` beside it: "--nodes is incompatible with --distribution=arbitrary".
+        """
         command = [
             *SRUN,
-            *(f"--mpi={pmi_plugin(run)}", f"--ntasks={place.world_size}", f"--nodes={len(place.nodes)}"),
+            *(f"--mpi={pmi_plugin(run)}", f"--ntasks={place.world_size}"),
             *("--distribution=arbitrary", "--overcommit", "--cpu-bind=none"),
             *("--no-kill", "--kill-on-bad-exit=0"),
             *rank,

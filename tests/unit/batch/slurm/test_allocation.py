@@ -46,7 +46,7 @@ def test_launch(error, plugin):
     place = Placement(("n1", "n2"), (5, 4))
     assert SYSTEM.launch(place, Path("/j/hosts"), ["rank", "a b"], answering(error)) == Launch(
         [
-            *("srun", "--overlap", "--mem=0", "--export=ALL", f"--mpi={plugin}", "--ntasks=9", "--nodes=2"),
+            *("srun", "--overlap", "--mem=0", "--export=ALL", f"--mpi={plugin}", "--ntasks=9"),
             *("--distribution=arbitrary", "--overcommit", "--cpu-bind=none"),
             *("--no-kill", "--kill-on-bad-exit=0", "rank", "a b"),
         ],
