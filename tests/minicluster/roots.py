@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import subprocess
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import MiniclusterError
@@ -35,7 +35,7 @@ class Root:
     packages : tuple of str
         Its packages.
     slurm_suite : str
-        Another Debian, which its packages of Slurm are taken from; empty: the same.
+        Another Debian, which its packages of Slurm and PMIx are taken from; empty: the same.
     """
 
     suite: str
@@ -44,13 +44,17 @@ class Root:
 
 
 ROOTS = {
-    "newest": Root("trixie", (*TOOLS, "slurmctld", "slurmd", "slurm-client")),
+    "newest": Root("trixie", (*TOOLS, "slurmctld", "slurmd", "slurm-client", "libpmix2t64")),
     # The test environment's Python needs a newer glibc than bullseye's, and bookworm's runs bullseye's programs.
     "oldest": Root(
-        "bookworm", (*TOOLS, "slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins"), "bullseye"
+        "bookworm",
+        (*TOOLS, "slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "libpmix2"),
+        "bullseye",
     ),
 }
-PINS = "Package: slurm* libslurm*\nPin: release n={suite}\nPin-Priority: 1001\n"
+# Slurm's plugin looks for the library by the name that only PMIx's development package has.
+PMIX_LINK = 'for lib in "$1"/usr/lib/*/pmix2/lib; do ln -sf libpmix.so.2 "$lib/libpmix.so"; done'
+PINS = "Package: slurm* libslurm* libpmix*\nPin: release n={suite}\nPin-Priority: 1001\n"
 
 
 def why_not() -> str | None:
@@ -90,7 +94,8 @@ def root_folder(name: str) -> Path:
         mmdebstrap failed.
     """
     root = ROOTS[name]
-    digest = hashlib.sha256(repr(astuple(root)).encode()).hexdigest()[:16]
+    recipe = repr(build_command(root, Path("folder"), "mirror"))
+    digest = hashlib.sha256(recipe.encode()).hexdigest()[:16]
     folder = cache_folder() / f"{name}-{digest}"
     with Path(f"{folder}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -114,7 +119,7 @@ def build_command(root: Root, folder: Path, mirror: str) -> list[str]:
     preferences = "$1/etc/apt/preferences.d"
     pin = f"mkdir -p {preferences} && printf '{pins}' > {preferences}/slurm"
     return [
-        *("mmdebstrap", "--quiet", "--variant=apt", f"--setup-hook={pin}"),
+        *("mmdebstrap", "--quiet", "--variant=apt", f"--setup-hook={pin}", f"--customize-hook={PMIX_LINK}"),
         *(f"--include={','.join(root.packages)}", root.suite, str(folder)),
         *(f"deb {mirror} {suite} main" for suite in suites),
     ]
