@@ -92,7 +92,7 @@ class User:
 
     def cancels_all(self) -> None:
         """End all of the user's jobs, in any state, and wait until Slurm has released the nodes."""
-        self.types("scancel", "--me")
+        self.types("scancel", "--user", self.name)  # Slurm 20.11 has no --me
         queue = ("squeue", "--noheader", "--me")
         wait_until(
             lambda: not self.types(*queue).stdout,

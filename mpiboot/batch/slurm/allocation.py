@@ -44,6 +44,8 @@ class SlurmAllocation(AllocationSystem):
             **{"SLURM_JOB_NODELIST": names, "SLURM_NODELIST": names},
             **{"SLURM_JOB_NUM_NODES": count, "SLURM_NNODES": count},
             **{"SLURM_JOB_CPUS_PER_NODE": cpus, "SLURM_TASKS_PER_NODE": cpus},
+            # The step of mpirun's daemons: in Slurm 20.11 it would wait for the end of the agents' step.
+            "SLURM_OVERLAP": "1",
         }
 
     def end_time(self, allocation: Allocation, run: Run) -> float | None:

@@ -115,4 +115,5 @@ def test_no_variable_changes_what_starts_programs_on_the_nodes():
         **{"SLURM_JOB_NODELIST": "n1,n2", "SLURM_NODELIST": "n1,n2"},
         **{"SLURM_JOB_NUM_NODES": "2", "SLURM_NNODES": "2"},
         **{"SLURM_JOB_CPUS_PER_NODE": "8,8", "SLURM_TASKS_PER_NODE": "8,8"},
+        "SLURM_OVERLAP": "1",
     }
