@@ -15,6 +15,7 @@ from mpiboot.batch.allocation import Launch, Placement, batch_variables
 from mpiboot.batch.runner import run
 from mpiboot.boot import launchers
 from mpiboot.boot.context import Context
+from mpiboot.common.mpi import launcher_environment as mpirun_environment
 from mpiboot.common.mpi import launcher_mpi
 from mpiboot.errors import LaunchError, MpibootError, UsageError
 from mpiboot.protocol.prefix_checks import install_command, mpi_of
@@ -114,7 +115,11 @@ def version_of(mpirun: str, variables: Mapping[str, str]) -> str:
     command = [mpirun, "--version"]
     try:
         done = subprocess.run(
-            command, env=dict(variables), capture_output=True, text=True, timeout=VERSION_TIMEOUT_S
+            command,
+            env=mpirun_environment(mpirun, variables),
+            capture_output=True,
+            text=True,
+            timeout=VERSION_TIMEOUT_S,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise LaunchError(f"{' '.join(command)}: {error}", "Name another MPI with --mpi") from error
@@ -124,4 +129,6 @@ def version_of(mpirun: str, variables: Mapping[str, str]) -> str:
 def launcher_environment(context: Context, variables: Mapping[str, str], launch: Launch) -> dict[str, str]:
     """Return the launcher's environment: the ranks' variables, the batch job's, and the launcher's own settings."""
     result = context.job_environment({**batch_variables(os.environ), **variables}) | launch.variables
+    if Path(launch.command[0]).is_absolute():
+        result = mpirun_environment(launch.command[0], result)
     return result | MPI_AS_ROOT if os.getuid() == 0 else result

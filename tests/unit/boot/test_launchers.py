@@ -52,6 +52,8 @@ def test_intelmpi():
     [
         ("openmpi", "mpirun (Open MPI) 5.0.11", launchers.openmpi),
         ("openmpi", "mpirun (Open MPI) 4.1.6", launchers.openmpi4),
+        ("openmpi", "Lmod 8.7\nmpirun (Open MPI) 4.1.6", launchers.openmpi4),
+        ("openmpi", "prterun (PRRTE) 3.0.13", launchers.openmpi),
         ("mpich", "HYDRA build details:\n    Version:   3.4.1", launchers.hydra),
         ("intelmpi", "Intel(R) MPI Library for Linux* OS, Version 2021.9", launchers.intelmpi),
     ],

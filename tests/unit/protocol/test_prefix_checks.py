@@ -141,3 +141,19 @@ def test_an_mpirun_that_does_not_fit_is_refused_with_the_package_that_does(tmp_p
 def test_no_environment_is_active():
     with pytest.raises(EnvironmentUnfitError, match="no environment is active"):
         prefix_checks.active_prefix({}, "/usr", "/usr")
+
+
+def test_an_mpirun_of_intel_is_told_without_its_folder_on_path(tmp_path):
+    """It is a shell script that starts mpiexec.hydra, whose name is in the message of its failure."""
+    scripts = {
+        "mpirun": "mpiexec.hydra --version",
+        "mpiexec.hydra": "echo 'Intel(R) MPI Library for Linux* OS, Version 2021.18.1 Build 20260626'",
+        "python": "echo 'Intel(R) MPI Library 2021.18.1 for Linux* OS'",
+    }
+    for name, line in scripts.items():
+        script = tmp_path / "bin" / name
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(f"#!/bin/sh\n{line}\n")
+        script.chmod(0o755)
+    expected = ("intelmpi", "Intel(R) MPI Library 2021.18.1 for Linux* OS")
+    assert prefix_checks.mpi_of(tmp_path, tmp_path / "bin/mpirun", {"PATH": "/usr/bin:/bin"}) == expected
