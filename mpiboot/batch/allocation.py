@@ -200,7 +200,9 @@ class AllocationSystem:
         """Return the command that copies a file to every node: the `transport` in the batch system's facts."""
         raise NotImplementedError
 
-    def launch(self, place: Placement, host_file: Path, rank: Sequence[str], run: Run) -> Launch:
+    def launch(
+        self, place: Placement, host_file: Path, rank: Sequence[str], mpi: str | None, run: Run
+    ) -> Launch:
         """Return how the batch system's own launcher, the `launcher` in its facts, starts ranks.
 
         Parameters
@@ -211,6 +213,8 @@ class AllocationSystem:
             Where the text of the host file will be.
         rank : sequence of str
             The command that each rank runs.
+        mpi : str or None
+            The MPI library that the ranks load, as `--mpi` names it; None: unknown.
         run : callable
             Runs a command.
         """

@@ -16,9 +16,9 @@ from mpiboot.batch.runner import run
 from mpiboot.boot import launchers
 from mpiboot.boot.context import Context
 from mpiboot.common.mpi import launcher_environment as mpirun_environment
-from mpiboot.common.mpi import launcher_mpi
+from mpiboot.common.mpi import launcher_mpi, library_mpi
 from mpiboot.errors import LaunchError, MpibootError, UsageError
-from mpiboot.protocol.prefix_checks import install_command, mpi_of
+from mpiboot.protocol.prefix_checks import install_command, loaded_library, mpi_of
 from mpiboot.protocol.variables import MPI_AS_ROOT
 
 VERSION_TIMEOUT_S = 60.0
@@ -70,7 +70,8 @@ def choose_launcher(
             mpirun, unfit = None, error
     if native and (wanted == native or (wanted == "auto" and not mpirun and shutil.which(native, path=path))):
         run_in_job = functools.partial(run, environ=context.job_environment(os.environ))
-        return context.system.launch(place, host_file, rank, run_in_job)
+        mpi = library_mpi(loaded_library(prefix, variables))
+        return context.system.launch(place, host_file, rank, mpi, run_in_job)
     if mpirun is None:
         if unfit:
             raise LaunchError(

@@ -199,10 +199,9 @@ def mpi_of(prefix: Path, mpirun: str | Path, environ: Mapping[str, str] | None =
     LaunchError
         The mpirun belongs to no MPI that mpiboot knows.
     """
-    python = prefix / "bin/python"
     launcher, variables = os.fspath(mpirun), os.environ if environ is None else environ
     mpi = launcher_mpi(_output_of([launcher, "--version"], launcher_environment(launcher, variables)))
-    library = _output_of([str(python), "-c", _MPI_LIBRARY], environ)
+    library = loaded_library(prefix, environ)
     if mpi != library_mpi(library):
         raise EnvironmentUnfitError(
             f"{mpirun} is the mpirun of {mpi}, and the mpi4py of {prefix} loads another MPI library:\n"
@@ -210,6 +209,11 @@ def mpi_of(prefix: Path, mpirun: str | Path, environ: Mapping[str, str] | None =
             f"Type: {install_command(prefix, ['--force-reinstall', PYPI_PACKAGES[mpi]])}",
         )
     return mpi, library.splitlines()[0].partition(",")[0].strip("\0 ")
+
+
+def loaded_library(prefix: Path, environ: Mapping[str, str] | None = None) -> str:
+    """Return what the MPI library that an environment's mpi4py loads says of itself, or why it loads none."""
+    return _output_of([str(prefix / "bin/python"), "-c", _MPI_LIBRARY], environ)
 
 
 def _output_of(command: Sequence[str], environ: Mapping[str, str] | None = None) -> str:

@@ -71,14 +71,16 @@ class SlurmAllocation(AllocationSystem):
         """Return an sbcast(1) command: the nodes' daemons copy the file to each other in a tree."""
         return ["sbcast", "--force", str(source), str(target)]
 
-    def launch(self, place: Placement, host_file: Path, rank: Sequence[str], run: Run) -> Launch:
+    def launch(
+        self, place: Placement, host_file: Path, rank: Sequence[str], mpi: str | None, run: Run
+    ) -> Launch:
         """Return how srun(1) starts ranks; a file with one line per rank sets their nodes (`--distribution`).
 
         Slurm 24.11 refuses `--nodes` beside it: "--nodes is incompatible with --distribution=arbitrary".
         """
         command = [
             *SRUN,
-            *(f"--mpi={pmi_plugin(run)}", f"--ntasks={place.world_size}"),
+            *(f"--mpi={pmi_plugin(mpi, run)}", f"--ntasks={place.world_size}"),
             *("--distribution=arbitrary", "--overcommit", "--cpu-bind=none"),
             *("--no-kill", "--kill-on-bad-exit=0"),
             *rank,
@@ -90,8 +92,13 @@ class SlurmAllocation(AllocationSystem):
 SYSTEM = SlurmAllocation()
 
 
-def pmi_plugin(run: Run) -> str:
-    """Return the plugin for `srun --mpi`: PMIx serves every MPI, but Slurm also lists one that it cannot load."""
+def pmi_plugin(mpi: str | None, run: Run) -> str:
+    """Return the plugin for `srun --mpi`.
+
+    MPICH's ranks abort with PMIx, and Open MPI's and Intel's need it; Slurm also lists one that it cannot load.
+    """
+    if mpi == "mpich":
+        return "pmi2"
     try:
         run([*SRUN, "--mpi=pmix", "--nodes=1", "--ntasks=1", "true"], timeout_s=TIMEOUT_S)
     except BatchAwayError:

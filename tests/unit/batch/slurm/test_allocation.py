@@ -40,11 +40,18 @@ def answering(error=None):
 
 
 @pytest.mark.parametrize(
-    ("error", "plugin"), [(None, "pmix"), (BatchError("no such plugin", "See: srun --mpi=list"), "pmi2")]
+    ("mpi", "error", "plugin"),
+    [
+        ("openmpi", None, "pmix"),
+        ("intelmpi", None, "pmix"),
+        (None, None, "pmix"),
+        ("mpich", None, "pmi2"),
+        ("openmpi", BatchError("no such plugin", "See: srun --mpi=list"), "pmi2"),
+    ],
 )
-def test_launch(error, plugin):
+def test_launch(mpi, error, plugin):
     place = Placement(("n1", "n2"), (5, 4))
-    assert SYSTEM.launch(place, Path("/j/hosts"), ["rank", "a b"], answering(error)) == Launch(
+    assert SYSTEM.launch(place, Path("/j/hosts"), ["rank", "a b"], mpi, answering(error)) == Launch(
         [
             *("srun", "--overlap", "--mem=0", "--export=ALL", f"--mpi={plugin}", "--ntasks=9"),
             *("--distribution=arbitrary", "--overcommit", "--cpu-bind=none"),
@@ -57,7 +64,7 @@ def test_launch(error, plugin):
 
 def test_a_slurm_that_does_not_answer_is_no_missing_plugin():
     with pytest.raises(BatchAwayError):
-        slurm.pmi_plugin(answering(BatchAwayError("timed out", "See: sinfo")))
+        slurm.pmi_plugin("openmpi", answering(BatchAwayError("timed out", "See: sinfo")))
 
 
 @pytest.mark.parametrize(
