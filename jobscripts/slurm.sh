@@ -10,12 +10,13 @@
 #   sbatch --nodes=2 slurm.sh -- python analysis.py
 #
 # The environment is that of --env PREFIX, else the active one. Copy and edit this file freely, for example to add a
-# `module load`; keep the directives.
+# `module load`; keep the directives. --propagate=NONE: the login node's limits, such as `ulimit -t`, stay there.
 #SBATCH --job-name=mpiboot
 #SBATCH --comment=mpiboot
 #SBATCH --signal=B:USR1@120
 #SBATCH --no-requeue
 #SBATCH --no-kill
+#SBATCH --propagate=NONE
 batch_system=slurm
 
 trap '' USR1 # boot handles this signal; before boot does, the walltime's signal must not end this script

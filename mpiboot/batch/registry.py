@@ -81,12 +81,20 @@ def batch_system(name: str) -> BatchSystem:
 
 
 def available() -> dict[str, BatchSystem]:
-    """Return the batch systems that this machine has, by name."""
+    """Return the batch systems that this machine has, by name; not those whose commands alone are here."""
     return {
         each.name: batch_system(each.name)
         for each in all_facts()
-        if each.command is None or shutil.which(each.command)
+        if each.command is None or (shutil.which(each.command) and not batch_system(each.name).absent)
     }
+
+
+def why_missing(name: str) -> str:
+    """Return why `available` does not have a batch system, in words."""
+    command = facts(name).command
+    if command is None or not shutil.which(command):
+        return f"{command} is not on the PATH of this machine"
+    return f"{facts(name).title} is not configured on this machine: {batch_system(name).absent}"
 
 
 def choose(name: str) -> BatchSystem:
@@ -102,7 +110,7 @@ def choose(name: str) -> BatchSystem:
         return next(iter(systems.values()))
     if name not in systems:
         raise BatchError(
-            f"--batch-system {name}: {facts(name).command} is not on the PATH of this machine",
+            f"--batch-system {name}: {why_missing(name)}",
             f"Type this on a login node, or use --batch-system {next(reversed(systems))}",
         )
     return systems[name]

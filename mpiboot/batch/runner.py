@@ -54,7 +54,7 @@ def run(
             env=None if environ is None else dict(environ),
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             timeout=timeout_s,
         )

@@ -7,7 +7,7 @@ which makes it a `BatchSystem`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -70,9 +70,50 @@ class Submission(Protocol):
         """
         raise NotImplementedError
 
+    def clusters(self, config: Config, script: Path, environ: Mapping[str, str]) -> dict[str, str]:
+        """Return the clusters that a submit command would go to, by the option or variable that names each of them.
+
+        Empty: the one of this host. Jobs of another cluster are refused, since their ids mean other jobs here.
+        """
+        return {}
+
     def parse_submitted(self, output: str) -> str:
-        """Return the new job's id from the output of the submit command."""
+        """Return the new job's id from the output of the submit command.
+
+        Raises
+        ------
+        BatchError
+            There is no job id in it.
+        """
         raise NotImplementedError
+
+    def identified(self, command: Sequence[str], token: str) -> list[str]:
+        """Return the submit command with `token` in a place where `parse_recent` finds it, if there is one."""
+        return list(command)
+
+    def recent_command(self) -> list[str] | None:
+        """Return the command that asks for this user's jobs, whose output `parse_recent` reads; None: there is none."""
+        return None
+
+    def parse_recent(
+        self, output: str, command: Sequence[str], token: str, since: float
+    ) -> tuple[str | None, list[str]]:
+        """Return the job that a submit command has made although it failed, and the jobs that may be the one.
+
+        Parameters
+        ----------
+        output : str
+            Of `recent_command`.
+        command, token
+            As given to `identified`.
+        since : float
+            When the submit command was started, in seconds since the epoch.
+        """
+        return None, []
+
+    def relaxed(self, command: Sequence[str]) -> list[str] | None:
+        """Return a submit command without what mpiboot asks for only if the site allows it; None: it has none."""
+        return None
 
     def check_command(self, submit_command: Sequence[str]) -> list[str] | None:
         """Return a command that fails if `submit_command` would be refused; None: there is none."""
@@ -104,12 +145,19 @@ class Submission(Protocol):
         """Return the command that asks for ended jobs that `states_command` does not know; None: there is none."""
         return None
 
+    def ended_command(self, since: float) -> list[str] | None:
+        """Return the command that asks for this user's jobs that ended after `since`, in seconds since the epoch.
+
+        None: the batch system keeps no history.
+        """
+        return None
+
     def parse_states(self, output: str) -> list[JobState]:
-        """Return the jobs in the output of any of the three commands above."""
+        """Return the jobs in the output of any of the four commands above."""
         raise NotImplementedError
 
-    def parse_jobs(self, output: str) -> list[JobState]:
-        """Return mpiboot's own jobs in the output of `jobs_command`, the newest last."""
+    def parse_jobs(self, output: str, known: Collection[str] = ()) -> list[JobState]:
+        """Return mpiboot's own jobs in the output of `jobs_command`, the newest last; `known` are ids of such jobs."""
         return self.parse_states(output)
 
     def is_unknown_job(self, text: str) -> bool:
@@ -183,6 +231,10 @@ class Submission(Protocol):
         """Whether an error text means that the batch system temporarily does not answer (see `runner.run`)."""
         return text.startswith(TIMED_OUT)
 
+    def is_absent(self, text: str) -> bool:
+        """Whether an error text means that this machine has the commands, but is not configured to use them."""
+        return False
+
     def query_environment(self, environ: Mapping[str, str]) -> dict[str, str]:
         """Return `environ` without the variables that change what the commands above print."""
         return dict(environ)
@@ -202,6 +254,10 @@ class BatchSystem(Protocol):
     def name(self) -> str:
         """The word for `--batch-system`."""
 
+    @property
+    def absent(self) -> str:
+        """Why the batch system cannot be used here although its commands are; empty: it can, or it is only away."""
+
     def submit_command(
         self,
         config: Config,
@@ -215,7 +271,17 @@ class BatchSystem(Protocol):
         """Return the command that submits a job; see `Submission.submit_command`."""
 
     def submit(self, command: Sequence[str], environ: Mapping[str, str]) -> str:
-        """Run a submit command and return the new job's id."""
+        """Run a submit command and return the new job's id.
+
+        A job that was made although the command failed is found; one that could never start is cancelled.
+
+        Raises
+        ------
+        BatchError
+            There is no job. A BatchAwayError says if there may be one.
+        KeyboardInterrupt
+            With a text that says what became of the job.
+        """
 
     def check(self, command: Sequence[str], environ: Mapping[str, str]) -> None:
         """Raise BatchError if the submit command would be refused at any time."""
@@ -223,8 +289,17 @@ class BatchSystem(Protocol):
     def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
         """Return the state of each job, with one query; `system.unknown` for jobs that the batch system does not know."""
 
-    def jobs(self) -> list[JobState]:
-        """Return this user's live jobs that mpiboot submitted, the newest last."""
+    def jobs(self, known: Collection[str] = ()) -> list[JobState]:
+        """Return this user's live jobs that mpiboot submitted, the newest last.
+
+        Parameters
+        ----------
+        known : collection of str
+            Ids of jobs that are mpiboot's, whether or not the batch system shows that.
+        """
+
+    def ended(self, since: float) -> list[JobState]:
+        """Return all jobs of this user that ended after `since`, as far as the batch system keeps a history."""
 
     def restarts(self, job_id: str) -> int:
         """Return how often the job was requeued; an endpoint that an earlier run published is void."""

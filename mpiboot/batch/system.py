@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
+import secrets
 import shlex
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpiboot.batch.job_state import JobState
-from mpiboot.batch.runner import run
+from mpiboot.batch.runner import TIMEOUT_S, run
 from mpiboot.batch.submission import Submission
-from mpiboot.errors import BatchAwayError, BatchError
+from mpiboot.errors import BatchAwayError, BatchError, UsageError
 
 if TYPE_CHECKING:
     from mpiboot.config import Config
+
+
+logger = logging.getLogger(__name__)
+
+# A busy batch system keeps a submit command waiting, and the command asks again by itself.
+SUBMIT_TIMEOUT_S = 120.0
+# The pauses before each look for a job whose submit command got no answer.
+SEARCH_PAUSES_S = (0.0, 1.0, 3.0, 6.0)
 
 
 class CommandBatchSystem:
@@ -33,9 +44,16 @@ class CommandBatchSystem:
     def name(self) -> str:
         return self.facts.name
 
-    def _run(self, command: Sequence[str], environ: Mapping[str, str] | None = None) -> str:
+    def _run(
+        self,
+        command: Sequence[str],
+        environ: Mapping[str, str] | None = None,
+        *,
+        timeout_s: float = TIMEOUT_S,
+    ) -> str:
         return run(
             command,
+            timeout_s=timeout_s,
             environ=self.submission.query_environment(os.environ) if environ is None else environ,
             is_away=self.submission.is_away,
             remedy=f"See whether {self.facts.title} answers: {shlex.join(self.submission.ping_command())}",
@@ -51,17 +69,125 @@ class CommandBatchSystem:
         variables: Sequence[str] = (),
         output_folder: Path | None = None,
     ) -> list[str]:
+        for where, cluster in self.submission.clusters(config, script, environ).items():
+            if cluster != self._cluster:
+                raise UsageError(
+                    f"{where}: mpiboot submits to this host's own cluster, {self._cluster}, and asks no other about jobs",
+                    "Leave it out, and type this on a login node of that cluster",
+                )
         return self.submission.submit_command(
             config, script, arguments, environ=environ, variables=variables, output_folder=output_folder
         )
 
     def submit(self, command: Sequence[str], environ: Mapping[str, str]) -> str:
         try:
-            return self.submission.parse_submitted(self._run(command, environ))
+            return self._submit(command, environ)
+        except BatchAwayError:
+            raise
+        except BatchError as error:
+            relaxed = self.submission.relaxed(command)
+            if relaxed is None:
+                raise self._refusal(error) from error
+        try:
+            return self._submit(relaxed, environ)
         except BatchError as error:
             raise self._refusal(error) from error
 
+    def _submit(self, command: Sequence[str], environ: Mapping[str, str]) -> str:
+        """Submit a job that can start, and return its id."""
+        token, since = secrets.token_hex(8), time.time()
+        try:
+            output = self._run(
+                self.submission.identified(command, token), environ, timeout_s=SUBMIT_TIMEOUT_S
+            )
+            job_id = self.submission.parse_submitted(output)
+        except BatchError as error:
+            job_id = self._find_submitted(command, token, since, error)
+            logger.warning("%s; job %s was submitted all the same", error.problem, job_id)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(self._undo(command, token, since)) from None
+        self._cancel_if_it_cannot_start(job_id)
+        return job_id
+
+    def _find_submitted(self, command: Sequence[str], token: str, since: float, error: BatchError) -> str:
+        """Return the job that a submit command has made although it failed with `error`.
+
+        Raises
+        ------
+        BatchError
+            `error`, if there is no job. A BatchAwayError: there may be one; the message names those that may be it.
+        """
+        away = isinstance(error, BatchAwayError)
+        query = self.submission.recent_command()
+        if query is None:
+            raise error
+        answered = False
+        alike: list[str] = []
+        # A command that was refused has made no job; of one that got no answer, the job may still be on its way.
+        for pause_s in SEARCH_PAUSES_S if away else (0.0,):
+            time.sleep(pause_s)
+            with contextlib.suppress(BatchError):
+                answered = False
+                job_id, alike = self.submission.parse_recent(self._run(query), command, token, since)
+                answered = True
+                if job_id is not None:
+                    return job_id
+        identified = self.submission.identified(command, token) != list(command)
+        if not away or (answered and (identified or not alike)):
+            raise error
+        which = f": perhaps {', '.join(alike)}" if alike else ""
+        raise BatchAwayError(
+            f"{error.problem}\nA job may have been submitted all the same{which}",
+            "See it, and end it: mpiboot list; mpiboot stop JOB",
+        ) from error
+
+    def _undo(self, command: Sequence[str], token: str, since: float) -> str:
+        """Cancel the job that an interrupted submit command has made; return what became of it, in words."""
+        name = command[0]
+        try:
+            away = BatchAwayError(f"{name} was interrupted", "")
+            job_id = self._find_submitted(command, token, since, away)
+            self._run(self.submission.cancel_command(job_id))
+        except BatchError as error:
+            return str(error)
+        return f"{name} was interrupted; job {job_id}, which it had submitted, is cancelled"
+
+    def _cancel_if_it_cannot_start(self, job_id: str) -> None:
+        """Cancel a job that would wait for ever, such as one that exceeds a limit that only its scheduling looks at.
+
+        Raises
+        ------
+        BatchError
+            The job could not start, and is cancelled.
+        """
+        try:
+            state = self.states([job_id])[job_id]
+        except BatchError:  # the job is submitted, whatever it will do
+            return
+        if not state.cannot_start:
+            return
+        what = f"{self.facts.title} would never start this job: {state.reason}"
+        try:
+            self._run(self.submission.cancel_command(job_id))
+        except BatchError as error:
+            raise BatchError(
+                f"{what}. It waits as job {job_id}, and could not be cancelled: {error.problem}", ""
+            ) from error
+        raise BatchError(f"{what}. Job {job_id} is cancelled", "")
+
     def check(self, command: Sequence[str], environ: Mapping[str, str]) -> None:
+        try:
+            self._check(command, environ)
+        except BatchError as error:
+            relaxed = self.submission.relaxed(command)
+            if relaxed is None:
+                raise self._refusal(error) from error
+            try:
+                self._check(relaxed, environ)
+            except BatchError as second:
+                raise self._refusal(second) from second
+
+    def _check(self, command: Sequence[str], environ: Mapping[str, str]) -> None:
         check_command = self.submission.check_command(command)
         if check_command is None:
             return
@@ -69,7 +195,7 @@ class CommandBatchSystem:
             self._run(check_command, environ)
         except BatchError as error:
             if self.submission.is_invalid(error.problem):
-                raise self._refusal(error) from error
+                raise
 
     def _refusal(self, error: BatchError) -> BatchError:
         """Return the error of a submit command with a remedy, and with the limits if the request exceeds one."""
@@ -110,8 +236,16 @@ class CommandBatchSystem:
             return {}
         return {state.job_id: state for state in self.submission.parse_states(output)}
 
-    def jobs(self) -> list[JobState]:
-        return self.submission.parse_jobs(self._run(self.submission.jobs_command()))
+    def jobs(self, known: Collection[str] = ()) -> list[JobState]:
+        return self.submission.parse_jobs(self._run(self.submission.jobs_command()), known)
+
+    def ended(self, since: float) -> list[JobState]:
+        command = self.submission.ended_command(since)
+        try:
+            states = self.submission.parse_states(self._run(command)) if command else []
+        except BatchError:  # many sites keep no history
+            return []
+        return [state for state in states if state.phase == "ended"]
 
     def restarts(self, job_id: str) -> int:
         command = self.submission.restarts_command(job_id)
@@ -137,9 +271,22 @@ class CommandBatchSystem:
         self._run(self.submission.cancel_command(job_id))
 
     @functools.cached_property
-    def _key_prefix(self) -> str:
+    def _cluster(self) -> str:
         command = self.submission.cluster_command()
-        return f"{self.name}-{self.submission.parse_cluster(self._run(command) if command else '')}-"
+        return self.submission.parse_cluster(self._run(command) if command else "")
+
+    @property
+    def _key_prefix(self) -> str:
+        return f"{self.name}-{self._cluster}-"
+
+    @functools.cached_property
+    def absent(self) -> str:
+        try:
+            self._cluster  # noqa: B018 - any query shows it
+        except BatchError as error:
+            if self.submission.is_absent(error.problem):
+                return error.problem.splitlines()[-1]
+        return ""
 
     def job_key(self, job_id: str) -> str:
         return self._key_prefix + job_id

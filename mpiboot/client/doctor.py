@@ -81,9 +81,9 @@ def batch_system_check(config: Config) -> Check:
             "batch system", error.problem, f"{error.remedy}; if it stays so, ask your site's support"
         )
     if batch.facts.command is None:
-        missing = [each.command for each in registry.all_facts() if each.name not in registry.available()]
-        if missing:
-            description += f"; not on the PATH: {', '.join(map(str, missing))}"
+        here = registry.available()
+        missing = [registry.why_missing(name) for name in registry.NAMES if name not in here]
+        description = "; ".join([description, *missing])
     return Check("batch system", description)
 
 

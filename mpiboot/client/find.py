@@ -17,6 +17,7 @@ from mpiboot.batch.submission import BatchSystem
 from mpiboot.client.directories import QUIET_S, directory_batch_systems, missing_titles
 from mpiboot.client.job import Job
 from mpiboot.client.polling import FIRST_SILENCE_S, retry_while_away
+from mpiboot.client.submitted import records
 from mpiboot.common.processes import host_identity
 from mpiboot.common.trust import check_trusted
 from mpiboot.errors import BatchError, MpibootError, UsageError
@@ -48,6 +49,9 @@ def find_job(wanted: str | int | Job | None = None) -> Job:
     for job in by_id:
         if job.directory.path.is_dir():
             return job
+        _refuse_another_clusters(job)
+    if errors and not by_id:  # it has been asked for long enough
+        raise errors[0]
     live = live_jobs()
     if wanted is None:
         if not live:
@@ -82,6 +86,24 @@ def find_job(wanted: str | int | Job | None = None) -> Job:
         jobs = configuration.home(os.environ) / "jobs"
         remedy += f". The commands of {missing} are not on this machine, and {jobs} has no job of that name"
     raise BatchError(f"{wanted!r} is neither a job id nor the name of a live job", remedy)
+
+
+def _refuse_another_clusters(job: Job) -> None:
+    """Refuse an id that another cluster, which shares this home, has given to a job: here it means a different job.
+
+    Raises
+    ------
+    BatchError
+        A job of that id has run, or was submitted, on another cluster only.
+    """
+    home = configuration.home(os.environ)
+    own, name = job.directory.key, f"{job.batch.name}-*-{job.job_id}"
+    known = {path.name for folder in ("jobs", "submitted") for path in (home / folder).glob(name)}
+    if known and own not in known:
+        raise BatchError(
+            f"job {job.job_id} is not one of this host's cluster, but {sorted(known)[0]}",
+            "Type this on a login node of that cluster",
+        )
 
 
 def _by_id(text: str) -> tuple[list[Job], list[BatchError]]:
@@ -126,7 +148,8 @@ def live_jobs(patience_s: float = FIRST_SILENCE_S) -> list[tuple[Job, JobState]]
     systems, away = available(), set[str]()
     for batch in systems.values():
         try:
-            states = retry_while_away(batch.jobs, patience_s)
+            known = [job_id for each in to_clear if (job_id := batch.job_id_of_key(each.key))]
+            states = retry_while_away(functools.partial(batch.jobs, known), patience_s)
             live = [(Job(state.job_id, batch), state) for state in states]
             jobs += live
             live_paths = {job.directory.path for job, _ in live}
@@ -146,20 +169,21 @@ def live_jobs(patience_s: float = FIRST_SILENCE_S) -> list[tuple[Job, JobState]]
 
 
 def directories_to_clear() -> list[JobDirectory]:
-    """Return the directories of jobs, live or ended, that hold secrets, or that have a lease of an archive.
+    """Return the directories of jobs, live or ended, that hold secrets, have a lease of an archive or are on record.
 
-    A pending job has a lease, but its directory does not exist yet.
+    A pending job has a lease and a record, but its directory does not exist yet.
     """
     from envpack.pack.store import leases
 
     home = configuration.home(os.environ)
     directories = map(JobDirectory, (home / "jobs").glob("*-*"))
     keys = {directory.key for directory in directories if not directory.is_clear()} | leases(home).keys()
+    keys |= records(home).keys()
     return [JobDirectory(home / "jobs" / key) for key in sorted(keys)]
 
 
 def clear_ended(directories: Sequence[JobDirectory], batch: BatchSystem) -> None:
-    """Remove the leases of ended jobs, and secrets that a job could not remove, such as after the loss of its first node.
+    """Remove leases and records of ended jobs, and secrets that a job could not remove, as after the loss of a node.
 
     Errors are ignored, since these secrets no longer give access to anything.
     """
@@ -168,19 +192,21 @@ def clear_ended(directories: Sequence[JobDirectory], batch: BatchSystem) -> None
     with contextlib.suppress(MpibootError, OSError):
         by_id = {job_id: each for each in directories if (job_id := batch.job_id_of_key(each.key))}
         states = batch.states(list(by_id)) if by_id else {}
-        leases_of = leases(configuration.home(os.environ))
+        home = configuration.home(os.environ)
+        leases_of, record_of = leases(home), records(home)
         for job_id, directory in by_id.items():
             if not states[job_id].live:
                 with contextlib.suppress(MpibootError, OSError):
-                    _clear(directory, states[job_id], leases_of.get(directory.key, []))
+                    left = [*leases_of.get(directory.key, []), *filter(None, [record_of.get(directory.key)])]
+                    _clear(directory, states[job_id], left)
 
 
-def _clear(directory: JobDirectory, state: JobState, leased: Sequence[Path]) -> None:
-    """Remove the secrets of a job that is not live, and the leases that it has, unless it may run all the same."""
+def _clear(directory: JobDirectory, state: JobState, left: Sequence[Path]) -> None:
+    """Remove the secrets of a job that is not live, its leases and its record, unless it may run all the same."""
     started = directory.path.exists()
     # A job that the batch system no longer knows may still run.
     if state.phase == "unknown" and not state.reason:
-        submitted = max((path.stat().st_mtime for path in leased), default=0.0)
+        submitted = max((path.stat().st_mtime for path in left), default=0.0)
         quiet_s = directory.quiet_s() if started else time.time() - submitted
         if quiet_s <= FORGOTTEN_S:
             return
@@ -189,7 +215,7 @@ def _clear(directory: JobDirectory, state: JobState, leased: Sequence[Path]) -> 
         if state.phase == "unknown" and _lives_elsewhere(directory):
             return
         directory.clear()
-    for path in leased:
+    for path in left:
         path.unlink(missing_ok=True)
 
 

@@ -23,6 +23,7 @@ from mpiboot.client.gc import bound
 from mpiboot.client.job import Job
 from mpiboot.client.options import JobOptions, documented
 from mpiboot.client.settings import load_config
+from mpiboot.client.submitted import record
 from mpiboot.common.faults import named_errors
 from mpiboot.common.interfaces import networks_here
 from mpiboot.common.ports import check_ports
@@ -100,22 +101,30 @@ def submit_config(
     assert config.env
     if config.mpi == "auto":
         prefix_checks.check_mpi(Path(config.env))
+    # This asks for the cluster's name. After the submission, an error would hide the job's id.
+    batch.job_key("0")
     with job_script(config, batch) as script:
+        # Packing takes up to a minute; and some requests are refused only here.
+        batch.check(submit_command(config, batch, script, output_folder), environ)
         if not config.no_stage:
-            from envpack.pack.packing import unchanged_archive
-
-            # Packing takes up to a minute: first check whether the batch system would refuse the request.
-            if unchanged_archive(config.env, exclude=config.pack_exclude) is None:
-                batch.check(submit_command(config, batch, script, output_folder), environ)
             config = replace(config, archive=str(pack_source(config, say)))
-        job = Job(batch.submit(submit_command(config, batch, script, output_folder), environ), batch)
-    if config.archive:
-        from envpack.pack.store import lease
-
-        # `envpack gc --packs` keeps it until `find.clear_ended` learns that the job has ended.
-        with contextlib.suppress(OSError):
-            lease(Path(config.archive), job.directory.key)
+        job_id = batch.submit(submit_command(config, batch, script, output_folder), environ)
+    try:
+        job = Job(job_id, batch)
+        keep_record(job, config.archive)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"job {job_id} is submitted; end it: mpiboot stop {job_id}") from None
     return job
+
+
+def keep_record(job: Job, archive: str | None) -> None:
+    """Record the job and its use of the archive, until `find.clear_ended` learns that the job has ended."""
+    from envpack.pack.store import lease
+
+    with contextlib.suppress(OSError):
+        record(configuration.home(os.environ), job.directory.key)
+        if archive:  # `envpack gc --packs` keeps it
+            lease(Path(archive), job.directory.key)
 
 
 def show_submission(config: Config, *, say: Callable[[str], None] = lambda line: None) -> str:

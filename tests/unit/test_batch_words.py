@@ -50,5 +50,5 @@ def test_what_is_allowed_is_needed():
 
 
 def test_the_words_are_found_where_they_belong():
-    text = (SOURCES / "mpiboot/batch/slurm/submission.py").read_text()
+    text = "".join(path.read_text() for path in SOURCES.glob("mpiboot/batch/slurm/*.py"))
     assert {"sbatch", "squeue", "PENDING", "SBATCH_EXPORT"} <= found(text)

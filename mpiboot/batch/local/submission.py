@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,7 @@ class Local:
 
     facts = FACTS
     name = FACTS.name
+    absent = ""
     passed_options: tuple[str, ...] = ("batch_system",)
 
     def submit_command(
@@ -78,7 +79,10 @@ class Local:
     def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
         return {job_id: state_of(job_id) for job_id in job_ids}
 
-    def jobs(self) -> list[JobState]:
+    def ended(self, since: float) -> list[JobState]:
+        return []
+
+    def jobs(self, known: Collection[str] = ()) -> list[JobState]:
         directories = sorted(
             (default_home(os.environ) / "jobs").glob(f"{PREFIX}{socket.gethostname()}-*"),
             key=lambda path: path.stat().st_mtime,

@@ -8,7 +8,8 @@ FACTS = Facts(
     command="sbatch",
     job_variable="SLURM_JOB_ID",
     variables=("SLURM_", "SLURMD_"),
-    kept_variables=("SLURM_CONF",),
+    # Where Slurm is configured, and who asks (sbatch(1), and Slurm's guide to JSON Web Tokens).
+    kept_variables=("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_DEBUG_FLAGS"),
     # srun(1), OUTPUT ENVIRONMENT VARIABLES; most of them are inputs of srun and sbatch, too.
     step_variables=(
         *("SLURM_STEP*", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_GTIDS", "SLURM_TASK_PID", "SLURM_SRUN_*"),

@@ -2,68 +2,48 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mpiboot.batch.job_state import JobState, Phase
+from mpiboot.batch.job_state import JobState
 from mpiboot.batch.slurm import FACTS, site
-from mpiboot.batch.slurm.text import find_word, plain_environment, slurm_time
+from mpiboot.batch.slurm import arguments as sbatch
+from mpiboot.batch.slurm.records import Record, parse_records, sacct, squeue
+from mpiboot.batch.slurm.text import find_word, plain_environment
 from mpiboot.batch.submission import BatchSystem, Submission
 from mpiboot.batch.system import CommandBatchSystem
-from mpiboot.errors import UsageError
+from mpiboot.errors import BatchError
 
 if TYPE_CHECKING:
     from mpiboot.config import Config
 
-# squeue(1), JOB STATE CODES; slurm.h, enum job_states and the flags beside it. A job with a word in neither set is
-# running.
-PENDING = frozenset(
-    (
-        *("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD"),
-        *("SPECIAL_EXIT", "SUSPENDED", "RESIZING"),
-    )
-)
-# Words of pending jobs whose processes exist.
-SUSPENDED = frozenset(("SUSPENDED", "RESIZING"))
-ENDED = frozenset(
-    (
-        *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL"),
-        *("OUT_OF_MEMORY", "PREEMPTED", "RECONFIG_FAIL", "REVOKED", "TIMEOUT"),
-    )
-)
-# Reasons for which a pending job cannot start unless somebody changes something (squeue(1), JOB REASON CODES).
-CANNOT_START = frozenset(
-    (
-        "AccountNotAllowed",
-        "BadConstraints",
-        "DependencyNeverSatisfied",
-        "InvalidAccount",
-        "InvalidQOS",
-        "PartitionNodeLimit",
-        "PartitionTimeLimit",
-        "QOSNotAllowed",
-        "ReservationDeleted",
-    )
-)
-# The job script's --comment, which identifies mpiboot's jobs.
+# The job script's --comment, which identifies mpiboot's jobs. submit adds a colon and a token.
 COMMENT = "mpiboot"
-# A control character, which no job name, reason or path contains.
-SEPARATOR = "\x1f"
-SQUEUE_FORMAT = SEPARATOR.join(("%i", "%j", "%T", "%r", "%S", "%e", "%N", "%k"))
-SACCT_FORMAT = "JobID,JobName,State,Reason,Start,End,NodeList"
+# A job that takes whole nodes takes their memory, too: without --mem it would get the site's default for its CPUs.
+WHOLE_NODES = ("--exclusive", "--mem=0")
+# A clock of another host may differ by this much.
+CLOCKS_DIFFER_S = 60.0
 # Messages of Slurm's commands when slurmctld does not answer, such as during a restart (slurm_errno.c).
 AWAY = re.compile(
     r"Unable to contact|timed out|Connection (refused|reset)|Zero Bytes were transmitted|standby mode"
-    r"|Transport endpoint|temporarily unable",
+    r"|Transport endpoint|temporarily unable|Job submission.*disabled|backup controller",
     re.IGNORECASE,
 )
 # On a machine without slurm.conf the commands fail with such a message too, but waiting does not help.
-NO_CONFIGURATION = "cannot stat file"
-# Errors that do not depend on the cluster's load, so that `sbatch --test-only` can be trusted.
-INVALID = re.compile(r"invalid|unrecognized option|than permitted", re.IGNORECASE)
-ABOUT_PARTITIONS = re.compile(r"partition|node|time limit|processors|memory", re.IGNORECASE)
+NOT_CONFIGURED = re.compile(
+    "cannot stat file|Could not establish a configuration source|Unable to process configuration file"
+)
+# Errors that do not depend on the cluster's load or on nodes that are down, so that `sbatch --test-only` can be trusted.
+INVALID = re.compile(
+    r"invalid|unrecognized (option|argument)|unknown option|than permitted|not permitted|denied|not valid"
+    r"|can ?not be satisfied|required by task is not available",
+    re.IGNORECASE,
+)
+ABOUT_PARTITIONS = re.compile(r"partition|node|time limit|processors|memory|MaxMem", re.IGNORECASE)
 NO_LIMIT = (None, "UNLIMITED", "0", "NO", "UP")
 
 
@@ -96,19 +76,61 @@ class Slurm(Submission):
             "--output": str(output_folder).replace("%", "%%") + "/slurm-%j.out" if output_folder else None,
             "--signal": f"B:USR1@{signal_lead_s(config.warn_before)}" if config.warn_before != 120 else None,
         }
-        if any(re.match(r"-a|--array\b", argument) for argument in config.batch_arg):
-            raise UsageError(
-                "--batch-arg=--array: an array is many jobs, and mpiboot makes one cluster of one job",
-                "Leave it out, and submit several jobs",
-            )
+        in_script = sbatch.directives(script)
+        sbatch.check(config.batch_arg, in_script, environ, script)
+        typed, _ = sbatch.parse_arguments(config.batch_arg)
+        given = {name for name, _ in [*typed, *in_script]}
         options = [f"{name}={value}" for name, value in values.items() if value is not None]
-        if config.workers_per_node is None:
-            options.append("--exclusive")  # the job takes whole nodes, and workers are sized to fill them
-        export = export_options(config.batch_arg, environ, variables)
+        if (
+            "propagate" not in given
+        ):  # the limits of a login node, such as on CPU time, are not meant for jobs
+            options.append("--propagate=NONE")
+        if "SBATCH_SIGNAL" in environ and values["--signal"] is None:  # it would replace the job script's
+            options.append(f"--signal=B:USR1@{config.warn_before:.0f}")
+        # Without a number of workers, the job takes whole nodes, and workers are sized to fill them.
+        if config.workers_per_node is None or ("exclusive", "") in [*typed, *in_script]:
+            memory = [config.mem is not None, *(environ.get(name) for name in sbatch.MEMORY_VARIABLES)]
+            options += WHOLE_NODES[:1] if any(memory) or given & sbatch.MEMORY else WHOLE_NODES
+        export = sbatch.export_options(typed, environ, variables)
         return ["sbatch", "--parsable", *options, *config.batch_arg, *export, str(script), *arguments]
 
+    def clusters(self, config: Config, script: Path, environ: Mapping[str, str]) -> dict[str, str]:
+        return sbatch.clusters(config.batch_arg, sbatch.directives(script), environ, script)
+
     def parse_submitted(self, output: str) -> str:
-        return output.strip().splitlines()[-1].partition(";")[0]
+        # A site's wrapper around sbatch may print lines of its own.
+        numbers: list[str] = re.findall(r"^(\d+)(?:;.*)?$", output, re.MULTILINE)
+        if not numbers:
+            raise BatchError(f"sbatch printed no job id, but {output.strip()[:200]!r}", "")
+        return numbers[-1]
+
+    def identified(self, command: Sequence[str], token: str) -> list[str]:
+        # The site's or the user's own comment is not replaced.
+        options, words = sbatch.parse_arguments(command[1:])
+        in_script = [value for name, value in sbatch.directives(Path(words[0])) if name == "comment"]
+        if any(name == "comment" for name, _ in options) or in_script not in ([], [COMMENT]):
+            return list(command)
+        return [*command[:2], f"--comment={COMMENT}:{token}", *command[2:]]
+
+    def recent_command(self) -> list[str]:
+        return squeue("--me", "--states=all")
+
+    def parse_recent(
+        self, output: str, command: Sequence[str], token: str, since: float
+    ) -> tuple[str | None, list[str]]:
+        records = parse_records(output)
+        ours = [each.job.job_id for each in records if each.comment == f"{COMMENT}:{token}"]
+        name = dict(sbatch.parse_arguments(command[1:])[0]).get("job-name")
+        alike = [
+            each.job.job_id
+            for each in records
+            if each.job.name == name and (each.submitted or 0.0) > since - CLOCKS_DIFFER_S
+        ]
+        return (ours[0] if ours else None), alike
+
+    def relaxed(self, command: Sequence[str]) -> list[str] | None:
+        at = [i for i in range(len(command)) if tuple(command[i : i + 2]) == WHOLE_NODES]
+        return [*command[: at[0] + 1], *command[at[0] + 2 :]] if at else None
 
     def check_command(self, submit_command: Sequence[str]) -> list[str]:
         return [submit_command[0], "--test-only", *submit_command[1:]]
@@ -136,17 +158,21 @@ class Slurm(Submission):
         return squeue("--me")
 
     def history_command(self, job_ids: Sequence[str]) -> list[str]:
-        layout = ["--allocations", "--noheader", "--parsable2", f"--delimiter={SEPARATOR}"]
-        return ["sacct", *layout, f"--jobs={','.join(job_ids)}", f"--format={SACCT_FORMAT}"]
+        return sacct(f"--jobs={','.join(job_ids)}")
+
+    def ended_command(self, since: float) -> list[str]:
+        start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since))
+        return sacct(f"--user={os.getuid()}", f"--starttime={start}")
 
     def parse_states(self, output: str) -> list[JobState]:
-        return [parse_line(line) for line in output.splitlines()]
+        return [record.job for record in parse_records(output)]
 
-    def parse_jobs(self, output: str) -> list[JobState]:
-        mine = [
-            line for line in output.splitlines() if line.rpartition(SEPARATOR)[2].split(":")[0] == COMMENT
-        ]
-        return sorted(map(parse_line, mine), key=lambda job: (len(job.job_id), job.job_id))
+    def parse_jobs(self, output: str, known: Collection[str] = ()) -> list[JobState]:
+        def is_ours(record: Record) -> bool:
+            return record.comment.split(":")[0] == COMMENT or record.job.job_id in known
+
+        ours = [record.job for record in parse_records(output) if is_ours(record)]
+        return sorted(ours, key=lambda job: (len(job.job_id), job.job_id))
 
     def is_unknown_job(self, text: str) -> bool:
         return "Invalid job id" in text
@@ -155,14 +181,16 @@ class Slurm(Submission):
         return ["scontrol", "show", "job", job_id]
 
     def parse_output(self, output: str) -> Path | None:
-        match = re.search(r"^\s*StdOut=(.*)$", output, re.MULTILINE)  # a path may hold spaces
-        return Path(match[1]) if match and match[1] else None
+        # A path may hold spaces. What a job's name or comment may hold comes before.
+        paths = re.findall(r"^\s*StdOut=(.*)$", output, re.MULTILINE)
+        return Path(paths[-1]) if paths and paths[-1] else None
 
     def restarts_command(self, job_id: str) -> list[str]:
-        return ["scontrol", "--oneliner", "show", "job", job_id]
+        return ["squeue", "--noheader", "--all", "--states=all", "--jobs", job_id, "--Format=RestartCnt:20"]
 
     def parse_restarts(self, output: str) -> int:
-        return int(find_word(output, "Restarts") or 0)
+        number = output.strip()
+        return int(number) if number.isdecimal() else 0
 
     def ended_word(self, exit_status: int) -> str:
         return {0: "COMPLETED", 124: "TIMEOUT"}.get(exit_status, "FAILED")
@@ -198,7 +226,10 @@ class Slurm(Submission):
         return site.describe(name, output)
 
     def is_away(self, text: str) -> bool:
-        return bool(AWAY.search(text)) and NO_CONFIGURATION not in text
+        return bool(AWAY.search(text)) and not self.is_absent(text)
+
+    def is_absent(self, text: str) -> bool:
+        return bool(NOT_CONFIGURED.search(text))
 
     def query_environment(self, environ: Mapping[str, str]) -> dict[str, str]:
         return plain_environment(environ)
@@ -217,52 +248,3 @@ def signal_lead_s(warn_before_s: float) -> int:
 def mem_option(size_bytes: int | None) -> str | None:
     """Return the value of `--mem`: whole KiB, rounded up, since 0 is all of the node's memory."""
     return f"{-(-size_bytes // 1024)}K" if size_bytes else None if size_bytes is None else "0"
-
-
-def squeue(*arguments: str) -> list[str]:
-    """Return a squeue command whose output `parse_line` reads; it lists jobs in hidden partitions, too."""
-    return ["squeue", "--noheader", "--all", *arguments, "--format", SQUEUE_FORMAT]
-
-
-def parse_line(line: str) -> JobState:
-    """Return the job in a line of squeue or sacct, in the formats above. sacct's `CANCELLED by 1000` is CANCELLED."""
-    job_id, name, words, reason, start, end, nodes = line.split(SEPARATOR)[:7]
-    state = words.split()[0]
-    reason = "" if reason == "None" else reason
-    return JobState(
-        job_id,
-        name,
-        phase_of(state),
-        state,
-        reason,
-        slurm_time(start),
-        slurm_time(end),
-        nodes,
-        cannot_start=state == "PENDING" and reason in CANNOT_START,
-        suspended=state in SUSPENDED,
-    )
-
-
-def phase_of(state: str) -> Phase:
-    """Return the phase of a job with this state."""
-    if state in PENDING:
-        return "pending"
-    return "ended" if state in ENDED else "running"
-
-
-def export_options(
-    batch_arg: Sequence[str], environ: Mapping[str, str], variables: Sequence[str]
-) -> list[str]:
-    """Return options that make variables reach the job even if the user, or the site, keeps sbatch from exporting them.
-
-    Their values stay in the environment: every user of the machine can read a command line (sbatch(1), `--export` and
-    SBATCH_EXPORT).
-    """
-    given = [argument.partition("=")[2] for argument in batch_arg if argument.startswith("--export=")]
-    export = given[-1] if given else environ.get("SBATCH_EXPORT", "ALL")
-    words = [word for word in export.split(",") if word not in ("NONE", "NIL")]
-    if not variables or "ALL" in words:
-        return []
-    # NONE alone gives the job its login environment; with names of variables, --get-user-env must request it.
-    login = ["--get-user-env"] if export == "NONE" else []
-    return [f"--export={','.join(dict.fromkeys([*words, *variables]))}", *login]

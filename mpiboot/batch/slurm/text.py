@@ -7,11 +7,17 @@ import re
 import time
 from collections.abc import Mapping
 
+# Variables that change what the commands print, or which jobs and which cluster they mean (the manual of each command,
+# ENVIRONMENT VARIABLES). SCANCEL_INTERACTIVE, for example, keeps scancel from doing anything.
+CHANGING_VARIABLES = (
+    *("SLURM_BITSTR_LEN", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT"),
+    *("SACCT_", "SCANCEL_", "SCONTROL_", "SINFO_", "SQUEUE_"),
+)
+
 
 def plain_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return `environ` without the variables that change the output of Slurm's commands (squeue(1), sacct(1))."""
-    changing = ("SLURM_CLUSTERS", "SLURM_TIME_FORMAT", "SQUEUE_", "SACCT_")
-    return {name: value for name, value in environ.items() if not name.startswith(changing)}
+    """Return `environ` without the variables that change what Slurm's commands print or do."""
+    return {name: value for name, value in environ.items() if not name.startswith(CHANGING_VARIABLES)}
 
 
 # Of Slurm's variables, those that say how its commands reach slurmctld.
@@ -32,7 +38,12 @@ def find_word(text: str, key: str) -> str | None:
 
 
 def slurm_time(text: str | None) -> float | None:
-    """Parse a time that Slurm prints, such as `2026-11-22T10:00:00`, or seconds since the epoch; None for `Unknown`."""
-    if not text or not text[0].isdigit():
+    """Parse a time that Slurm prints, such as `2026-11-22T10:00:00`, or seconds since the epoch; None for any other text,
+    such as `Unknown`.
+    """
+    if text and text.isdecimal():
+        return float(text)
+    try:
+        return time.mktime(time.strptime(text or "", "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
         return None
-    return float(text) if text.isdigit() else time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))

@@ -56,5 +56,5 @@ def two(monkeypatch, tmp_path):
         ),
     ]
     live = [(Job(state.job_id, Batch()), state) for state in states]
-    monkeypatch.setattr(find, "live_jobs", lambda: live)
+    monkeypatch.setattr(find, "live_jobs", lambda **_: live)
     return live

@@ -6,9 +6,10 @@ import time
 import pytest
 
 from envpack.pack.store import lease, leases
+from mpiboot.batch import registry
 from mpiboot.batch.job_state import JobState
 from mpiboot.batch.local.submission import Local
-from mpiboot.batch.slurm.submission import SEPARATOR
+from mpiboot.batch.slurm.records import SEPARATOR
 from mpiboot.client import find, polling
 from mpiboot.common.processes import host_identity
 from mpiboot.errors import BatchError
@@ -18,7 +19,7 @@ from mpiboot.protocol.messages import to_json
 
 
 def test_no_job_is_live(monkeypatch):
-    monkeypatch.setattr(find, "live_jobs", list)
+    monkeypatch.setattr(find, "live_jobs", lambda **_: [])
     with pytest.raises(BatchError, match=r"no mpiboot job is pending or running\. Start one: mpiboot submit"):
         find.find_job()
     with pytest.raises(BatchError, match="'flights' is neither a job id nor the name of a live job"):
@@ -40,7 +41,7 @@ def test_slurm_without_its_configuration_leaves_local_jobs_alone(commands, tmp_p
     with pytest.raises(BatchError, match="squeue: fatal: Unable to process configuration file"):
         find.live_jobs()
     mine = JobState("host-1-2", "mpiboot", "running", "RUNNING", nodes="host")
-    monkeypatch.setattr(Local, "jobs", lambda self: [mine])
+    monkeypatch.setattr(Local, "jobs", lambda self, known: [mine])
     assert find.find_job().job_id == "host-1-2"
     assert caplog.messages == [
         "squeue: fatal: Unable to process configuration file; only jobs of other batch systems are known"
@@ -51,9 +52,79 @@ def test_slurm_without_its_configuration_leaves_local_jobs_alone(commands, tmp_p
     assert caplog.messages == []  # Slurm was not asked
 
 
+def test_slurm_that_is_not_configured_here_counts_as_absent(commands, monkeypatch, caplog):
+    """As where the package with its commands was installed: no query of it, and no word of it."""
+    commands(
+        scontrol="echo 'scontrol: fatal: Could not establish a configuration source' >&2; exit 1",
+        squeue="echo asked >&2; exit 1",
+    )
+    assert find.live_jobs() == [] and caplog.messages == []
+    assert registry.choose("auto").name == "local"
+    with pytest.raises(BatchError, match="neither a job id nor the name of a live job"):
+        find.find_job("7")
+    with pytest.raises(BatchError) as error:
+        registry.choose("slurm")
+    assert str(error.value) == (
+        "--batch-system slurm: Slurm is not configured on this machine: "
+        "scontrol: fatal: Could not establish a configuration source. "
+        "Type this on a login node, or use --batch-system local"
+    )
+
+
+def test_slurm_that_is_away_is_not_absent(commands):
+    commands(scontrol="echo 'slurm_load_ctl_conf error: Unable to contact slurm controller' >&2; exit 1")
+    assert registry.choose("auto").name == "slurm"
+
+
+@pytest.fixture
+def slurm(commands, tmp_path):
+    """Slurm with the job 7, whose comment the site has set."""
+    answer = SEPARATOR.join(("7", "PENDING", "None", "N/A", "N/A", "N/A", "", "project", "mpiboot"))
+    commands(
+        squeue=f"echo '{answer}'", scontrol="echo 'ClusterName = big'", scancel='echo "$@" >> "$0.calls"'
+    )
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize("where", ["submitted/slurm-big-7", "jobs/slurm-big-7/tls/ca.pem"])
+def test_a_job_whose_comment_the_site_has_set_is_found(slurm, where):
+    """A pending one by the record that submit left, a running one by its directory."""
+    path = slurm / where
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert [job.job_id for job, _ in find.live_jobs()] == ["7"]
+    assert find.find_job().job_id == find.find_job("7").job_id == find.find_job("mpiboot").job_id == "7"
+
+
+def test_another_job_of_the_user_is_not_found(slurm):
+    assert find.live_jobs() == []
+
+
+@pytest.mark.parametrize("where", ["submitted/slurm-other-7", "jobs/slurm-other-7/events.jsonl"])
+def test_an_id_of_another_cluster_means_no_job_of_this_one(slurm, where):
+    """Two clusters share a home, and each of them has a job 7."""
+    path = slurm / where
+    path.parent.mkdir(parents=True)
+    path.touch()
+    with pytest.raises(BatchError) as error:
+        find.find_job("7")
+    assert str(error.value) == (
+        "job 7 is not one of this host's cluster, but slurm-other-7. Type this on a login node of that cluster"
+    )
+
+
+def test_a_slurm_that_does_not_answer_is_waited_for_once(commands, monkeypatch):
+    """Its silence is the answer: the list of jobs is not asked for as long again."""
+    monkeypatch.setattr(find, "FIRST_SILENCE_S", 0.0)
+    commands(scontrol="echo 'Unable to contact slurm controller' >&2; exit 1")
+    monkeypatch.setattr(find, "live_jobs", lambda: pytest.fail("asked again"))
+    with pytest.raises(BatchError, match="scontrol: Unable to contact"):
+        find.find_job("7")
+
+
 def test_slurmctld_that_restarts_is_asked_again(commands, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(polling, "poll_interval_s", lambda waited_s: 0.01)
-    answer = SEPARATOR.join(("7", "a", "PENDING", "None", "N/A", "N/A", "", "mpiboot"))
+    answer = SEPARATOR.join(("7", "PENDING", "None", "N/A", "N/A", "N/A", "", "mpiboot", "a"))
     commands(
         squeue=f"""[ -e {tmp_path}/asked ] && echo '{answer}' && exit
             > {tmp_path}/asked; echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1""",
@@ -79,7 +150,8 @@ def test_what_ended_jobs_left_goes_and_what_live_ones_need_stays(monkeypatch, tm
         def job_id_of_key(self, key):
             return key.removeprefix("stand-in-") if key.startswith("stand-in-") else None
 
-        def jobs(self):
+        def jobs(self, known):
+            assert sorted(known) == ["1", "2", "3", "4", "5", "7", "8", "9"]
             return [JobState("1", "", "running", "R")]
 
         def states(self, job_ids):

@@ -1,4 +1,4 @@
-import time
+from importlib.resources import as_file, files
 from pathlib import Path
 
 import pytest
@@ -6,71 +6,14 @@ import pytest
 from mpiboot import config as configuration
 from mpiboot.batch import registry
 from mpiboot.batch.job_state import JobState
-from mpiboot.batch.slurm.submission import SEPARATOR, Slurm, export_options
-from mpiboot.errors import BatchAwayError, UsageError
+from mpiboot.batch.slurm.arguments import directives
+from mpiboot.batch.slurm.records import SEPARATOR
+from mpiboot.batch.slurm.submission import Slurm
+from mpiboot.errors import BatchAwayError
 
 
-def line(*words):
-    return SEPARATOR.join(words) + "\n"
-
-
-def test_jobs_of_squeue():
-    output = (
-        line("7", "a name", "PENDING", "PartitionNodeLimit", "N/A", "N/A", "", "mpiboot")
-        + line("10", "mpiboot", "PENDING", "Resources", "N/A", "N/A", "", "mpiboot")
-        + line("9", "other", "RUNNING", "None", "N/A", "N/A", "n", "(null)")
-        + line(
-            *("8", "mpiboot", "RUNNING", "None", "2026-11-22T10:00:00", "2026-11-22T11:00:00"),
-            *("node[1-2]", "mpiboot:x"),
-        )
-    )
-    start = time.mktime((2026, 11, 22, 10, 0, 0, 0, 0, -1))
-    assert Slurm().parse_jobs(output) == [
-        JobState("7", "a name", "pending", "PENDING", "PartitionNodeLimit", cannot_start=True),
-        JobState("8", "mpiboot", "running", "RUNNING", "", start, start + 3600, "node[1-2]"),
-        JobState("10", "mpiboot", "pending", "PENDING", "Resources"),
-    ]
-
-
-def test_states_of_sacct():
-    output = line("7", "mpiboot", "CANCELLED by 1000", "None", "Unknown", "Unknown", "None assigned")
-    assert Slurm().parse_states(output) == [
-        JobState("7", "mpiboot", "ended", "CANCELLED", nodes="None assigned")
-    ]
-
-
-@pytest.mark.parametrize(
-    ("state", "phase", "restarting"),
-    [
-        ("PENDING", "pending", True),
-        ("REQUEUED", "pending", True),
-        ("SUSPENDED", "pending", False),
-        ("RUNNING", "running", False),
-        ("COMPLETING", "running", False),
-        ("A_WORD_OF_A_LATER_SLURM", "running", False),
-        ("OUT_OF_MEMORY", "ended", False),
-    ],
-)
-def test_phases(state, phase, restarting):
-    """A suspended job's processes are there; a word that nobody knows must not end a wait."""
-    [job] = Slurm().parse_states(line("7", "a", state, "None", "N/A", "N/A", "", "mpiboot"))
-    assert (job.phase, job.restarting, job.state) == (phase, restarting, state)
-
-
-@pytest.mark.parametrize(
-    ("batch_arg", "environ", "names", "expected"),
-    [
-        ([], {}, ["A"], []),
-        (["--export=ALL"], {"SBATCH_EXPORT": "NONE"}, ["A"], []),
-        (["--export=ALL,B=1"], {}, ["A"], []),
-        (["--export=NONE"], {}, ["A", "B"], ["--export=A,B", "--get-user-env"]),
-        ([], {"SBATCH_EXPORT": "NONE"}, ["A"], ["--export=A", "--get-user-env"]),
-        (["--export=NONE", "--export=HOME,A"], {}, ["A"], ["--export=HOME,A"]),
-        (["--export=NONE"], {}, [], []),
-    ],
-)
-def test_what_is_exported_where_not_all_is(batch_arg, environ, names, expected):
-    assert export_options(batch_arg, environ, names) == expected
+def line(job_id, state, *, reason="None", nodes="n1", comment="mpiboot", name="a", submitted="N/A"):
+    return SEPARATOR.join((job_id, state, reason, submitted, "N/A", "N/A", nodes, comment, name))
 
 
 def test_the_whole_command():
@@ -94,9 +37,71 @@ def test_the_whole_command():
     )
     assert command == [
         *("sbatch", "--parsable", "--job-name=mpiboot", "--partition=p", "--nodes=2", "--ntasks-per-node=4"),
-        *("--mem=8388608K", "--time=1:00:00", '--output=/h/10%% "q"/logs/slurm-%j.out', "--qos=x"),
+        *("--mem=8388608K", "--time=1:00:00", '--output=/h/10%% "q"/logs/slurm-%j.out', "--propagate=NONE"),
+        "--qos=x",
         *("--export=A", "--get-user-env", "/s/slurm.sh", "--interface", "ib0"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "script", "environ", "expected"),
+    [
+        ({}, "", {}, ["--propagate=NONE", "--exclusive", "--mem=0"]),
+        ({"workers_per_node": 2}, "", {}, ["--ntasks-per-node=2", "--propagate=NONE"]),
+        ({"mem": "1G"}, "", {}, ["--mem=1048576K", "--propagate=NONE", "--exclusive"]),
+        (
+            {"batch_arg": ["--mem-per-cpu=1G"]},
+            "",
+            {},
+            ["--propagate=NONE", "--exclusive", "--mem-per-cpu=1G"],
+        ),
+        ({}, "--mem=3G", {}, ["--propagate=NONE", "--exclusive"]),
+        ({}, "", {"SBATCH_MEM_PER_CPU": "1G"}, ["--propagate=NONE", "--exclusive"]),
+        (
+            {"workers_per_node": 2, "batch_arg": ["--exclusive"]},
+            "",
+            {},
+            ["--ntasks-per-node=2", "--propagate=NONE", "--exclusive", "--mem=0", "--exclusive"],
+        ),
+        (
+            {"workers_per_node": 2, "batch_arg": ["--exclusive=user"]},
+            "",
+            {},
+            ["--ntasks-per-node=2", "--propagate=NONE", "--exclusive=user"],
+        ),
+        # The limits that a site, or a user, wants in jobs.
+        ({"workers_per_node": 2}, "--propagate=MEMLOCK", {}, ["--ntasks-per-node=2"]),
+        (
+            {"workers_per_node": 2, "batch_arg": ["--propagate"]},
+            "",
+            {},
+            ["--ntasks-per-node=2", "--propagate"],
+        ),
+        # A variable comes before the script's directive, so the line repeats it.
+        (
+            {"workers_per_node": 2},
+            "",
+            {"SBATCH_SIGNAL": "B:TERM@9"},
+            ["--ntasks-per-node=2", "--propagate=NONE", "--signal=B:USR1@120"],
+        ),
+    ],
+)
+def test_what_is_asked_for_besides_the_users_options(tmp_path, options, script, environ, expected):
+    (tmp_path / "job.sh").write_text(f"#!/bin/bash\n#SBATCH {script}\n")
+    command = Slurm().submit_command(configuration.merge(options), tmp_path / "job.sh", [], environ=environ)
+    assert command == [
+        "sbatch",
+        "--parsable",
+        "--job-name=mpiboot",
+        "--nodes=1",
+        *expected,
+        f"{tmp_path}/job.sh",
+    ]
+
+
+def test_the_shipped_job_script_keeps_the_login_nodes_limits_out_of_the_job():
+    with as_file(files("mpiboot.jobscripts") / "slurm.sh") as script:
+        assert ("propagate", "NONE") in directives(script)
 
 
 def test_what_changes_slurms_answers_is_not_passed_on(commands, monkeypatch):
@@ -111,20 +116,14 @@ def test_what_changes_slurms_answers_is_not_passed_on(commands, monkeypatch):
 
 def test_jobs_in_hidden_partitions_are_live(commands):
     """Without accounting, a job that squeue leaves out would count as ended."""
-    answer = line("7", "a", "RUNNING", "None", "N/A", "N/A", "n1", "mpiboot").strip()
+    answer = line("7", "RUNNING")
     commands(squeue=f"""for word; do [ "$word" = --all ] && echo '{answer}'; done; true""")
     assert [job.job_id for job in registry.batch_system("slurm").jobs()] == ["7"]
     assert registry.batch_system("slurm").states(["7"])["7"].live
 
 
-@pytest.mark.parametrize("argument", ["--array=1-3", "-a1", "-a", "--array"])
-def test_an_array_is_refused(argument):
-    with pytest.raises(UsageError, match="an array is many jobs"):
-        Slurm().submit_command(configuration.merge({"batch_arg": [argument]}), Path("s"), [], environ={})
-
-
 def test_a_running_job_is_asked_to_end_and_any_other_is_cancelled(commands, tmp_path):
-    answer = line("7", "a", "RUNNING", "None", "N/A", "N/A", "n1", "mpiboot").strip()
+    answer = line("7", "RUNNING")
     commands(squeue=f"echo '{answer}'", scancel=f"""echo "$@" >> {tmp_path}/calls""")
     slurm = registry.batch_system("slurm")
     slurm.stop("7")
@@ -142,7 +141,7 @@ def test_a_running_job_is_asked_to_end_and_any_other_is_cancelled(commands, tmp_
 
 
 def test_states_come_from_the_history_where_squeue_has_forgotten_a_job(commands):
-    ended = line("8", "mpiboot", "TIMEOUT", "None", "Unknown", "Unknown", "n1").strip()
+    ended = line("8", "TIMEOUT", name="mpiboot")
     commands(
         squeue="echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", sacct=f"echo '{ended}'"
     )
@@ -178,9 +177,9 @@ def test_a_slurm_that_does_not_answer_for_now(text, away):
 
 
 def test_where_the_output_is_and_how_often_a_job_was_requeued():
-    shown = "JobId=7 JobName=a\n   Restarts=2 BatchFlag=1\n   StdOut=/home/a b/slurm-7.out\n   Power=\n"
+    shown = "JobId=7 JobName=a\n   StdOut=/name\n   Restarts=2\n   StdOut=/home/a b/slurm-7.out\n   Power=\n"
     assert Slurm().parse_output(shown) == Path("/home/a b/slurm-7.out")
-    assert Slurm().parse_restarts(shown) == 2
+    assert [Slurm().parse_restarts(text) for text in ("2                   \n", "")] == [2, 0]
     assert Slurm().parse_cluster("ClusterId = 1\nClusterName             = big\n") == "big"
 
 
