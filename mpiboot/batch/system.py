@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import os
-import secrets
 import shlex
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mpiboot.batch.attempt import Attempt
 from mpiboot.batch.job_state import JobState
 from mpiboot.batch.runner import TIMEOUT_S, run
 from mpiboot.batch.submission import Submission
@@ -21,13 +20,8 @@ from mpiboot.errors import BatchAwayError, BatchError, UsageError
 if TYPE_CHECKING:
     from mpiboot.config import Config
 
-
-logger = logging.getLogger(__name__)
-
-# A busy batch system keeps a submit command waiting, and the command asks again by itself.
-SUBMIT_TIMEOUT_S = 120.0
-# The pauses before each look for a job whose submit command got no answer.
-SEARCH_PAUSES_S = (0.0, 1.0, 3.0, 6.0)
+# A batch system may give a new job a general reason, and the one that helps when it looks at the job again.
+REASON_SETTLES_S = 1.0
 
 
 class CommandBatchSystem:
@@ -95,77 +89,16 @@ class CommandBatchSystem:
 
     def _submit(self, command: Sequence[str], environ: Mapping[str, str]) -> str:
         """Submit a job that can start, and return its id."""
-        token, since = secrets.token_hex(8), time.time()
-        try:
-            output = self._run(
-                self.submission.identified(command, token), environ, timeout_s=SUBMIT_TIMEOUT_S
-            )
-            job_id = self.submission.parse_submitted(output)
-        except BatchError as error:
-            job_id = self._find_submitted(command, token, since, error)
-            logger.warning("%s; job %s was submitted all the same", error.problem, job_id)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(self._undo(command, token, since)) from None
-        self._cancel_if_it_cannot_start(job_id)
-        return job_id
-
-    def _find_submitted(self, command: Sequence[str], token: str, since: float, error: BatchError) -> str:
-        """Return the job that a submit command has made although it failed with `error`.
-
-        Raises
-        ------
-        BatchError
-            `error`, if there is no job. A BatchAwayError: there may be one; the message names those that may be it.
-        """
-        away = isinstance(error, BatchAwayError)
-        query = self.submission.recent_command()
-        if query is None:
-            raise error
-        answered = False
-        alike: list[str] = []
-        # A command that was refused has made no job; of one that got no answer, the job may still be on its way.
-        for pause_s in SEARCH_PAUSES_S if away else (0.0,):
-            time.sleep(pause_s)
-            with contextlib.suppress(BatchError):
-                answered = False
-                job_id, alike = self.submission.parse_recent(self._run(query), command, token, since)
-                answered = True
-                if job_id is not None:
-                    return job_id
-        identified = self.submission.identified(command, token) != list(command)
-        if not away or (answered and (identified or not alike)):
-            raise error
-        which = f": perhaps {', '.join(alike)}" if alike else ""
-        raise BatchAwayError(
-            f"{error.problem}\nA job may have been submitted all the same{which}",
-            "See it, and end it: mpiboot list; mpiboot stop JOB",
-        ) from error
-
-    def _undo(self, command: Sequence[str], token: str, since: float) -> str:
-        """Cancel the job that an interrupted submit command has made; return what became of it, in words."""
-        name = command[0]
-        try:
-            away = BatchAwayError(f"{name} was interrupted", "")
-            job_id = self._find_submitted(command, token, since, away)
-            self._run(self.submission.cancel_command(job_id))
-        except BatchError as error:
-            return str(error)
-        return f"{name} was interrupted; job {job_id}, which it had submitted, is cancelled"
-
-    def _cancel_if_it_cannot_start(self, job_id: str) -> None:
-        """Cancel a job that would wait for ever, such as one that exceeds a limit that only its scheduling looks at.
-
-        Raises
-        ------
-        BatchError
-            The job could not start, and is cancelled.
-        """
+        job_id = Attempt(self.submission, self._run, command, environ).submit()
         try:
             state = self.states([job_id])[job_id]
+            if state.cannot_start:  # the first reason may be general, or pass
+                time.sleep(REASON_SETTLES_S)
+                state = self.states([job_id])[job_id]
         except BatchError:  # the job is submitted, whatever it will do
-            return
+            return job_id
         if not state.cannot_start:
-            return
+            return job_id
         what = f"{self.facts.title} would never start this job: {state.reason}"
         try:
             self._run(self.submission.cancel_command(job_id))

@@ -118,7 +118,8 @@ class Slurm(Submission):
     def parse_recent(
         self, output: str, command: Sequence[str], token: str, since: float
     ) -> tuple[str | None, list[str]]:
-        records = parse_records(output)
+        # A refused job has a record, too: as one that failed, without nodes.
+        records = [each for each in parse_records(output) if each.job.live or each.job.nodes]
         ours = [each.job.job_id for each in records if each.comment == f"{COMMENT}:{token}"]
         name = dict(sbatch.parse_arguments(command[1:])[0]).get("job-name")
         alike = [

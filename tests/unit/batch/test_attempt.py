@@ -10,7 +10,7 @@ import threading
 import pytest
 from waiting import wait_until
 
-from mpiboot.batch import registry, system
+from mpiboot.batch import attempt, registry, system
 from mpiboot.batch.slurm.records import SEPARATOR
 from mpiboot.errors import BatchAwayError, BatchError, UsageError
 
@@ -30,7 +30,8 @@ def queue(state="PENDING", reason="None", name="flights", submitted="2030-01-01T
 
 @pytest.fixture
 def slurm(commands, monkeypatch):
-    monkeypatch.setattr(system, "SEARCH_PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(attempt, "SEARCH_PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(system, "REASON_SETTLES_S", 0.0)
     commands()
     return registry.batch_system("slurm")
 
@@ -54,7 +55,7 @@ def calls(tmp_path, name="sbatch"):
 def test_a_job_that_was_submitted_all_the_same_is_used_and_named(
     slurm, commands, monkeypatch, tmp_path, caplog, failure
 ):
-    monkeypatch.setattr(system, "SUBMIT_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(attempt, "SUBMIT_TIMEOUT_S", 0.5)
     commands(sbatch=MAKES + failure, squeue=queue(), sleep="exec /bin/sleep 60")
     assert slurm.submit(COMMAND, os.environ) == "7"
     [message] = caplog.messages
@@ -72,6 +73,15 @@ def test_a_refused_job_is_not_mistaken_for_another(slurm, commands, tmp_path):
     assert str(error.value) == (
         "sbatch: error: Invalid account. Change the options that it names; see: mpiboot submit --help"
     )
+
+
+def test_a_refused_job_that_slurm_remembers_as_failed_is_no_job(slurm, commands):
+    commands(
+        sbatch=MAKES + "echo 'sbatch: error: no such node' >&2; exit 1",
+        squeue=queue("FAILED", "BadConstraints"),
+    )
+    with pytest.raises(BatchError, match="sbatch: error: no such node"):
+        slurm.submit(COMMAND, os.environ)
 
 
 @pytest.mark.parametrize(
@@ -167,6 +177,14 @@ def test_where_the_site_limits_memory_whole_nodes_are_taken_without_all_of_it(
     assert slurm.submit(COMMAND, os.environ) == "7"
     assert [" --mem=0 " in call for call in calls(tmp_path)] == [True, False]
     slurm.check(COMMAND, os.environ)
+
+
+def test_a_reason_that_passes_does_not_count(slurm, commands, tmp_path):
+    later = queue().replace("for comment", '[ -e "$0.asked" ] && for comment')
+    first = queue(reason="PartitionConfig").replace("for comment", '[ -e "$0.asked" ] || for comment')
+    commands(sbatch=MAKES + "echo 7", squeue=f'{later}\n{first}\n: > "$0.asked"')
+    assert slurm.submit(COMMAND, os.environ) == "7"
+    assert calls(tmp_path, "scancel") == [] and len(calls(tmp_path)) == 1
 
 
 def test_another_cluster_is_refused_and_this_one_by_its_name_is_not(slurm, commands, tmp_path):
