@@ -97,8 +97,15 @@ def why_missing(name: str) -> str:
     return f"{facts(name).title} is not configured on this machine: {batch_system(name).absent}"
 
 
-def choose(name: str) -> BatchSystem:
+def choose(name: str, *, to_show: bool = False) -> BatchSystem:
     """Return the batch system of that name; `auto` is the first that this machine has.
+
+    Parameters
+    ----------
+    name : str
+        The word for `--batch-system`.
+    to_show : bool
+        Only to show commands: one that is named may lack its configuration here.
 
     Raises
     ------
@@ -108,6 +115,8 @@ def choose(name: str) -> BatchSystem:
     systems = available()
     if name == "auto":
         return next(iter(systems.values()))
+    if to_show and facts(name).command and shutil.which(str(facts(name).command)):
+        return batch_system(name)
     if name not in systems:
         raise BatchError(
             f"--batch-system {name}: {why_missing(name)}",

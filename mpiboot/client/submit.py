@@ -132,7 +132,7 @@ def show_submission(config: Config, *, say: Callable[[str], None] = lambda line:
     from envpack.pack.packing import unchanged_archive
 
     check_named_ports(config)
-    batch = choose(config.batch_system)
+    batch = choose(config.batch_system, to_show=True)
     prepare_home(configuration.home(os.environ))
     check_source(config, submit_environment(os.environ, job_variables(config)), say)
     assert config.env

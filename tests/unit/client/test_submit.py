@@ -21,7 +21,7 @@ from mpiboot.errors import BatchError, SecurityError, UsageError
 
 def test_a_dry_run_hands_values_on_in_front_of_the_command(monkeypatch, tmp_path):
     monkeypatch.setattr(submit.prefix_checks, "check_environment", lambda *_, **__: None)
-    monkeypatch.setattr(submit, "choose", registry.batch_system)
+    monkeypatch.setattr(submit, "choose", lambda name, to_show: registry.batch_system(name))
     monkeypatch.setenv("MPIBOOT_HOME", str(tmp_path / "a b"))
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.delenv("MPIBOOT_REQUIRE_CLUSTER", raising=False)
