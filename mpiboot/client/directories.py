@@ -98,6 +98,10 @@ class DirectoryBatchSystem:
     def name(self) -> str:
         return self.facts.name
 
+    @property
+    def absent(self) -> str:
+        return ""
+
     def _live(self) -> list[JobRecord]:
         """Return the records of the jobs that have not ended in order, the last heard of last."""
         records = [record for record in self._read("*", if_file="heartbeat") if record.heard_at is not None]
@@ -152,7 +156,10 @@ class DirectoryBatchSystem:
             nodes=f"{first} and {len(others)} more" if others else first,
         )
 
-    def jobs(self) -> list[JobState]:
+    def ended(self, since: float) -> list[JobState]:
+        return []
+
+    def jobs(self, known: Collection[str] = ()) -> list[JobState]:
         return [state for state in map(self._state, self._live()) if state.live]
 
     def restarts(self, job_id: str) -> int:

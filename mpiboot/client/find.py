@@ -49,6 +49,7 @@ def find_job(wanted: str | int | Job | None = None) -> Job:
     for job in by_id:
         if job.directory.path.is_dir():
             return job
+    for job in by_id:
         _refuse_another_clusters(job)
     if errors and not by_id:  # it has been asked for long enough
         raise errors[0]

@@ -105,7 +105,7 @@ def test_ctrl_c_while_sbatch_hangs_leaves_no_job(alice, wrapped_sbatch):
     job_id = (alice.home / "made").read_text().strip()
     assert (
         said
-        == f"130 '' mpiboot: sbatch was interrupted; job {job_id}, which it had submitted, is cancelled\n\n"
+        == f"130 '' \nmpiboot: sbatch was interrupted; job {job_id}, which it had submitted, is cancelled\n\n"
     )
     assert queued(alice) == []
 

@@ -201,7 +201,9 @@ def check_slurms_options(asked, options):
         value = getattr(asked, option.name)
         if program != "sbatch" or (value is None and name not in options):
             continue
-        if option.name == "mem":
+        if option.name == "mem" and value is None:  # whole nodes, with all of their memory
+            assert options[name] == "0" and asked.workers_per_node is None
+        elif option.name == "mem":
             assert (value == 0) == (options[name] == "0")
             size_bytes = int(options[name].removesuffix("K")) * 1024
             assert value <= size_bytes < value + 1024

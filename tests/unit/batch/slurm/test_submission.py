@@ -194,7 +194,8 @@ def test_where_the_output_is_and_how_often_a_job_was_requeued():
     ],
 )
 def test_memory_in_whole_kibibytes(mem, expected):
-    command = Slurm().submit_command(configuration.merge({"mem": mem}), Path("s"), [], environ={})
+    config = configuration.merge({"mem": mem, "workers_per_node": 1})
+    command = Slurm().submit_command(config, Path("s"), [], environ={})
     assert [word for word in command if word.startswith("--mem")] == expected
 
 
