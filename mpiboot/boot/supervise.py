@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mpiboot.batch import registry
 from mpiboot.batch.runner import run
 from mpiboot.batch.sizing import Sizing
 from mpiboot.boot.agents import Agents
@@ -256,7 +257,10 @@ class LauncherWatch:
         status = self._ranks.poll()
         if status is None or self._gave_up:
             return False
-        if status in KILLED:
+        # A batch system's launcher is a program, and a status above 0 is a rank's: Slurm's PMIx kills all after one loss.
+        command = self._ranks.args
+        of_batch_system = isinstance(command, list) and command[0] in registry.launchers()
+        if status in KILLED and not (of_batch_system and status > 0):
             return True
         self._gave_up = True
         if self._cluster.close_reason is None:

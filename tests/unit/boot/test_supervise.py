@@ -153,22 +153,25 @@ def test_a_loss_is_explained(context, cluster, status, what):
 
 
 @pytest.mark.parametrize(
-    ("status", "died"),
+    ("launcher", "status", "died"),
     [
-        (None, False),
-        (0, False),
-        (10, False),
-        (255, False),
-        (-11, False),
-        (139, False),
-        (-9, True),
-        (137, True),
+        ("/e/bin/mpirun", None, False),
+        ("/e/bin/mpirun", 0, False),
+        ("/e/bin/mpirun", 10, False),
+        ("/e/bin/mpirun", 255, False),
+        ("/e/bin/mpirun", -11, False),
+        ("/e/bin/mpirun", 139, False),
+        ("/e/bin/mpirun", -9, True),
+        ("/e/bin/mpirun", 137, True),
+        # With PMIx, Slurm kills all stand-ins after the loss of one rank, and srun's status is theirs.
+        ("srun", 137, False),
+        ("srun", -9, True),
     ],
 )
 def test_a_killed_launcher_ends_the_job_and_one_that_gave_up_or_crashed_does_not(
-    cluster, events, status, died
+    cluster, events, launcher, status, died
 ):
-    watch = LauncherWatch(cluster, SimpleNamespace(poll=lambda: status), events)
+    watch = LauncherWatch(cluster, SimpleNamespace(args=[launcher, "rank"], poll=lambda: status), events)
     assert watch.died() is died
     assert watch.died() is died
 
