@@ -226,7 +226,12 @@ def loss(context: Context, cluster: Cluster, ranks: "subprocess.Popen[bytes]") -
 
 def how_ended(status: int) -> str:
     """Return the exit status of a child process, as of `Popen.wait`, in words."""
-    return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    if status >= 0:
+        return f"ended with status {status}"
+    try:
+        return f"was killed by {signal.Signals(-status).name}"
+    except ValueError:  # most real-time signals have no name
+        return f"was killed by signal {-status}"
 
 
 class LauncherWatch:

@@ -1,3 +1,4 @@
+import signal
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -263,3 +264,15 @@ def test_workers_that_a_client_retires_are_not_lost(cluster, monkeypatch):
     watch.check()
     with pytest.raises(ClusterLostError):
         watch.check()
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (3, "ended with status 3"),
+        (-signal.SIGKILL, "was killed by SIGKILL"),
+        (-40, "was killed by signal 40"),  # a real-time signal
+    ],
+)
+def test_how_a_child_ended(status, words):
+    assert supervise.how_ended(status) == words
