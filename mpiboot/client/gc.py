@@ -241,7 +241,11 @@ def _own_entries(folder: Path, is_wanted: Callable[[int], bool]) -> list[tuple[P
 def _last_change(left: Leftover) -> float:
     """Return when any file of a job was last written, in seconds since the epoch."""
     times = [left.changed_at]
+    files = [left.log] if left.log else []
     with contextlib.suppress(FileNotFoundError):
-        files = list(left.directory.iterdir()) if left.directory else []
-        times += [file.lstat().st_mtime for file in filter(None, (left.log, *files))]
+        files += list(left.directory.iterdir()) if left.directory else []
+    for file in files:
+        # A running boot replaces its files: one that has just gone must not hide how new the others are.
+        with contextlib.suppress(FileNotFoundError):
+            times.append(file.lstat().st_mtime)
     return max(times)

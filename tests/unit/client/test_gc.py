@@ -182,3 +182,11 @@ def test_submit_keeps_a_bounded_number_of_ended_jobs(home, use, monkeypatch):
     monkeypatch.setattr(gc, "KEPT_JOBS", 0)
     gc.bound(batch)
     assert names(home) == sorted(kept)
+
+
+def test_a_file_that_boot_replaces_does_not_hide_that_boot_lives(home, use):
+    use()
+    path = make(home, "standin-c-j1", closed=False, age_s=2 * DAY)
+    (path / "heartbeat").touch()
+    left = gc.Leftover(None, path, home / "logs/removed.out", time.time() - 2 * DAY)
+    assert time.time() - gc._last_change(left) < 60
