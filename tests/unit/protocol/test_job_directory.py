@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from mpiboot.errors import SecurityError
@@ -31,3 +33,21 @@ def test_an_endpoint_that_others_could_write_is_refused(directory, endpoint):
     directory.endpoint.chmod(0o666)
     with pytest.raises(SecurityError, match=r"endpoint\.json"):
         directory.read_endpoint()
+
+
+def test_it_is_clear_when_nothing_leads_to_the_cluster(directory):
+    directory.clear()
+    directory.events.touch()
+    assert directory.is_clear()
+    directory.tls.mkdir()
+    assert not directory.is_clear()
+    directory.clear()
+    directory.heartbeat.touch()
+    assert not directory.is_clear()
+    assert JobDirectory(directory.path / "missing").is_clear()
+
+
+def test_to_see_whether_it_is_clear_is_one_request(directory, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "stat", lambda *_, **__: pytest.fail("another request to the shared file system"))
+        assert not directory.is_clear()
