@@ -49,5 +49,7 @@ def test_it_is_clear_when_nothing_leads_to_the_cluster(directory):
 
 def test_to_see_whether_it_is_clear_is_one_request(directory, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "stat", lambda *_, **__: pytest.fail("another request to the shared file system"))
+        patched.setattr(
+            Path, "stat", lambda *_, **__: pytest.fail("another request to the shared file system")
+        )
         assert not directory.is_clear()
