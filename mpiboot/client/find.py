@@ -149,9 +149,7 @@ def live_jobs(patience_s: float = FIRST_SILENCE_S) -> list[tuple[Job, JobState]]
     systems, away = available(), set[str]()
     for batch in systems.values():
         try:
-            known = [job_id for each in to_clear if (job_id := batch.job_id_of_key(each.key))]
-            states = retry_while_away(functools.partial(batch.jobs, known), patience_s)
-            live = [(Job(state.job_id, batch), state) for state in states]
+            live = retry_while_away(functools.partial(_live_jobs_of, batch, to_clear), patience_s)
             jobs += live
             live_paths = {job.directory.path for job, _ in live}
             clear_ended([each for each in to_clear if each.path not in live_paths], batch)
@@ -167,6 +165,12 @@ def live_jobs(patience_s: float = FIRST_SILENCE_S) -> list[tuple[Job, JobState]]
     for each in errors:
         logger.warning("%s; only jobs of other batch systems are known", each.problem)
     return jobs
+
+
+def _live_jobs_of(batch: BatchSystem, recorded: Sequence[JobDirectory]) -> list[tuple[Job, JobState]]:
+    """Return the live jobs of one batch system, which is asked for them and for the cluster's name."""
+    known = [job_id for each in recorded if (job_id := batch.job_id_of_key(each.key))]
+    return [(Job(state.job_id, batch), state) for state in batch.jobs(known)]
 
 
 def directories_to_clear() -> list[JobDirectory]:

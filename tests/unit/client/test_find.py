@@ -122,6 +122,19 @@ def test_a_slurm_that_does_not_answer_is_waited_for_once(commands, monkeypatch):
         find.find_job("7")
 
 
+def test_the_clusters_name_is_asked_for_again_while_slurmctld_restarts(commands, tmp_path, monkeypatch):
+    monkeypatch.setattr(polling, "poll_interval_s", lambda waited_s: 0.01)
+    answer = SEPARATOR.join(("7", "PENDING", "None", "N/A", "N/A", "N/A", "", "project", "mpiboot"))
+    (tmp_path / "home/submitted").mkdir(parents=True)
+    (tmp_path / "home/submitted/slurm-big-7").touch()
+    commands(
+        squeue=f"echo '{answer}'",
+        scontrol="""[ -e "$0.2" ] && echo 'ClusterName = big' && exit
+            [ -e "$0.1" ] && : > "$0.2"; : > "$0.1"; echo 'Unable to contact slurm controller' >&2; exit 1""",
+    )
+    assert [job.job_id for job, _ in find.live_jobs()] == ["7"]
+
+
 def test_slurmctld_that_restarts_is_asked_again(commands, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(polling, "poll_interval_s", lambda waited_s: 0.01)
     answer = SEPARATOR.join(("7", "PENDING", "None", "N/A", "N/A", "N/A", "", "mpiboot", "a"))
