@@ -103,8 +103,10 @@ class CommandBatchSystem:
         try:
             self._run(self.submission.cancel_command(job_id))
         except BatchError as error:
-            raise BatchError(
-                f"{what}. It waits as job {job_id}, and could not be cancelled: {error.problem}", ""
+            # As if it were away: nothing else is submitted while this job waits.
+            raise BatchAwayError(
+                f"{what}. It waits as job {job_id}, and could not be cancelled: {error.problem}",
+                f"End it: mpiboot stop {job_id}",
             ) from error
         raise BatchError(f"{what}. Job {job_id} is cancelled", "")
 

@@ -158,6 +158,21 @@ def test_a_job_that_could_never_start_is_refused_and_cancelled(slurm, commands, 
     assert calls(tmp_path, "scancel") == ["7"]
 
 
+def test_a_job_that_could_not_be_cancelled_is_named_and_no_other_is_submitted(slurm, commands, tmp_path):
+    commands(
+        sbatch=MAKES + "echo 7",
+        squeue=queue(reason="MaxMemPerLimit"),
+        scancel="echo 'Unable to contact slurm controller' >&2; exit 1",
+    )
+    with pytest.raises(BatchError) as error:
+        slurm.submit(COMMAND, os.environ)
+    assert str(error.value) == (
+        "Slurm would never start this job: MaxMemPerLimit. It waits as job 7, and could not be cancelled: "
+        "scancel: Unable to contact slurm controller. End it: mpiboot stop 7"
+    )
+    assert len(calls(tmp_path)) == 1
+
+
 @pytest.mark.parametrize(
     ("sbatch", "squeue"),
     [
