@@ -205,8 +205,8 @@ class Agents:
     def _note_unreached(self) -> None:
         """Note the agents that have ended because they did not reach boot: nobody else reports that."""
         with contextlib.suppress(OSError):
-            for line in self._context.directory.unreached.read_text().splitlines():
-                with contextlib.suppress(ValueError):  # half-written
+            for line in self._context.directory.unreached.read_text(errors="replace").splitlines():
+                with contextlib.suppress(ValueError, TypeError):  # half-written, or by several nodes at once
                     node, reason = json.loads(line)
                     self._channel.note_unreached(node, reason)
 

@@ -119,7 +119,7 @@ def test_agents_that_do_not_reach_boot_are_named_before_the_deadline(tmp_path, m
     """They cannot say it over the channel; the command that starts agents goes on with those of other nodes."""
     with started_agents(tmp_path, monkeypatch, "n1", "n2", command=("sleep", "60")) as (started, directory):
         directory.unreached.write_text(
-            '["n2", "boot could not be reached for 45 s"]\n["n1", "too"]\n["n3", ""]\n["n'
+            '["n2", "boot could not be reached for 45 s"]\n["n1", "too"]\n["n3", ""]\n45\n["n'
         )
         began = time.monotonic()
         with pytest.raises(StageError) as error:
