@@ -15,6 +15,7 @@ from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 from tornado.ioloop import PeriodicCallback
 
+from mpiboot.common.faults import one_line
 from mpiboot.distributed_internals import (
     has_work,
     hung_workers,
@@ -149,9 +150,9 @@ async def dask_setup(scheduler: Scheduler) -> None:
         scheduler.add_plugin(reporter, name=PLUGIN_NAME)
         watch_for_hung_workers(scheduler, HUNG_WORKER_CHECK_S)
         await reporter.connect(os.environ[CONTROL_FOLDER_VARIABLE])
-    except BaseException:
+    except BaseException as error:
         # distributed only logs an error of a preload, and a scheduler that boot cannot see would run for ever.
-        logger.critical("the scheduler could not connect to boot, and ends", exc_info=True)
+        logger.critical("the scheduler could not connect to boot, and ends: %s", one_line(error))
         os._exit(1)
 
 

@@ -142,3 +142,20 @@ def test_an_idle_cluster_closes(clients, work, idle_timeout_s, closes):
 
     asyncio.run(check())
     assert closed == (["idle-timeout"] if closes else [])
+
+
+def test_a_scheduler_that_cannot_reach_boot_ends_and_says_so_in_one_line(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv(CONTROL_FOLDER_VARIABLE, str(tmp_path / "missing"))
+    statuses = []
+    monkeypatch.setattr(preload.os, "_exit", statuses.append)
+
+    async def start():
+        async with Scheduler(host="127.0.0.1", port=0, dashboard_address="127.0.0.1:0") as scheduler:
+            await preload.dask_setup(scheduler)
+
+    asyncio.run(start())
+    assert statuses == [1]
+    [said] = [record for record in caplog.records if record.name == preload.__name__]
+    assert (
+        said.exc_info is None and "FileNotFoundError" in said.getMessage() and "\n" not in said.getMessage()
+    )
