@@ -9,19 +9,19 @@ batch_system=local
 
 # From here to the end, all job scripts are the same: find the environment's Python, and start `mpiboot boot` with it.
 eval "${MPIBOOT_SETUP-}" # the site's `setup` lines, such as `module load openmpi`
-prefix=${VIRTUAL_ENV:-$CONDA_PREFIX}
+prefix=${VIRTUAL_ENV:-${CONDA_PREFIX-}}
 before=:$PATH: # of two activated environments, the last one is first on the PATH
 before=${before%%":${CONDA_PREFIX:-/none}/bin:"*}:
-[[ $before == ":$PATH::" || $before == *":${VIRTUAL_ENV:-/none}/bin:"* ]] || prefix=$CONDA_PREFIX
+[[ $before == ":$PATH::" || $before == *":${VIRTUAL_ENV:-/none}/bin:"* ]] || prefix=${CONDA_PREFIX-}
 arguments=("$@")
 for ((i = 0; i < $#; i++)); do
     case ${arguments[i]} in
     --) break ;;
-    --env) prefix=${arguments[i + 1]} ;;
+    --env) prefix=${arguments[i + 1]-} ;;
     --env=*) prefix=${arguments[i]#--env=} ;;
     esac
 done
-prefix=${prefix/#\~\//$HOME/} # in quotes, or after =, no shell has expanded it
+prefix=${prefix/#\~\//${HOME-}/} # in quotes, or after =, no shell has expanded it
 if [ ! -x "$prefix/bin/python" ]; then
     if [ -n "$prefix" ]; then echo "mpiboot: $prefix/bin/python is not an executable file on $(hostname)."; else
         echo "mpiboot: no environment is active on $(hostname), and --env is not given."; fi >&2

@@ -62,6 +62,8 @@ def system_error(error: OSError) -> MpibootError:
         remedy = f"Set {HOME_VARIABLE} to a folder on the shared file system that you can write"
     elif error.errno in (errno.EMFILE, errno.ENFILE):
         remedy = "Allow more open files: ulimit -n 4096"
+    elif error.errno == errno.EFBIG:
+        remedy = "Allow larger files: ulimit -f unlimited"
     elif error.errno in (errno.EAGAIN, errno.ENOMEM):
         remedy = "Allow more processes, or end some of yours there: ulimit -u"
     else:

