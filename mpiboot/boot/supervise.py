@@ -19,7 +19,7 @@ from mpiboot.boot.closing import STATUS_OF_REASON
 from mpiboot.boot.cluster import Cluster
 from mpiboot.boot.context import Context
 from mpiboot.boot.signals import CLOSE_BEFORE_END_S, Walltime
-from mpiboot.common.logs import tail
+from mpiboot.common.logs import end_of_ranks_log
 from mpiboot.common.processes import process_start, reap_orphans
 from mpiboot.common.units import show_duration
 from mpiboot.errors import BatchError, ClusterLostError, DeadlineError, LaunchError
@@ -75,7 +75,7 @@ def wait_for_workers(
             missing_words = ", ".join(f"{count} on {node}" for node, count in missing.items() if count)
             raise DeadlineError(
                 f"{len(cluster.workers)} of {sizing.n_workers} workers after {show_duration(timeout_s)}; "
-                f"missing: {missing_words}.\nThe end of {log}:\n{tail(log)}",
+                f"missing: {missing_words}.\nThe end of {log}:\n{end_of_ranks_log(log)}",
                 "If the log names no error, submit the job again with a longer --start-timeout",
             )
     logger.info("%d of %d workers", len(cluster.workers), sizing.n_workers)
@@ -95,7 +95,7 @@ def launch_failure(
     context: Context, cluster: Cluster, ranks: "subprocess.Popen[bytes]", sizing: Sizing
 ) -> LaunchError:
     """Return the error for ranks that ended before the cluster was complete."""
-    log = f"The end of {context.directory.ranks_log}:\n{tail(context.directory.ranks_log)}"
+    log = f"The end of {context.directory.ranks_log}:\n{end_of_ranks_log(context.directory.ranks_log)}"
     # Messages of MPICH's library under Open MPI's mpirun, and of dask-mpi if every rank has a world of its own.
     if any(words in log for words in ("unsupported PMI version", "Not enough MPI ranks", "WorldTooSmall")):
         return LaunchError(
@@ -219,7 +219,7 @@ def loss(context: Context, cluster: Cluster, ranks: "subprocess.Popen[bytes]") -
     else:
         what = f"mpirun, on {first}, {how_ended(status)}"
     return ClusterLostError(
-        f"{what}; all results went with it.\nThe end of {log}:\n{tail(log)}",
+        f"{what}; all results went with it.\nThe end of {log}:\n{end_of_ranks_log(log)}",
         f"See what happened before, and submit the job again: mpiboot logs {context.allocation.job_id}",
     )
 

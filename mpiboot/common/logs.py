@@ -34,3 +34,14 @@ def tail(path: Path, *, size_bytes: int = 3000, lines: int | None = None) -> str
     if lines is not None:
         text = "\n".join(text.splitlines()[-lines:])
     return text or EMPTY
+
+
+def end_of_ranks_log(path: Path) -> str:
+    """Return the end of a log for an error message. Of a traceback, such as that of a worker's start, its last line."""
+    kept, inside = [], True  # the end may begin within a traceback
+    for line in tail(path, size_bytes=6000).splitlines():
+        starts = line.startswith(("Traceback (most recent call last)", 'File "'))
+        inside = starts or (inside and line.startswith("  "))
+        if not inside:
+            kept.append(line)
+    return "\n".join(kept)[-3000:] or EMPTY

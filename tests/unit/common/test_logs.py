@@ -1,6 +1,6 @@
 import pytest
 
-from mpiboot.common.logs import EMPTY, tail
+from mpiboot.common.logs import EMPTY, end_of_ranks_log, tail
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,21 @@ def test_only_the_end_of_a_large_log_is_read(tmp_path):
     with log.open("wb") as file:
         file.truncate(8 * 1024**4)  # sparse, and larger than any memory
     assert len(tail(log, size_bytes=100)) <= 100
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (
+            'before\nTraceback (most recent call last):\n  File "x.py", line 1, in f\n    g()\n    ^^^\n'
+            "AttributeError: no g\nafter\n  indented\n",
+            "before\nAttributeError: no g\nafter\n  indented",
+        ),
+        ('  File "x.py", line 1, in f\n    g()\nAttributeError: no g\n', "AttributeError: no g"),
+        ("", EMPTY),
+    ],
+)
+def test_an_error_shows_no_traceback(tmp_path, content, expected):
+    log = tmp_path / "ranks.log"
+    log.write_text(content)
+    assert end_of_ranks_log(log) == expected
