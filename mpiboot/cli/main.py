@@ -127,11 +127,11 @@ def usage_problem(error: click.UsageError, arguments: Sequence[str]) -> str:
 
 def unexpected_failure(error: Exception) -> int:
     """Show an error that nobody has foreseen, in one line; return the exit status."""
-    from mpiboot.client.dask_options import import_dask
+    from mpiboot.client.dask_options import import_distributed
 
     try:
-        import_dask()
-    except ExplainedError as reason:  # a malformed file makes every import of Dask fail
+        import_distributed()
+    except ExplainedError as reason:  # of the user's files or variables; every import of it fails
         echo_stderr(f"mpiboot: {reason}")
         return reason.exit_status
     echo_stderr(f"mpiboot: {unexpected(error)}")

@@ -7,12 +7,15 @@ the user wrote (`12:00:00` becomes 43200). `client.settings` imports this module
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from envpack.errors import MalformedValueError
 from mpiboot import config as configuration
+from mpiboot.common.faults import one_line
 from mpiboot.errors import UsageError
 from mpiboot.kinds import FLAG, PATH
 from mpiboot.option import ENVIRONMENT, FILE, Option
@@ -100,6 +103,25 @@ def import_dask() -> Any:
             "Look there for a key that is no text: ~/.config/dask, or DASK_CONFIG",
         ) from error
     return dask
+
+
+def import_distributed() -> None:
+    """Import `distributed`, which reads Dask's configuration then.
+
+    Raises
+    ------
+    UsageError
+        A file is malformed or has a value that fits nothing, or PYTHONPATH has another `distributed`.
+    """
+    import_dask()
+    try:
+        import distributed  # noqa: F401
+    except Exception as error:
+        typed = shlex.join([sys.executable, "-c", "import distributed"])
+        raise UsageError(
+            f"distributed cannot be imported: {one_line(error)}",
+            f"See Dask's configuration (~/.config/dask, DASK_CONFIG, DASK_…) and PYTHONPATH, then try: {typed}",
+        ) from error
 
 
 def _malformed(error: ValueError) -> UsageError:

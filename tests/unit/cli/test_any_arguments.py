@@ -149,3 +149,25 @@ def test_any_surroundings(tmp_path, shell, status, variables):
     assert done.returncode in status, done.stderr
     assert "Traceback" not in done.stderr and "should not happen" not in done.stderr
     assert "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("dask.yaml", "logging: {distributed: loud}", "KeyError: 'LOUD' ("),
+        ("distributed.py", "raise ImportError('another one')", "ImportError: another one ("),
+    ],
+)
+def test_a_distributed_that_cannot_be_imported(tmp_path, file, content, reason):
+    """Dask's configuration has such a value, or a module's PYTHONPATH another distributed."""
+    (tmp_path / file).write_text(content)
+    folders = f"{tmp_path}:{Path(config.__file__).parents[1]}"
+    done = subprocess.run(
+        [sys.executable, "-m", "mpiboot", "submit", "--batch-system", "local"],
+        env={**os.environ, "DASK_CONFIG": str(tmp_path), "PYTHONPATH": folders, "MPIBOOT_HOME": str(tmp_path)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"mpiboot: distributed cannot be imported: {reason}")
+    assert done.stderr.endswith(f"PYTHONPATH, then try: {sys.executable} -c 'import distributed'\n")
+    assert len(done.stderr.splitlines()) == 1
