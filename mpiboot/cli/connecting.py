@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -10,6 +9,7 @@ import click
 
 from mpiboot.cli.options import CommandWithExample, job_argument
 from mpiboot.cli.output import echo_stderr, interrupted_with, progress_here, warn_insecure
+from mpiboot.client.progress import in_terminal
 
 if TYPE_CHECKING:
     from mpiboot.client.job import Job
@@ -58,7 +58,7 @@ def wait_and_show(job: Job, timeout: str, queue_timeout: str | None, insecure: b
         job, timeout=timeout, queue_timeout=queue_timeout, insecure=insecure, progress=progress_here()
     ) as client:
         n_workers = count_workers(client)
-    echo_stderr(show.ready(job, load_site("ssh_host"), with_token=sys.stderr.isatty(), n_workers=n_workers))
+    echo_stderr(show.ready(job, load_site("ssh_host"), with_token=in_terminal(), n_workers=n_workers))
 
 
 @click.command(cls=CommandWithExample, epilog="mpiboot dashboard 1234 --open")

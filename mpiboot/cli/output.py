@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 
 import click
 
+from mpiboot.client.progress import in_terminal
+
 
 def echo_stderr(line: str) -> None:
     """Print a line to stderr; only a command's results go to stdout."""
@@ -16,7 +18,7 @@ def echo_stderr(line: str) -> None:
 
 def progress_here() -> Callable[[str], None] | None:
     """Return what takes the lines of progress: None for the display of a terminal."""
-    return None if sys.stderr.isatty() else echo_stderr
+    return None if in_terminal() else echo_stderr
 
 
 @contextlib.contextmanager

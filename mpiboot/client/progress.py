@@ -36,11 +36,16 @@ def _display(progress: Progress | None) -> Iterator[Progress]:
         yield progress
     elif in_notebook():
         yield Notebook().show
-    elif sys.stderr.isatty():
+    elif in_terminal():
         with terminal() as show:
             yield show
     else:
         yield lambda line: None
+
+
+def in_terminal() -> bool:
+    """Whether somebody sees standard error; there is none after `2>&-`, as in some services."""
+    return bool(sys.stderr and sys.stderr.isatty())
 
 
 def in_notebook() -> bool:

@@ -4,6 +4,7 @@ import types
 
 import pytest
 
+from mpiboot.cli import output
 from mpiboot.client import progress
 
 LINES = ["job 7 is PENDING (Resources)", "1 of 8 workers", "1 of 8 workers", "2 of 8 workers"]
@@ -24,6 +25,12 @@ def test_a_line_that_repeats_is_told_once():
     told = []
     tell(given=told.append)
     assert told == [LINES[0], LINES[1], LINES[3]]
+
+
+def test_standard_error_may_be_closed(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    tell()
+    assert output.progress_here() is output.echo_stderr
 
 
 def test_quiet_where_nobody_looks(capfd):
