@@ -33,6 +33,7 @@ from mpiboot.config import Config, dask_variables
 from mpiboot.errors import UsageError
 from mpiboot.protocol import prefix_checks
 from mpiboot.protocol.rank_environment import of_another_job, requested_variables
+from mpiboot.protocol.secrets import tls_folder
 from mpiboot.protocol.variables import SETUP_VARIABLE
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def prepare_home(home: Path) -> None:
     UsageError
         A folder could not be made.
     SecurityError
-        Others could change the folder of the jobs' directories.
+        Others could change the folder of the jobs' directories, or Dask does not understand its name.
     """
     for folder in (home / "jobs", home / "logs"):
         try:
@@ -193,6 +194,7 @@ def prepare_home(home: Path) -> None:
                 f"Set {HOME_VARIABLE} to a folder on the shared file system that you can write",
             ) from error
     check_trusted(home / "jobs", "directory")
+    tls_folder(home / "jobs")
 
 
 def check_source(config: Config, environ: Mapping[str, str], say: Callable[[str], None]) -> None:

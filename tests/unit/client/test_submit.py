@@ -97,6 +97,14 @@ def test_a_home_that_boot_would_refuse_is_refused_before(monkeypatch, tmp_path):
     )
 
 
+def test_a_home_whose_name_dask_does_not_understand_is_refused_before(monkeypatch, tmp_path):
+    monkeypatch.setenv("MPIBOOT_HOME", str(tmp_path / "two\nlines"))
+    with pytest.raises(SecurityError) as error:
+        submit.submit_config(configuration.merge({"env": "/e", "batch_system": "local"}))
+    jobs = str(tmp_path / "two\nlines/jobs")
+    assert str(error.value).startswith(f"the job directory {jobs!r} has a line break in its path")
+
+
 class Queue:
     """A batch system that takes every job."""
 
