@@ -262,7 +262,7 @@ class LauncherWatch:
         status = self._ranks.poll()
         if status is None or self._gave_up:
             return False
-        # A batch system's launcher is a program, and a status above 0 is a rank's: Slurm's PMIx kills all after one loss.
+        # A batch system's launcher is a program, and a status above 0 is that of a rank, or of all after one is lost.
         command = self._ranks.args
         of_batch_system = isinstance(command, list) and command[0] in registry.launchers()
         if status in KILLED and not (of_batch_system and status > 0):
