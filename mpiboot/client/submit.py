@@ -13,7 +13,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envpack.common.places import HOME_VARIABLE
+from envpack.common.places import HOME_VARIABLE, TRUSTED_FOLDERS_VARIABLE
 from envpack.common.trust import make_private_folder
 from mpiboot import config as configuration
 from mpiboot.batch.registry import NAMES, choose, describes_a_job, facts
@@ -226,8 +226,13 @@ def say_warning(warning: str, say: Callable[[str], None]) -> None:
 
 
 def job_variables(config: Config) -> dict[str, str]:
-    """Return the environment variables that the job must find: those of `--env-var`, and the site's `setup` lines."""
+    """Return the environment variables that the job must find, even if it gets no others.
+
+    They are those of `--env-var`, the site's `setup` lines, and the folders that the user trusts.
+    """
     variables = requested_variables(config.env_var, os.environ)
+    if trusted := os.environ.get(TRUSTED_FOLDERS_VARIABLE):
+        variables[TRUSTED_FOLDERS_VARIABLE] = trusted
     return variables | ({SETUP_VARIABLE: "\n".join(config.setup)} if config.setup else {})
 
 

@@ -105,6 +105,13 @@ def test_a_home_whose_name_dask_does_not_understand_is_refused_before(monkeypatc
     assert str(error.value).startswith(f"the job directory {jobs!r} has a line break in its path")
 
 
+def test_folders_that_the_user_trusts_are_named_to_the_job(monkeypatch):
+    """They reach a job that gets no other variables, too (sbatch --export=NONE)."""
+    monkeypatch.setenv("MPIBOOT_TRUSTED_FOLDERS", "/project")
+    config = configuration.merge({"env_var": ["A=1"]})
+    assert submit.job_variables(config) == {"A": "1", "MPIBOOT_TRUSTED_FOLDERS": "/project"}
+
+
 class Queue:
     """A batch system that takes every job."""
 
