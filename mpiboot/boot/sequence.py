@@ -62,6 +62,9 @@ def main(arguments: Sequence[str]) -> int:
     except ExplainedError as error:
         logger.error("mpiboot: %s", error)
         return error.exit_status
+    except Exception as error:
+        logger.error("mpiboot: %s", unexpected(error))
+        return 1
 
 
 def boot(config: Config) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import html
 import os
@@ -125,8 +126,9 @@ def tunnel(endpoint: Endpoint, ssh_host: str | None) -> str:
     """Return the ssh command that forwards a port at home, of the same number, to the dashboard."""
     url = urllib.parse.urlsplit(endpoint.dashboard)
     host = ssh_host or socket.getfqdn()
-    to = host if "@" in host else f"{getpass.getuser()}@{host}"
-    return f"ssh -N -L {url.port}:{url.hostname}:{url.port} {to}"
+    with contextlib.suppress(KeyError, OSError):  # no name for this user id, as in a container
+        host = host if "@" in host else f"{getpass.getuser()}@{host}"
+    return f"ssh -N -L {url.port}:{url.hostname}:{url.port} {host}"
 
 
 def ends(end_time: float | None) -> str:

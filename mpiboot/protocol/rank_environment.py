@@ -228,7 +228,14 @@ def requested_variables(items: Sequence[str], environ: Mapping[str, str]) -> dic
 
 
 def login_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of a login that `environ` lacks: mpirun fails without HOME (unset by `--export=NONE`)."""
-    user = pwd.getpwuid(os.getuid())
-    usual = {"HOME": user.pw_dir, "USER": user.pw_name, "LOGNAME": user.pw_name, "PATH": os.defpath}
+    """Return the variables of a login that `environ` lacks: mpirun fails without HOME (unset by `--export=NONE`).
+
+    A host need not know the user's name, such as a container, or a node whose directory service does not answer.
+    """
+    try:
+        user = pwd.getpwuid(os.getuid())
+        name, home = user.pw_name, user.pw_dir
+    except KeyError:
+        name, home = environ.get("USER") or environ.get("LOGNAME") or str(os.getuid()), "/"
+    usual = {"HOME": home, "USER": name, "LOGNAME": name, "PATH": os.defpath}
     return {name: value for name, value in usual.items() if not environ.get(name)}

@@ -128,6 +128,12 @@ def test_links_and_the_ssh_line(two, monkeypatch):
     assert show.tunnel(endpoint, "gate.example.org") == "ssh -N -L 8787:10.0.0.1:8787 me@gate.example.org"
     assert show.tunnel(endpoint, "you@gate") == "ssh -N -L 8787:10.0.0.1:8787 you@gate"
 
+    def nobody():
+        raise KeyError("getpwuid(): uid not found: 54321")
+
+    monkeypatch.setattr(show.getpass, "getuser", nobody)
+    assert show.tunnel(endpoint, "gate") == "ssh -N -L 8787:10.0.0.1:8787 gate"
+
 
 def test_what_a_job_has_lost_is_said_once():
     exit = {

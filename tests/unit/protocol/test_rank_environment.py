@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,21 @@ def test_what_belongs_to_another_cluster_or_mpi_run_is_not_submitted():
 def test_what_a_login_would_have_set():
     assert environment.login_variables({"HOME": "/h", "USER": "u", "LOGNAME": "u", "PATH": "/bin"}) == {}
     assert set(environment.login_variables({"HOME": ""})) == {"HOME", "USER", "LOGNAME", "PATH"}
+
+
+@pytest.mark.parametrize(
+    ("given", "added"),
+    [
+        ({}, {"HOME": "/", "USER": str(os.getuid()), "LOGNAME": str(os.getuid()), "PATH": os.defpath}),
+        ({"HOME": "/h", "USER": "u", "PATH": "/bin"}, {"LOGNAME": "u"}),
+    ],
+)
+def test_a_user_whom_the_host_does_not_know(monkeypatch, given, added):
+    def unknown(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    assert environment.login_variables(given) == added
 
 
 def rank_variables(environ, requested=None, **changes):
