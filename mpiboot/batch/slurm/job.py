@@ -56,7 +56,8 @@ def read_job(environ: Mapping[str, str], run: Run) -> Allocation:
             "Start mpiboot from the job script: mpiboot jobscript slurm > slurm.sh && sbatch slurm.sh",
         )
     facts = read_facts(environ, run, names)
-    refuse_wrong_place(environ, run, job_id, names, facts)
+    first = first_node(record, names)
+    refuse_wrong_place(environ, run, job_id, names, first, facts)
     parts = shares(environ, record, names)
     nodes = [node_of(name, record, parts[name], facts.get(name)) for name in names]
     tasks = records.tasks_per_node(record, task_counts(environ), [node.cpus for node in nodes])
@@ -69,11 +70,20 @@ def read_job(environ: Mapping[str, str], run: Run) -> Allocation:
         batch_system="slurm",
         job_id=job_id,
         job_key=f"slurm-{environ.get('SLURM_CLUSTER_NAME', 'cluster')}-{job_id}",
-        nodes=tuple(nodes),
+        nodes=tuple(sorted(nodes, key=lambda node: node.name != first)),
         cpus_per_task=per_task if per_task > 1 else None,
         end_time=local_end_time(record, environ, run),
         restart_count=records.number(record, "Restarts", 0),
     )
+
+
+def first_node(record: str, names: Sequence[str]) -> str:
+    """Return the node that the job script runs on.
+
+    It is not the first of the list's if Slurm orders nodes by their switches, or with `sbatch --batch`.
+    """
+    host = find_word(record, "BatchHost")
+    return host if host and host in names else names[0]
 
 
 def run_scontrol(run: Run, environ: Mapping[str, str], *arguments: str) -> str:
@@ -107,6 +117,7 @@ def refuse_wrong_place(
     run: Run,
     job_id: str,
     names: Sequence[str],
+    first: str,
     facts: Mapping[str, records.NodeFacts],
 ) -> None:
     """Refuse to boot elsewhere than on the job's first node, and in several processes at once.
@@ -121,8 +132,10 @@ def refuse_wrong_place(
         The job.
     names : sequence of str
         The job's nodes.
+    first : str
+        The node that the job script runs on.
     facts : mapping of str to NodeFacts
-        Slurm's description of them.
+        Slurm's description of the nodes.
 
     Raises
     ------
@@ -130,7 +143,7 @@ def refuse_wrong_place(
         This is another node of the job, or none; or srun has started several boots. The remedy is a command that starts
         boot where it belongs.
     """
-    again = [*SRUN, "--jobid", job_id, "--nodes=1", "--ntasks=1", "--nodelist", names[0], "--cpu-bind=none"]
+    again = [*SRUN, "--jobid", job_id, "--nodes=1", "--ntasks=1", "--nodelist", first, "--cpu-bind=none"]
     boot = [sys.executable, "-I", "-m", "mpiboot", *sys.argv[1:]]
     there = f"In an existing allocation, start it there: {shlex.join([*again, *boot])}"
     tasks = tasks_of_step(environ, run, job_id)
@@ -145,13 +158,13 @@ def refuse_wrong_place(
     node = own_node(environ, here, names, facts)
     if node is None:
         raise AllocationError(
-            f"{here} is not a node of job {job_id}; mpiboot boots on the job's first node, {names[0]}",
+            f"{here} is not a node of job {job_id}; mpiboot boots on the job's first node, {first}",
             f"Submit the script with sbatch. {there}",
         )
-    if node != names[0]:
+    if node != first:
         raise AllocationError(
-            f"{node} is not the first node of job {job_id}, and mpiboot boots on that one, {names[0]}",
-            f"Submit the job without --batch. {there}",
+            f"{node} is not the first node of job {job_id}, and mpiboot boots on that one, {first}",
+            f"Submit the script with sbatch. {there}",
         )
 
 

@@ -234,6 +234,17 @@ def test_boot_elsewhere_is_refused_with_the_command_to_type(host, variable, prob
     assert AGAIN in refused.value.remedy
 
 
+def test_the_node_of_the_job_script_is_the_first(monkeypatch):
+    """Slurm may order a job's nodes by their switches; `sbatch --batch=FEATURE` chooses one."""
+    job = EXCLUSIVE["job"].replace("BatchHost=node1", "BatchHost=node2")
+    monkeypatch.setattr(socket, "gethostname", lambda: "cn2")
+    elsewhere = read({**EXCLUSIVE, "job": job}, {"SLURMD_NODENAME": "node2"})
+    monkeypatch.setattr(socket, "gethostname", lambda: "cn1")
+    assert list(elsewhere.nodes) == list(reversed(read(EXCLUSIVE).nodes))
+    with pytest.raises(AllocationError, match=r"node1 is not the first node of job 4.*that one, node2"):
+        read({**EXCLUSIVE, "job": job}, {"SLURMD_NODENAME": "node1"})
+
+
 @pytest.mark.parametrize(
     ("host", "variable"), [("cn1.hpc.example.org", None), ("cn1", None), ("any", "node1"), ("cn1", "another")]
 )
