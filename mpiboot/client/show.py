@@ -115,7 +115,7 @@ def _through_portal(url: urllib.parse.SplitResult) -> str:
         return url.geturl()
     try:
         return template.format(**{**os.environ, "scheme": url.scheme, "host": url.hostname, "port": url.port})
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise UsageError(
             f"distributed.dashboard.link {template!r} in Dask's configuration: {error} is unknown",
             "Use {scheme}, {host}, {port}, or the name of an environment variable that is set",

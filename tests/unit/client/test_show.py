@@ -125,6 +125,11 @@ def test_links_and_the_ssh_line(two, monkeypatch):
         pytest.raises(UsageError, match=r"link '/hub/\{NOBODY_SETS\}/\{port\}' .* 'NOBODY_SETS' is unknown"),
     ):
         show.link(job, endpoint, with_token=False)
+    with (
+        dask.config.set({"distributed.dashboard.link": "/hub/{host.name}"}),
+        pytest.raises(UsageError, match="'str' object has no attribute 'name' is unknown"),
+    ):
+        show.link(job, endpoint, with_token=False)
     assert show.tunnel(endpoint, "gate.example.org") == "ssh -N -L 8787:10.0.0.1:8787 me@gate.example.org"
     assert show.tunnel(endpoint, "you@gate") == "ssh -N -L 8787:10.0.0.1:8787 you@gate"
 
