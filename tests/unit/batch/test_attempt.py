@@ -11,6 +11,7 @@ import pytest
 from waiting import wait_until
 
 from mpiboot.batch import attempt, registry, system
+from mpiboot.batch.attempt import Attempt
 from mpiboot.batch.slurm.records import SEPARATOR
 from mpiboot.errors import BatchAwayError, BatchError, UsageError
 
@@ -125,10 +126,15 @@ def test_an_interrupted_submission_leaves_no_job(slurm, commands, monkeypatch, t
         scancel='echo "$@" > "$0.calls"',
     )
 
+    undo, undone = Attempt._undo, threading.Event()
+
     def interrupt():
         wait_until(lambda: bool(calls(tmp_path)), "call of sbatch", timeout_s=10)
-        os.kill(os.getpid(), signal.SIGINT)
+        # Python ignores an exception in a destructor, which the interpreter may run at any time.
+        while not undone.wait(2):
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
+    monkeypatch.setattr(Attempt, "_undo", lambda attempt: undone.set() or undo(attempt))
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt) as error:
