@@ -1,9 +1,11 @@
 """Records of submitted jobs: files that submit leaves, so that a pending job is known whatever the site makes of it.
 
-Only the client imports this module; it imports nothing of mpiboot.
+Only the client imports this module; it imports `envpack.common.trust`.
 """
 
 from pathlib import Path
+
+from envpack.common.trust import make_private_folder
 
 
 def record(home: Path, key: str) -> None:
@@ -15,7 +17,7 @@ def record(home: Path, key: str) -> None:
         The record could not be written.
     """
     folder = home / "submitted"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private_folder(folder)
     (folder / key).touch(mode=0o600)
 
 

@@ -13,6 +13,7 @@ import dask.config
 from dask_mpi.cli import main
 
 from mpiboot.common.faults import one_line
+from mpiboot.protocol.variables import DASK_SETTINGS_VARIABLE
 
 
 def add_settings(settings: "dict[str, dict[str, Any]]") -> None:
@@ -40,7 +41,7 @@ def add_settings(settings: "dict[str, dict[str, Any]]") -> None:
 
 if __name__ == "__main__":
     try:
-        add_settings(json.loads(os.environ.get("MPIBOOT_DASK_SETTINGS", "{}")))
+        add_settings(json.loads(os.environ.get(DASK_SETTINGS_VARIABLE, "{}")))
         main()
     except Exception as error:
         sys.exit(f"mpiboot: a rank on {os.uname().nodename} has failed: {one_line(error)}")

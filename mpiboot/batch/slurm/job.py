@@ -17,6 +17,7 @@ from dataclasses import replace
 from mpiboot.batch.allocation import Allocation, Node, Run
 from mpiboot.batch.slurm import record as records
 from mpiboot.batch.slurm.text import find_word, slurm_time, step_environment
+from mpiboot.common.names import show_names
 from mpiboot.common.units import show_duration
 from mpiboot.errors import AllocationError, BatchError, UsageError
 
@@ -218,7 +219,7 @@ def shares(environ: Mapping[str, str], record: str, names: Sequence[str]) -> dic
         found = {name: records.Share(count, 0, "") for name, count in zip(names, cpus, strict=False)}
     if set(found) != set(names):
         raise AllocationError(
-            f"Slurm names {len(names)} nodes ({', '.join(names)}), and what the job has on {', '.join(found)}",
+            f"Slurm names {len(names)} nodes ({show_names(names)}), and what the job has on {show_names(list(found))}",
             "Show this to the administrators: scontrol show job --details "
             f"{find_word(record, 'JobId') or ''}".rstrip(),
         )
