@@ -19,7 +19,7 @@ from mpiboot.batch.slurm import record as records
 from mpiboot.batch.slurm.text import find_word, slurm_time, step_environment
 from mpiboot.common.names import show_names
 from mpiboot.common.units import show_duration
-from mpiboot.errors import AllocationError, BatchError, UsageError
+from mpiboot.errors import AllocationError, BatchAwayError, BatchError, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +47,7 @@ def read_job(environ: Mapping[str, str], run: Run) -> Allocation:
         Slurm does not answer.
     """
     job_id = environ["SLURM_JOB_ID"]
-    output = run_scontrol(run, environ, "show", "job", "--details", "--oneliner", job_id)
-    record = records.job_record(output)
+    record = records.job_record(read_record(environ, run, job_id))
     refuse_unfit(record, job_id)
     names = records.expand_nodes((find_word(record, "NodeList") or "").replace("(null)", ""))
     if not names:
@@ -76,6 +75,19 @@ def read_job(environ: Mapping[str, str], run: Run) -> Allocation:
         end_time=local_end_time(record, environ, run),
         restart_count=records.number(record, "Restarts", 0),
     )
+
+
+def read_record(environ: Mapping[str, str], run: Run, job_id: str) -> str:
+    """Return the job's record, with what the job has on each node if Slurm shows that.
+
+    Where a site hides its nodes from users (slurm.conf(5), PrivateData), `scontrol --details` of 22.05 crashes.
+    """
+    try:
+        return run_scontrol(run, environ, "show", "job", "--details", "--oneliner", job_id)
+    except BatchAwayError:
+        raise
+    except BatchError:
+        return run_scontrol(run, environ, "show", "job", "--oneliner", job_id)
 
 
 def first_node(record: str, names: Sequence[str]) -> str:
@@ -214,7 +226,7 @@ def shares(environ: Mapping[str, str], record: str, names: Sequence[str]) -> dic
         Slurm does not tell.
     """
     found = records.shares(record)
-    if not found:  # select/linear does not count cores
+    if not found:  # select/linear does not count cores; or the record has no details
         cpus = records.compressed_counts(environ.get("SLURM_JOB_CPUS_PER_NODE", ""))
         found = {name: records.Share(count, 0, "") for name, count in zip(names, cpus, strict=False)}
     if set(found) != set(names):

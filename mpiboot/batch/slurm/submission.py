@@ -208,7 +208,7 @@ class Slurm(Submission):
         return ["sinfo", "--version"]
 
     def ping_command(self) -> list[str]:
-        return ["sinfo"]
+        return ["squeue", "--me"]  # sinfo fails where a site hides its partitions or nodes (PrivateData)
 
     def cluster_command(self) -> list[str]:
         return ["scontrol", "show", "config"]

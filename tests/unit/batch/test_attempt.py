@@ -89,7 +89,7 @@ def test_a_refused_job_that_slurm_remembers_as_failed_is_no_job(slurm, commands)
     ("squeue", "expected"),
     [
         # It answers, and there is no job.
-        ("true", "sbatch: error: Unable to contact slurm controller. See whether Slurm answers: sinfo"),
+        ("true", "sbatch: error: Unable to contact slurm controller. See whether Slurm answers: squeue --me"),
         (
             "echo 'squeue: error: Unable to contact slurm controller' >&2; exit 1",
             "sbatch: error: Unable to contact slurm controller\n"

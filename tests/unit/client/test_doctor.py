@@ -35,12 +35,12 @@ def test_this_machine(tmp_path):
 
 def test_a_batch_system_that_does_not_answer_is_told_from_one_that_is_not_here(commands):
     config = configuration.merge({"batch_system": "slurm"})
-    commands(sinfo="""[ "$1" = --version ] && echo 'slurm 22.05.8'; true""")
+    commands(sinfo="echo 'slurm 22.05.8'", squeue="true")
     assert doctor.batch_system_check(config) == Check("batch system", "slurm 22.05.8")
-    commands(sinfo="echo 'slurm_load_partitions: Unable to contact slurm controller' >&2; exit 1")
+    commands(squeue="echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
     check = doctor.batch_system_check(config)
-    assert check.found == "sinfo: slurm_load_partitions: Unable to contact slurm controller"
-    assert check.remedy == "See whether Slurm answers: sinfo; if it stays so, ask your site's support"
+    assert check.found == "squeue: slurm_load_jobs error: Unable to contact slurm controller"
+    assert check.remedy == "See whether Slurm answers: squeue --me; if it stays so, ask your site's support"
     assert doctor.batch_system_check(configuration.merge({"batch_system": "local"})).found == (
         "local: jobs run on this machine"
     )

@@ -1,6 +1,7 @@
 """The allocation as boot reads it, from records that real Slurms have printed (`jobs/VERSION.json`)."""
 
 import json
+import re
 import socket
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from mpiboot.batch.slurm import job as jobs
 from mpiboot.batch.slurm import record
 from mpiboot.batch.slurm.allocation import SYSTEM
 from mpiboot.batch.slurm.record import MIB
-from mpiboot.errors import AllocationError, BatchError, UsageError
+from mpiboot.errors import AllocationError, BatchAwayError, BatchError, UsageError
 
 RECORDS = {path.stem: json.loads(path.read_text()) for path in Path(__file__).parent.glob("jobs/*.json")}
 RECORDED = RECORDS["22.05"]
@@ -30,7 +31,7 @@ def read(recorded, environ=None, **changed):
 
     def run(command, **_):
         assert command[:2] == ["scontrol", "show"]
-        answer = outputs[command[2]]
+        answer = outputs["details" if "details" in outputs and "--details" in command else command[2]]
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -164,6 +165,20 @@ def test_cores_that_slurm_counts_as_cpus_have_their_threads():
 def test_nodes_that_a_site_does_not_describe():
     nodes = read(EXCLUSIVE, node=BatchError("hidden", "x")).nodes
     assert nodes[0] == Node("node1", 8, 3200 * MIB, None, given_cpus=8, devices="2 gpu")
+
+
+def test_a_site_that_hides_its_nodes():
+    """PrivateData=nodes: `scontrol show job --details` of 22.05 crashes."""
+    plain = re.sub(r" Nodes=\S+ CPU_IDs=\S* Mem=\d+ GRES=\S*", "", EXCLUSIVE["job"])
+    crash = BatchError("scontrol: exit status -11", "x")
+    hidden = BatchError("slurm_load_node error: Access/permission denied", "x")
+    nodes = read({**EXCLUSIVE, "job": plain}, details=crash, node=hidden).nodes
+    assert [(node.name, node.cpus, node.memory_bytes // MIB) for node in nodes] == [
+        ("node1", 8, 3200),
+        ("node2", 4, 1600),
+    ]
+    with pytest.raises(BatchAwayError):
+        read(EXCLUSIVE, details=BatchAwayError("scontrol did not answer", "x"))
 
 
 def test_without_cores_in_the_record_the_variable_counts():
