@@ -164,10 +164,12 @@ def run_scripts(scripts: Sequence[Path], environ: Mapping[str, str], source: Pat
     code = 'exec 3>&1 >&2; for script in "$@"; do . "$script"; done; env -0 >&3'
     command = ["bash", "-c", code, "activate", *map(str, scripts)]
     folder = scripts[0].parent
+    # What bash would source first may print, too, or activate another environment.
+    before_bash = {name: value for name, value in environ.items() if name in names.BASH_START}
     try:
         done = subprocess.run(
             command,
-            env=dict(environ),
+            env={name: value for name, value in environ.items() if name not in before_bash},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=SCRIPTS_TIMEOUT_S,
@@ -184,4 +186,4 @@ def run_scripts(scripts: Sequence[Path], environ: Mapping[str, str], source: Pat
             f"Find the script that exits: conda activate {shlex.quote(str(source))}",
         )
     pairs = (entry.partition("=") for entry in os.fsdecode(done.stdout).split("\0") if entry)
-    return {name: value for name, _, value in pairs}
+    return {**before_bash, **{name: value for name, _, value in pairs}}

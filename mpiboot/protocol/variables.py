@@ -56,6 +56,8 @@ ACTIVE_ENVIRONMENT = (CONDA_PREFIX, CONDA_DEFAULT_ENV, CONDA_SHLVL, VIRTUAL_ENV,
 CONDA_SAVED_PREFIX = "__CONDA_SHLVL_"  # …1_NAME: the value that the environment of that level has replaced
 CONDA_SHELL = ("CONDA_PROMPT_MODIFIER", "VIRTUAL_ENV_PROMPT")
 CONDA_SHELL_PREFIXES = ("CONDA_PREFIX_", "CONDA_STACKED_", CONDA_SAVED_PREFIX)
+# A file that bash sources before a script, and the options that it sets then (bash(1)).
+BASH_START = ("BASH_ENV", "SHELLOPTS", "BASHOPTS")
 PYTHON_PATH = "PYTHONPATH"
 # Variables that change where Python finds its own files (python(1)).
 PYTHON_VARIABLES = (

@@ -183,6 +183,17 @@ def test_scripts_are_sourced_in_order(prefix):
     assert added(PLAIN, prefix, prefix) == {"GREETING": f"two\nlines of {prefix}"}
 
 
+def test_what_bash_sources_before_a_script_changes_nothing(tmp_path, prefix):
+    start = tmp_path / "bashrc"
+    start.write_text("echo Welcome to the site\nexport PATH=/elsewhere CONDA_PREFIX=/opt/conda\nset -u\n")
+    (prefix / "etc/conda/activate.d/a.sh").write_text('[ -z "$UNSET" ] && export SEEN=yes\n')
+    environ = PLAIN | {"BASH_ENV": str(start), "SHELLOPTS": "errexit:nounset"}
+    found = activation.activated(environ, prefix, prefix)
+    assert added(environ, prefix, prefix) == {"SEEN": "yes"}
+    assert found["CONDA_PREFIX"] == str(prefix)
+    assert environ.items() <= found.items()
+
+
 def test_a_script_that_ends_the_shell_is_named(tmp_path):
     prefix = make_prefix(tmp_path / "my env")
     scripts = prefix / "etc/conda/activate.d"
