@@ -10,6 +10,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 
+from mpiboot.common.logs import without_tracebacks
 from mpiboot.errors import BatchAwayError, BatchError
 
 TIMEOUT_S = 30.0
@@ -71,7 +72,8 @@ def run(
             f"{name} did not answer within {timeout_s:.0f} s on {socket.gethostname()}{shown}", remedy
         ) from error
     if done.returncode:
-        text = done.stderr.strip() or f"exit status {done.returncode}"
+        # A site's wrapper around the command may be a Python program.
+        text = without_tracebacks(done.stderr.strip()) or f"exit status {done.returncode}"
         kind = BatchAwayError if is_away(text) else BatchError
         raise kind(text if text.startswith(name) else f"{name}: {text}", remedy)
     return done.stdout

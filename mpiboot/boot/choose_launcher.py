@@ -119,7 +119,7 @@ def version_of(mpirun: str, variables: Mapping[str, str]) -> str:
             command,
             env=mpirun_environment(mpirun, variables),
             capture_output=True,
-            text=True,
+            errors="replace",
             timeout=VERSION_TIMEOUT_S,
         )
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -64,7 +64,7 @@ def find_archive(context: Context) -> Path | None:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        errors="replace",
     ) as packing:
         assert packing.stdout and packing.stderr
         last: deque[str] = deque(maxlen=20)

@@ -1,4 +1,4 @@
-"""Reads the end of a log file. Client and boot may import this module."""
+"""Reads the end of a log file, and leaves tracebacks out of it. Client and boot may import this module."""
 
 from __future__ import annotations
 
@@ -37,11 +37,22 @@ def tail(path: Path, *, size_bytes: int = 3000, lines: int | None = None) -> str
 
 
 def end_of_ranks_log(path: Path) -> str:
-    """Return the end of a log for an error message. Of a traceback, such as that of a worker's start, its last line."""
-    kept, inside = [], True  # the end may begin within a traceback
-    for line in tail(path, size_bytes=6000).splitlines():
-        starts = line.startswith(("Traceback (most recent call last)", 'File "'))
-        inside = starts or (inside and line.startswith("  "))
-        if not inside:
+    """Return the end of a log for an error message, without tracebacks, such as those of a worker's start."""
+    return without_tracebacks(tail(path, size_bytes=6000))[-3000:] or EMPTY
+
+
+def without_tracebacks(text: str) -> str:
+    """Return what a Python program has printed, but of each traceback only its last line: the error.
+
+    The text may begin within a traceback.
+    """
+    kept: list[str] = []
+    indent: str | None = ""  # of the traceback that the line belongs to
+    for line in text.splitlines():
+        bare = line.lstrip()
+        if bare.startswith(("Traceback (most recent call last)", 'File "')):
+            indent = line[: len(line) - len(bare)] if indent is None or bare[0] == "T" else indent
+        elif indent is None or not line.startswith(f"{indent}  "):
+            indent = None
             kept.append(line)
-    return "\n".join(kept)[-3000:] or EMPTY
+    return "\n".join(kept)

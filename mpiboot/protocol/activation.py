@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from envpack.common.prefix import is_conda
+from mpiboot.common.logs import without_tracebacks
 from mpiboot.errors import StageError
 from mpiboot.protocol import variables as names
 
@@ -182,7 +183,7 @@ def run_scripts(scripts: Sequence[Path], environ: Mapping[str, str], source: Pat
     if done.returncode:
         raise StageError(
             f"the scripts in {folder} ended with status {done.returncode}: "
-            f"{os.fsdecode(done.stderr).strip()[-500:]}",
+            f"{without_tracebacks(os.fsdecode(done.stderr).strip())[-500:]}",
             f"Find the script that exits: conda activate {shlex.quote(str(source))}",
         )
     pairs = (entry.partition("=") for entry in os.fsdecode(done.stdout).split("\0") if entry)

@@ -1,6 +1,7 @@
 """Finds the environment that the user means, and checks whether a job can run from it, before it is packed.
 
-Client and boot import this module; it imports `envpack.common`, `common.mpi`, `protocol.variables` and the errors.
+Client and boot import this module; it imports `envpack.common`, `common.logs`, `common.mpi`, `protocol.variables` and the
+errors.
 """
 
 import os
@@ -12,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from envpack.common.prefix import active_environment, kind_of, source_of
+from mpiboot.common.logs import without_tracebacks
 from mpiboot.common.mpi import PYPI_PACKAGES, launcher_environment, launcher_mpi, library_mpi
 from mpiboot.errors import EnvironmentUnfitError
 from mpiboot.protocol.variables import PYTHON_PATH
@@ -217,12 +219,12 @@ def loaded_library(prefix: Path, environ: Mapping[str, str] | None = None) -> st
 
 
 def _output_of(command: Sequence[str], environ: Mapping[str, str] | None = None) -> str:
-    """Return the output of a command, or the reason why it could not be run."""
+    """Return the output of a command, or the reason why it could not be run. Messages show it: no tracebacks."""
     env = None if environ is None else dict(environ)
     try:
         done = subprocess.run(
-            command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
+            command, env=env, stdin=subprocess.DEVNULL, capture_output=True, errors="replace", timeout=120
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
-    return done.stdout + done.stderr
+    return done.stdout + without_tracebacks(done.stderr)

@@ -1,5 +1,6 @@
 import os
 import socket
+import sys
 
 import pytest
 
@@ -27,6 +28,10 @@ def test_the_environment_is_the_given_one():
         ("echo 'no such queue' >&2; exit 3", "sh: no such queue. See the queues: toyq"),
         ("echo 'sh: no such queue' >&2; exit 3", "sh: no such queue. See the queues: toyq"),
         ("exit 3", "sh: exit status 3. See the queues: toyq"),
+        (  # a site's wrapper around the command
+            f"{sys.executable} -c 'raise KeyError(1)'",
+            "sh: KeyError: 1. See the queues: toyq",
+        ),
     ],
 )
 def test_a_failure_has_the_commands_own_words(lines, message):

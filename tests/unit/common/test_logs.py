@@ -40,6 +40,12 @@ def test_only_the_end_of_a_large_log_is_read(tmp_path):
             "before\nAttributeError: no g\nafter\n  indented",
         ),
         ('  File "x.py", line 1, in f\n    g()\nAttributeError: no g\n', "AttributeError: no g"),
+        (
+            "Error processing line 1 of /e/x.pth:\n\n  Traceback (most recent call last):\n"
+            '    File "<frozen site>", line 201, in addpackage\n      exec(line)\n  ImportError: no x\n\n'
+            "Remainder of file ignored\n",
+            "Error processing line 1 of /e/x.pth:\n\n  ImportError: no x\n\nRemainder of file ignored",
+        ),
         ("", EMPTY),
     ],
 )

@@ -109,6 +109,18 @@ def test_a_python_that_fails_is_named_with_its_words(prefix):
     )
 
 
+def test_what_a_python_prints_shows_no_traceback(prefix, site):
+    """mpi4py cannot be imported, nor what another package's `.pth` file names; a program prints in another encoding."""
+    (site / "x.pth").write_text("import nosuchmodule\n")
+    (site / "sitecustomize.py").write_text("import sys\nsys.stderr.buffer.write(b'caf\\xe9\\n')\n")
+    (prefix / "bin/mpirun").write_text("#!/bin/sh\necho 'mpirun (Open MPI) 5.0.11'\n")
+    (prefix / "bin/mpirun").chmod(0o755)
+    with pytest.raises(EnvironmentUnfitError) as error:
+        prefix_checks.check_mpi(prefix)
+    assert "Traceback" not in str(error.value)
+    assert error.value.problem.endswith("No module named 'mpi4py'")
+
+
 def test_an_install_command_for_environments_with_and_without_pip(prefix, tmp_path, monkeypatch):
     python = f"'{prefix}/bin/python'"
     monkeypatch.setenv("PATH", str(tmp_path))
