@@ -74,6 +74,8 @@ TABLE = (
     Rule(
         (*names.HOST_VARIABLES, *prefixed(names.HOST_PREFIXES)), Fate.LEFT_OUT, "of one host or login session"
     ),
+    Rule((names.MPI4PY_INITIALIZE,), Fate.LEFT_OUT, "the ranks need MPI, whatever a login node allows"),
+    Rule((names.TLS_KEY_LOG,), Fate.LEFT_OUT, "a file with the keys of all connections, on every node"),
     Rule(names.SERVICE_VARIABLES, Fate.LEFT_OUT, "of one process of a service manager"),
     Rule(names.PYTHON_VARIABLES, Fate.LEFT_OUT, "they change where Python finds its own files"),
     Rule(

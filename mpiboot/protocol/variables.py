@@ -110,12 +110,17 @@ NODE_FILES = (
     "PSM2_*",
     "HFI_UNIT",
 )
+# Python's ssl writes the keys of all connections to this file, and fails if it cannot (ssl.create_default_context).
+TLS_KEY_LOG = "SSLKEYLOGFILE"
 NO_COLOR = "NO_COLOR"  # https://no-color.org
 
 # MPI's. PMIX_RANK (Open MPI, and launchers with PMIx) or PMI_RANK (MPICH, and launchers with PMI-2) identifies rank 0.
 PMIX_RANK = "PMIX_RANK"
 PMI_RANK = "PMI_RANK"
 MPI4PY_FINALIZE = "MPI4PY_RC_FINALIZE"
+MPI4PY_INITIALIZE = (
+    "MPI4PY_RC_INITIALIZE"  # 0 keeps `from mpi4py import MPI` from MPI_Init, as login nodes may need
+)
 # The ranks use MPI only to learn their numbers, for which TCP is enough. Open MPI's libfabric sleeps a second in
 # MPI_Init while it looks for faster networks; and ranks that wait in MPI for the scheduler would take CPU time from it.
 MPI_TCP_ONLY = {

@@ -169,6 +169,8 @@ FATES = {
     "DASK_CONFIG": ("/home/a/env/etc/dask", "/tmp/mpiboot-1/env-12/etc/dask"),
     "DASK_DISTRIBUTED__SCHEDULER__PRELOAD": ("mine.py", "mine.py"),
     "MPI4PY_RC_FINALIZE": ("1", "0"),
+    "MPI4PY_RC_INITIALIZE": ("0", None),
+    "SSLKEYLOGFILE": ("/home/a/keys.log", None),
     "UCX_TLS": ("all", "all"),
     "CUDA_VISIBLE_DEVICES": ("0", None),
     "CUDA_MPS_PIPE_DIRECTORY": ("/tmp/mps", None),
