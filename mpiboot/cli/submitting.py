@@ -61,8 +61,10 @@ def _wait_for_command(job: Job) -> int:
 
     state = wait_for_command(job, progress_here())
     echo_stderr(f"job {job.job_id}: {state.show()}")
-    for output in job.log_files()[:1]:
-        echo_stderr(f"its output: {output}")
+    if outputs := job.log_files():
+        echo_stderr(f"its output: {outputs[0]}")
+    else:
+        echo_stderr(". ".join(filter(None, job.why_no_log(state))))
     return job.exit_status()
 
 

@@ -135,8 +135,12 @@ class Job:
         """Return why an ended job may have no log, and the remedy."""
         if not state.nodes:
             return NO_LOG, "Submit it again: mpiboot submit"
+        output = self._output()
+        perhaps = f"{NO_LOG} Perhaps the node could not write {output}"
+        if output != self._submitted_log:  # a batch command's is in the folder from which it was submitted
+            return perhaps, "Submit it again from a folder that this machine and all nodes can write"
         return (
-            f"{NO_LOG} Perhaps the node could not write {self._output()}",
+            perhaps,
             "Find out: mpiboot doctor --job-test; if so, "
             f"export {HOME_VARIABLE}=FOLDER, one that this machine and all nodes can write, and submit it again",
         )

@@ -1,7 +1,10 @@
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+
+from mpiboot.batch.job_state import JobState
 
 
 def test_the_job_script_is_printed(run):
@@ -69,4 +72,28 @@ sys.exit(start())
         130,
         "",
         "\nmpiboot: interrupted. Jobs go on; see them: mpiboot list\n",
+    )
+
+
+class FailedJob(Job):
+    def log_files(self):
+        return []
+
+    def exit_status(self):
+        return 1
+
+    def why_no_log(self, state):
+        return "It left no log. Perhaps the node could not write /tmp/x/slurm-7.out", "Submit it elsewhere"
+
+
+def test_a_command_without_output_is_explained(run, monkeypatch):
+    state = JobState("7", "", "ended", "FAILED", "JobLaunchFailure", nodes="node1")
+    monkeypatch.setattr("mpiboot.client.settings.load_config", lambda *_: SimpleNamespace(insecure=False))
+    monkeypatch.setattr("mpiboot.client.submit.submit_config", lambda *_, **__: FailedJob())
+    monkeypatch.setattr("mpiboot.client.batch_mode.wait_for_command", lambda *_: state)
+    assert run("submit", "--wait", "true") == (
+        1,
+        "7\n",
+        "job 7: FAILED (JobLaunchFailure)\n"
+        "It left no log. Perhaps the node could not write /tmp/x/slurm-7.out. Submit it elsewhere\n",
     )

@@ -254,6 +254,19 @@ def test_an_ended_job_whose_node_could_not_write_its_log(job, batch):
     )
 
 
+def test_an_ended_command_whose_node_could_not_write_its_log(job, batch, tmp_path, monkeypatch):
+    """As where it was submitted from the login node's own /tmp: its home is well."""
+    monkeypatch.setattr(type(batch), "output", lambda self, job_id: tmp_path / "slurm-7.out")
+    batch.state = JobState("7", "", "ended", "FAILED", "JobLaunchFailure", nodes="node1")
+    with pytest.raises(JobEndedError) as error:
+        connect(job)
+    assert str(error.value) == (
+        "job 7 has ended: FAILED (JobLaunchFailure)\n"
+        f"It left no log. Perhaps the node could not write {tmp_path}/slurm-7.out\n"
+        "Submit it again from a folder that this machine and all nodes can write"
+    )
+
+
 def test_a_job_that_can_never_start(job, batch):
     batch.state = JobState("7", "mpiboot", "pending", "PENDING", "PartitionNodeLimit", cannot_start=True)
     said = []
