@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import shlex
 import shutil
 import textwrap
@@ -246,7 +247,7 @@ def submit_command(
         output_folder = home / "logs"
     boot_config = replace(
         config,
-        home=str(home) if os.environ.get(HOME_VARIABLE) else None,
+        home=None if home == usual_home() else str(home),
         client_networks=tuple(networks_here()) if config.interface == "auto" else (),
     )
     return batch.submit_command(
@@ -259,6 +260,14 @@ def submit_command(
         variables=list(job_variables(config)),
         output_folder=output_folder,
     )
+
+
+def usual_home() -> Path | None:
+    """Return the home that a job takes if it gets none of the user's variables; HOME may be another folder here."""
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir, ".mpiboot")
+    except KeyError:  # this host does not know the user's name
+        return None
 
 
 def submit_environment(environ: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 import contextlib
 import os
+import pwd
 import shlex
 import sys
 from pathlib import Path
@@ -37,6 +38,20 @@ def test_a_dry_run_hands_values_on_in_front_of_the_command(monkeypatch, tmp_path
         *("--env=/e", "--no-stage", "--env-var=A", "--env-var=HOME", f"--home={tmp_path / 'a b'}"),
         *("--", "x", "y z"),
     ]
+
+
+def test_the_job_is_told_mpiboots_home_unless_it_finds_the_same(commands, monkeypatch, tmp_path):
+    """Without the user's variables (SBATCH_EXPORT=NONE), HOME in the job is the user database's."""
+    config = configuration.merge({"env": "/e", "batch_system": "slurm", "interface": "ib0"})
+    usual = pwd.getpwuid(os.getuid()).pw_dir
+    monkeypatch.delenv("MPIBOOT_HOME", raising=False)
+    commands()
+    told = {}
+    for home in (usual, str(tmp_path)):
+        monkeypatch.setenv("HOME", home)
+        command = submit.submit_command(config, registry.batch_system("slurm"), Path("/s.sh"))
+        told[home] = [word for word in command if word.startswith("--home")]
+    assert told == {usual: [], str(tmp_path): [f"--home={tmp_path}/.mpiboot"]}
 
 
 def test_a_refusal_comes_with_the_partitions_limits_and_before_packing(commands, monkeypatch, tmp_path):
