@@ -77,7 +77,10 @@ def logs(job_or_name: str | None, follow: bool, tail: int | None) -> None:
         shown = True
         click.echo(text, nl=False)
     if not shown:
-        echo_stderr(f"job {job.job_id} has no logs: {job.ask().show()}")
+        state = job.ask()
+        echo_stderr(f"job {job.job_id} has no logs: {state.show()}")
+        if state.nodes and not state.live:
+            echo_stderr("\n".join(job.why_no_log(state)))
 
 
 @click.command(cls=CommandWithExample, epilog="mpiboot stop 1234 1235")

@@ -64,7 +64,7 @@ def _wait_for_command(job: Job) -> int:
     if outputs := job.log_files():
         echo_stderr(f"its output: {outputs[0]}")
     else:
-        echo_stderr(". ".join(filter(None, job.why_no_log(state))))
+        echo_stderr("\n".join(job.why_no_log(state)))
     return job.exit_status()
 
 

@@ -1,6 +1,7 @@
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -40,6 +41,23 @@ def test_list_all_shows_how_jobs_ended(run, monkeypatch):
         ("6", "ended"),
         ("7", "running"),
     ]
+
+
+def test_logs_of_a_job_that_could_not_write_its_output(run, monkeypatch):
+    state = JobState("7", "", "ended", "FAILED", "JobLaunchFailure", nodes="node1")
+    job = SimpleNamespace(
+        job_id="7",
+        logs=lambda tail: "",
+        ask=lambda: state,
+        why_no_log=lambda state: ("It left no log. Perhaps it could not write", "Submit it elsewhere"),
+    )
+    monkeypatch.setattr("mpiboot.client.find.find_job", lambda name: job)
+    said = "job 7 has no logs: FAILED (JobLaunchFailure)\n"
+    assert run("logs", "7") == (
+        0,
+        "",
+        f"{said}It left no log. Perhaps it could not write\nSubmit it elsewhere\n",
+    )
 
 
 class Batch:

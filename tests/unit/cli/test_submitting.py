@@ -95,5 +95,5 @@ def test_a_command_without_output_is_explained(run, monkeypatch):
         1,
         "7\n",
         "job 7: FAILED (JobLaunchFailure)\n"
-        "It left no log. Perhaps the node could not write /tmp/x/slurm-7.out. Submit it elsewhere\n",
+        "It left no log. Perhaps the node could not write /tmp/x/slurm-7.out\nSubmit it elsewhere\n",
     )
