@@ -8,7 +8,7 @@ from mpiboot.client.phase_words import waiting
 from mpiboot.client.progress import Progress, choose_display
 
 
-def wait_for_command(job: Job, progress: Progress | None = None) -> JobState:
+def wait_for_command(job: Job, progress: Progress | None = None, timeout_s: float | None = None) -> JobState:
     """Wait until a job has ended that runs a command.
 
     Parameters
@@ -17,6 +17,8 @@ def wait_for_command(job: Job, progress: Progress | None = None) -> JobState:
         The job.
     progress : callable, optional
         Called with a line at each change, instead of the display in a terminal.
+    timeout_s : float, seconds, optional
+        How long to wait; None: without limit.
 
     Returns
     -------
@@ -27,6 +29,8 @@ def wait_for_command(job: Job, progress: Progress | None = None) -> JobState:
     ------
     JobEndedError
         The job cannot start.
+    DeadlineError
+        The job has not ended after `timeout_s`.
     BatchError
         The batch system does not answer.
     """
@@ -40,7 +44,7 @@ def wait_for_command(job: Job, progress: Progress | None = None) -> JobState:
                 raise job.cannot_start(state)
             show(f"job {job.job_id} is {waiting(state) if state.pending else running(job, state)}")
 
-        return job.wait(tell=tell)
+        return job.wait(timeout_s, tell=tell)
 
 
 def running(job: Job, state: JobState) -> str:

@@ -14,6 +14,8 @@ from envpack.common.mounts import file_system
 from envpack.common.places import HOME_VARIABLE
 from envpack.pack import store
 from mpiboot.batch import registry
+from mpiboot.batch.job_state import JobState
+from mpiboot.client.batch_mode import wait_for_command
 from mpiboot.client.job import Job
 from mpiboot.client.node_report import BLOCK_BYTES, REPORT, Check, NodeReport, connection_error, node_checks
 from mpiboot.client.submit import submit_config
@@ -160,7 +162,7 @@ def job_checks(config: Config, out: Callable[[str], None]) -> Iterator[Check]:
     try:
         job = submit_config(job_config, output_folder=logs)
         out(f"      job {job.job_id} of {n_nodes} node(s) is submitted; waiting for it")
-        state = job.wait(JOB_TIMEOUT_S)
+        state = wait_or_stop(job)
     except MpibootError as error:
         yield Check("job", error.problem, error.remedy)
         return
@@ -181,6 +183,15 @@ def job_checks(config: Config, out: Callable[[str], None]) -> Iterator[Check]:
         node, report = next(iter(reports.items()))
         errors = {name: connection_error(address, SSH_PORT) for name, address in report.addresses.items()}
         yield route_check(node, errors, config.interface)
+
+
+def wait_or_stop(job: Job) -> JobState:
+    """Wait for the end of doctor's job, which a Ctrl-C ends: without doctor nobody reads its reports."""
+    try:
+        return wait_for_command(job, timeout_s=JOB_TIMEOUT_S)
+    except KeyboardInterrupt:
+        job.request_stop()
+        raise KeyboardInterrupt(f"interrupted; job {job.job_id} is stopped") from None
 
 
 def route_check(node: str, errors: Mapping[str, int], wanted: str) -> Check:

@@ -4,6 +4,7 @@ import resource
 import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import dask
 import pytest
@@ -115,6 +116,19 @@ def test_reports_are_read_among_other_output(tmp_path):
     job = type("Job", (), {"job_id": "7", "log_files": lambda self: [output]})()
     expected = NodeReport((Check("interfaces", "ib0"),), {"ib0": "10.78.0.1"})
     assert doctor.read_reports(job) == {"node1": expected}
+
+
+def test_ctrl_c_ends_doctors_job(monkeypatch):
+    stopped = []
+
+    def interrupt(job, timeout_s):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, "wait_for_command", interrupt)
+    job = SimpleNamespace(job_id="7", request_stop=lambda: stopped.append("7"))
+    with pytest.raises(KeyboardInterrupt, match="interrupted; job 7 is stopped"):
+        doctor.wait_or_stop(job)
+    assert stopped == ["7"]
 
 
 @pytest.mark.parametrize(
