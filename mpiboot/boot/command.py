@@ -4,8 +4,10 @@ Only boot imports this module.
 """
 
 import os
+import shlex
 import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mpiboot.batch.allocation import batch_variables
@@ -53,9 +55,12 @@ def start_command(
         return subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL)
     except (OSError, ValueError) as error:  # ValueError: a NUL character in an argument
         cause = error.strerror if isinstance(error, OSError) else error
+        is_file = isinstance(error, PermissionError) and Path(command[0]).is_file()
         failure = UsageError(
             f"{command[0]} could not be started: {cause}",
-            "Write the full path of an executable file after --",
+            f"Make it executable: chmod +x {shlex.quote(command[0])}"
+            if is_file
+            else "Write the full path of an executable file after --",
         )
         # As of a shell: exit status 127 if there is no such command, 126 if it cannot be executed.
         failure.exit_status = 127 if isinstance(error, FileNotFoundError) else 126

@@ -213,6 +213,9 @@ def check_source(config: Config, environ: Mapping[str, str], say: Callable[[str]
     path = f"{config.env}/bin:{environ.get('PATH', os.defpath)}"
     if config.command and not shutil.which(config.command[0], path=path):
         program = shlex.quote(config.command[0])
+        if "/" in program and Path(config.command[0]).is_file():
+            say_warning(f"{program} is not executable, so the job fails. Make it so: chmod +x {program}", say)
+            return
         say_warning(
             f"{program} is no program here; if it is none on the job's first node, the job fails", say
         )

@@ -25,19 +25,20 @@ def test_a_command_inherits_the_schedulers_address(tmp_path):
     assert out.read_text() == f"tls://10.0.0.1:9 {tmp_path}/scheduler.json\n"
 
 
+FULL_PATH = "Write the full path of an executable file after --"
+
+
 @pytest.mark.parametrize(
-    ("command", "status", "cause"),
+    ("command", "status", "cause", "remedy"),
     [
-        ("/no/such/program", 127, "No such file or directory"),
-        ("/etc/passwd", 126, "Permission denied"),
-        ("/", 126, "Permission denied"),
-        ("python\0", 126, "embedded null byte"),
+        ("/no/such/program", 127, "No such file or directory", FULL_PATH),
+        ("/etc/passwd", 126, "Permission denied", "Make it executable: chmod +x /etc/passwd"),
+        ("/", 126, "Permission denied", FULL_PATH),
+        ("python\0", 126, "embedded null byte", FULL_PATH),
     ],
 )
-def test_a_command_that_cannot_be_started_has_a_shells_exit_status(tmp_path, command, status, cause):
+def test_a_command_that_cannot_be_started_has_a_shells_exit_status(tmp_path, command, status, cause, remedy):
     with pytest.raises(UsageError) as error:
         start(tmp_path, command)
     assert error.value.exit_status == status
-    assert str(error.value) == (
-        f"{command} could not be started: {cause}. Write the full path of an executable file after --"
-    )
+    assert str(error.value) == f"{command} could not be started: {cause}. {remedy}"

@@ -258,3 +258,13 @@ def test_a_command_that_is_no_program_here_is_a_warning(queue, tmp_path, program
     submit.check_source(config, {"PATH": f"{Path(sys.executable).parent}:/bin"}, said.append)
     expected = f"warning: {shlex.quote(program)} is no program here; if it is none on the job's first node, the job fails"
     assert [" ".join(line.split()) for line in said] == [expected] * warned
+
+
+def test_a_command_that_is_not_executable_is_a_warning(queue, tmp_path):
+    script = tmp_path / "a.sh"
+    script.touch(mode=0o644)
+    said = []
+    submit.check_source(configuration.merge({"env": sys.prefix}, command=[str(script)]), {}, said.append)
+    assert " ".join(said[-1].split()) == (
+        f"warning: {script} is not executable, so the job fails. Make it so: chmod +x {script}"
+    )
