@@ -35,7 +35,7 @@ from mpiboot.agent.threads import in_thread
 from mpiboot.common.confinement import allowed_cpus, memory_limit_bytes
 from mpiboot.common.faults import unexpected
 from mpiboot.common.interfaces import interfaces, unusable_interfaces
-from mpiboot.common.processes import host_identity, process_ids, process_start
+from mpiboot.common.processes import host_identity, host_memory_bytes, process_ids, process_start
 from mpiboot.common.trust import check_trusted, open_trusted
 from mpiboot.common.units import show_duration
 from mpiboot.common.version import VERSION
@@ -353,7 +353,7 @@ class Agent:
         return NodeReport(
             number=orders.number,
             interfaces=interfaces(orders.interface),
-            memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            memory_bytes=host_memory_bytes(),
             cpus=os.cpu_count() or 1,
             root_is_memory=is_memory(file_system(self.folder)[0]),
             has_stage=prefix is not None and has_stage(Path(prefix), orders.pack_id),

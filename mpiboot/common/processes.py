@@ -56,6 +56,11 @@ def process_start(pid: int) -> str | None:
     return stat and stat.start
 
 
+def host_memory_bytes() -> int:
+    """Return the memory of this host."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def host_identity() -> str:
     """Return a text that is equal in two processes only if they have the same host and pid namespace."""
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -19,7 +19,8 @@ from envpack.common.trust import make_private_folder
 from mpiboot.batch.job_state import JobState
 from mpiboot.batch.local import FACTS
 from mpiboot.batch.submission import BatchSystem
-from mpiboot.common.processes import process_start
+from mpiboot.common.processes import host_memory_bytes, process_start
+from mpiboot.common.units import show_size
 from mpiboot.errors import BatchError, UsageError
 
 if TYPE_CHECKING:
@@ -50,6 +51,11 @@ class Local:
             raise UsageError(
                 f"--nodes {config.nodes}: the local batch system has one node, this machine",
                 "Leave --nodes out",
+            )
+        if config.mem and config.mem > host_memory_bytes():
+            raise UsageError(
+                f"--mem {show_size(config.mem)}: this machine has {show_size(host_memory_bytes())}",
+                "Ask for less, or leave --mem out",
             )
         return ["bash", str(script), *arguments]
 

@@ -1,6 +1,10 @@
+from pathlib import Path
+
 import pytest
 
+from mpiboot import config as configuration
 from mpiboot.batch.local.submission import Local
+from mpiboot.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -15,3 +19,15 @@ from mpiboot.batch.local.submission import Local
 def test_only_this_hosts_local_jobs_can_be_asked(key, job_id, monkeypatch):
     monkeypatch.setattr("socket.gethostname", lambda: "login")
     assert Local().job_id_of_key(key) == job_id
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"nodes": 2}, "--nodes 2: the local batch system has one node"),
+        ({"mem": "9000G"}, "--mem 8.79 TiB: this"),
+    ],
+)
+def test_what_this_machine_does_not_have_is_refused(options, problem):
+    with pytest.raises(UsageError, match=problem):
+        Local().submit_command(configuration.merge(options), Path("local.sh"), [], environ={})
