@@ -92,7 +92,8 @@ def parse_records(output: str) -> list[Record]:
 def _record(fields: list[str]) -> Record:
     job_id, state, reason, submitted, start, end, nodes, comment, name = fields
     word = state.partition(" ")[0].rstrip("+") or "?"  # sacct's `CANCELLED by 1000`; a word that was cut off
-    reason = "" if reason == "None" else _one_line(reason)
+    waited = word == "CANCELLED" and reason in ("Priority", "Resources")  # it says why the job had to wait
+    reason = "" if reason == "None" or waited else _one_line(reason)
     job = JobState(
         job_id,
         _one_line(name),
@@ -101,7 +102,7 @@ def _record(fields: list[str]) -> Record:
         reason,
         slurm_time(start),
         slurm_time(end),
-        nodes,
+        "" if nodes == "None assigned" else nodes,
         cannot_start=word == "PENDING" and CANNOT_START.fullmatch(reason) is not None,
         suspended=word in SUSPENDED,
     )

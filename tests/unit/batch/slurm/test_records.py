@@ -99,7 +99,11 @@ def test_lines_that_are_no_jobs_are_left_out():
 
 def test_states_of_sacct():
     output = line(T="CANCELLED by 1000", S="Unknown", e="Unknown", N="None assigned", k="")
-    assert Slurm().parse_states(output) == [JobState("7", "a", "ended", "CANCELLED", nodes="None assigned")]
+    assert Slurm().parse_states(output) == [JobState("7", "a", "ended", "CANCELLED")]
+    waited = line(T="CANCELLED", r="Resources", N="") + line(
+        T="CANCELLED", r="DependencyNeverSatisfied", N=""
+    )
+    assert [state.reason for state in Slurm().parse_states(waited)] == ["", "DependencyNeverSatisfied"]
 
 
 @pytest.mark.parametrize(
