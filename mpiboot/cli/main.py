@@ -122,7 +122,8 @@ def usage_problem(error: click.UsageError, arguments: Sequence[str]) -> str:
             return f"there is no option {typed} (did you mean {meant[0]}?). See: {see}"
         if "--batch-arg" in flags:
             return f"there is no option {typed}. One of the batch system's: --batch-arg={typed}; ours: {see}"
-    return f"{' '.join(error.format_message().split()).removesuffix('.')}. See: {see}"
+    problem = " ".join(error.format_message().split()).removesuffix(".")
+    return f"{problem}{'' if problem.endswith('?') else '.'} See: {see}"
 
 
 def unexpected_failure(error: Exception) -> int:

@@ -107,6 +107,7 @@ def test_errors_become_messages_and_exit_statuses(run, monkeypatch, error, statu
             ["submit", "-n", "4"],
             r"there is no option -n\. One of the batch system's: --batch-arg=-n; ours: mpiboot su",
         ),
+        (["sumbit"], r"No such command 'sumbit'\. Did you mean 'submit'\? See: mpiboot --help"),
         (["submit", "--nodes"], r"Option '--nodes' requires an argument\. See: mpiboot submit --help"),
         (["submit", "--env", ""], r"--env: the text is empty\. Leave the option out for its default"),
         (["list", "x"], r"Got unexpected extra argument \(x\)\. See: mpiboot list --help"),
