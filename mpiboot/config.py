@@ -141,7 +141,6 @@ class Config:
         "mpiboot",
         metavar="S",
         same_as="sbatch --job-name",
-        allowed_in=EVERYWHERE - {BOOT},
         group=JOB,
         short="-J",
     )

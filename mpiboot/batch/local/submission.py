@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mpiboot.config import Config
 
 PREFIX = "local-"
+NAME_FLAG = "--job-name="
 
 
 class Local:
@@ -148,8 +149,19 @@ def state_of(job_id: str) -> JobState:
     if host != socket.gethostname():
         return JobState(job_id, "", "unknown", "unknown", f"the job ran on {host}. Type this there")
     if process_start(pid) == start:
-        return JobState(job_id, "mpiboot", "running", "RUNNING", nodes=host)
+        return JobState(job_id, name_of(pid), "running", "RUNNING", nodes=host)
     return JobState(job_id, "", "unknown", "unknown", "the process ended without recording a reason")
+
+
+def name_of(pid: int) -> str:
+    """Return the name that a job's user gave it, from the arguments of its boot."""
+    try:
+        words = os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")
+    except OSError:  # it ends
+        words = []
+    options = words[: words.index("--")] if "--" in words else words
+    names = [word.removeprefix(NAME_FLAG) for word in options if word.startswith(NAME_FLAG)]
+    return names[0] if names else "mpiboot"
 
 
 def parse_job_id(job_id: str) -> tuple[str, int, str]:

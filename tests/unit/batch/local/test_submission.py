@@ -1,9 +1,10 @@
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from mpiboot import config as configuration
-from mpiboot.batch.local.submission import Local
+from mpiboot.batch.local.submission import Local, name_of
 from mpiboot.errors import UsageError
 
 
@@ -31,3 +32,17 @@ def test_only_this_hosts_local_jobs_can_be_asked(key, job_id, monkeypatch):
 def test_what_this_machine_does_not_have_is_refused(options, problem):
     with pytest.raises(UsageError, match=problem):
         Local().submit_command(configuration.merge(options), Path("local.sh"), [], environ={})
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [({"job_name": "my flights"}, "my flights"), ({}, "mpiboot"), ({"env": "/e"}, "mpiboot")],
+)
+def test_a_jobs_name_is_in_its_arguments(options, name):
+    """The command of batch mode may have an option of that name."""
+    config = configuration.merge(options, command=["python", "--job-name=x"])
+    arguments = configuration.boot_arguments(config)
+    with subprocess.Popen(["sh", "-c", "read line", "sh", *arguments], stdin=subprocess.PIPE) as process:
+        assert name_of(process.pid) == name
+        process.communicate()
+    assert name_of(process.pid) == "mpiboot"  # it has ended
