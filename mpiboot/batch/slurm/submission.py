@@ -40,7 +40,9 @@ NOT_CONFIGURED = re.compile(
 # Errors that do not depend on the cluster's load or on nodes that are down, so that `sbatch --test-only` can be trusted.
 INVALID = re.compile(
     r"invalid|unrecognized (option|argument)|unknown option|than permitted|not permitted|denied|not valid"
-    r"|can ?not be satisfied|required by task is not available",
+    r"|can ?not be satisfied|required by task is not available|No partition specified"
+    # A site's job_submit plugin refuses with its own words, and with this.
+    r"|Unspecified error",
     re.IGNORECASE,
 )
 ABOUT_PARTITIONS = re.compile(r"partition|node|time limit|processors|memory|MaxMem", re.IGNORECASE)

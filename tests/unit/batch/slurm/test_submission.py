@@ -152,6 +152,19 @@ def test_states_come_from_the_history_where_squeue_has_forgotten_a_job(commands)
     assert registry.batch_system("slurm").states(["8"])["8"].phase == "unknown"
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("allocation failure: No partition specified or system default partition", True),
+        ("sbatch: error: Please name an account\nallocation failure: Unspecified error", True),
+        # The same if only nodes are down.
+        ("allocation failure: Requested node configuration is not available", False),
+    ],
+)
+def test_which_refusals_need_no_packing(text, expected):
+    assert registry.batch_system("slurm").submission.is_invalid(text) is expected
+
+
 def test_what_doctor_is_told(commands):
     # Where a site hides partitions or nodes (PrivateData), sinfo fails.
     hidden = "echo 'slurm_load_partitions: Access/permission denied' >&2; exit 1"
