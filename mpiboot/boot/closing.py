@@ -5,6 +5,7 @@ Only boot imports this module.
 
 import contextlib
 import logging
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from mpiboot.boot.cluster import Cluster
 from mpiboot.boot.context import Context
 from mpiboot.common.faults import system_error
 from mpiboot.common.processes import end, end_descendants
+from mpiboot.config import Config
 from mpiboot.errors import SecurityError
 from mpiboot.protocol.events import last_event
 from mpiboot.protocol.job_directory import JobDirectory
@@ -23,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 # The job's exit status for each reason of a close; the launcher's exit status tells nothing.
 STATUS_OF_REASON = {"client-shutdown": 0, "stopped": 0, "idle-timeout": 0, "walltime": 124}
+# Of a batch command that SIGTERM has ended, as of a shell: its results are not there, whoever has stopped the job.
+COMMAND_STOPPED = 128 + signal.SIGTERM
 # How long each part may take to end by itself. Together less than 15 s, except for a command at the walltime.
 COMMAND_GRACE_S = 5.0
 COMMAND_GRACE_AT_WALLTIME_S = 10.0
@@ -51,6 +55,11 @@ class Opened:
     cluster: Cluster | None = None
     ranks: "subprocess.Popen[bytes] | None" = None
     command: "subprocess.Popen[bytes] | None" = None
+
+
+def status_of_stop(reason: str, config: Config) -> int:
+    """Return the job's exit status after a `JobStop`: a batch system, too, stops a job, such as when a node fails it."""
+    return COMMAND_STOPPED if config.command and reason == "stopped" else STATUS_OF_REASON[reason]
 
 
 def close(context: Context, opened: Opened, status: int, reason: str) -> None:

@@ -16,7 +16,7 @@ from mpiboot.batch import allocation as allocations
 from mpiboot.batch.allocation import Allocation, AllocationSystem
 from mpiboot.batch.runner import run
 from mpiboot.boot.agents import Agents
-from mpiboot.boot.closing import STATUS_OF_REASON, Opened, close
+from mpiboot.boot.closing import Opened, close, status_of_stop
 from mpiboot.boot.cluster import Cluster
 from mpiboot.boot.command import start_command
 from mpiboot.boot.context import Context
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
             return boot(config)
     except JobStop as stop:  # before there was anything to close
         logger.info("asked to end: %s", stop.reason)
-        return STATUS_OF_REASON[stop.reason]
+        return status_of_stop(stop.reason, config)
     except ExplainedError as error:
         logger.error("mpiboot: %s", error)
         return error.exit_status
@@ -99,7 +99,7 @@ def boot(config: Config) -> int:
         finally:
             ignore_signals()  # before anything else: a second signal must not interrupt what follows
     except JobStop as stop:
-        status, reason = STATUS_OF_REASON[stop.reason], stop.reason
+        status, reason = status_of_stop(stop.reason, config), stop.reason
         logger.info("asked to end: %s", reason)
     except ExplainedError as error:
         status, reason = error.exit_status, str(error)
