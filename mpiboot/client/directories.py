@@ -139,9 +139,10 @@ class DirectoryBatchSystem:
             events = record.directory.read_events()
         except MpibootError:
             return unknown(record.job_id)
-        if record.heard_at is None or last_event(events)["event"] == "closed":
+        # Boot removes its heartbeat before it writes its last event.
+        quiet_s = record.directory.quiet_s() if record.heard_at is None else time.time() - record.heard_at
+        if last_event(events)["event"] == "closed" or (record.heard_at is None and quiet_s > QUIET_S):
             return unknown(record.job_id)  # `Job` reads how it has ended
-        quiet_s = time.time() - record.heard_at
         if quiet_s > QUIET_S:
             why = f"nothing was heard of it for {show_duration(quiet_s)}, and {self.facts.title} cannot be asked here"
             return JobState(record.job_id, "", "unknown", "unknown", why)

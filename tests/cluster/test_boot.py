@@ -240,13 +240,13 @@ def refused(done, status, *words):
         (
             ["--nodes", "1", "--partition", "multiple"],
             1,
-            ["sbatch: error: ", "Node count specification invalid"],
+            ["mpiboot: sbatch: ", "Node count specification invalid", "multiple: Default=YES MinNodes=2"],
         ),
-        (["--partition", "none"], 1, ["sbatch: error: ", "invalid partition specified: none"]),
+        (["--partition", "none"], 1, ["mpiboot: sbatch: error: ", "invalid partition specified: none"]),
         (["--nodes", "0"], 2, ["--nodes: '0' is not a count"]),
         (["--nodes", "2", "--workers-per-node", "-1"], 2, ["--workers-per-node: '-1' is not a count"]),
         (["--mem", "much"], 2, ["--mem: 'much' is not a size"]),
-        (["--colour", "red"], 2, ["No such option"]),
+        (["--colour", "red"], 2, ["there is no option --colour", "--batch-arg=--colour"]),
         (["--env-var", "NOT_SET_HERE"], 2, ["--env-var NOT_SET_HERE: NOT_SET_HERE is not set"]),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else None,
@@ -287,7 +287,7 @@ def ends(alice, *options, **variables):
 
 def test_interface_that_does_not_exist(alice):
     done = ends(alice, "--no-stage", "--interface", "ib7")
-    refused(done, 1, "--interface ib7: not up with an IPv4 address on node", "node1 has eth0, ib0, lo")
+    refused(done, 1, "--interface ib7: node1 and 1 more: there is no such interface (eth0, ib0 can be used)")
 
 
 def test_no_space_on_one_node(alice):

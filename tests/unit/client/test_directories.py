@@ -98,6 +98,15 @@ def test_a_job_that_has_ended(running):
             find.find_job(other)
 
 
+def test_a_job_that_boot_has_not_closed_yet_has_not_ended(running):
+    directory = running("7")
+    directory.clear()  # boot's last event comes after it
+    assert find.find_job("7").ask().state == "running"
+    long_ago = time.time() - QUIET_S - 60
+    os.utime(directory.events, (long_ago, long_ago))
+    assert find.find_job("7").ask().show() == "unknown (ended, reason unknown)"
+
+
 def test_a_job_that_is_silent_is_not_live_and_its_files_stay(running):
     directory = running("7")
     long_ago = time.time() - QUIET_S - 60
