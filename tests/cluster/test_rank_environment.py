@@ -57,7 +57,7 @@ distributed:
 VARIABLES = {
     "CUDA_VISIBLE_DEVICES": ("9", "of-{node}"),
     "TMP": ("/tmp/of-login", "/tmp/of-{node}"),
-    "TMPDIR": ("/tmp/of-login", "/tmp/mpiboot-{uid}/.jobs/{key}"),
+    "TMPDIR": ("/var/tmp", "/tmp/mpiboot-{uid}/.jobs/{key}"),
     "HOSTNAME": ("login", None),
     "SSH_AUTH_SOCK": ("/tmp/agent", None),
     "NOTIFY_SOCKET": ("/run/notify", None),

@@ -62,7 +62,7 @@ def test_with_another_comment_a_job_is_found_while_it_waits_and_while_it_runs(al
     alice.types(alice.bin / "mpiboot", "connect")
     assert listed(alice) == [job_id]
     assert "COMPLETED" in alice.types(alice.bin / "mpiboot", "stop").stderr
-    assert listed(alice) == [] and not list(alice.home.glob(".mpiboot/submitted/*"))
+    assert listed(alice) == [] and not list(alice.home.glob(f".mpiboot/submitted/*-{job_id}"))
 
 
 @pytest.fixture
