@@ -130,8 +130,8 @@ endif
 TEST_PACKAGES := chromium dropbear-bin openssh-client mmdebstrap strace e2fsprogs
 APT_LOCK := -o DPkg::Lock::Timeout=120
 
-# Each process boots its own cluster. Four processes keep a machine of two cores busy.
-CLUSTERS ?= 4
+# Each process boots its own cluster. Three processes keep a machine of two cores busy.
+CLUSTERS ?= 3
 
 test-cluster: $(VENV)/.test system-deps
 	$(BIN)/pytest --numprocesses=$(CLUSTERS) --dist=loadscope --no-loadscope-reorder --durations=25 tests/cluster
