@@ -17,7 +17,7 @@ from mpiboot.batch.submission import BatchSystem
 from mpiboot.client.directories import QUIET_S, directory_batch_systems, missing_titles
 from mpiboot.client.job import Job
 from mpiboot.client.polling import FIRST_SILENCE_S, retry_while_away
-from mpiboot.client.submitted import records
+from mpiboot.client.submitted import ENDED, keep_ended, records
 from mpiboot.common.processes import host_identity
 from mpiboot.common.trust import check_trusted
 from mpiboot.errors import BatchError, MpibootError, UsageError
@@ -99,7 +99,7 @@ def _refuse_another_clusters(job: Job) -> None:
     """
     home = configuration.home(os.environ)
     own, name = job.directory.key, f"{job.batch.name}-*-{job.job_id}"
-    known = {path.name for folder in ("jobs", "submitted") for path in (home / folder).glob(name)}
+    known = {path.name for folder in ("jobs", "submitted", ENDED) for path in (home / folder).glob(name)}
     if known and own not in known:
         raise BatchError(
             f"job {job.job_id} is not one of this host's cluster, but {sorted(known)[0]}",
@@ -202,13 +202,14 @@ def clear_ended(directories: Sequence[JobDirectory], batch: BatchSystem) -> None
         for job_id, directory in by_id.items():
             if not states[job_id].live:
                 with contextlib.suppress(MpibootError, OSError):
-                    left = [*leases_of.get(directory.key, []), *filter(None, [record_of.get(directory.key)])]
-                    _clear(directory, states[job_id], left)
+                    key = directory.key
+                    _clear(directory, states[job_id], leases_of.get(key, []), record_of.get(key))
 
 
-def _clear(directory: JobDirectory, state: JobState, left: Sequence[Path]) -> None:
+def _clear(directory: JobDirectory, state: JobState, leases: Sequence[Path], record: Path | None) -> None:
     """Remove the secrets of a job that is not live, its leases and its record, unless it may run all the same."""
     started = directory.path.exists()
+    left = [*leases, *filter(None, [record])]
     # A job that the batch system no longer knows may still run.
     if state.phase == "unknown" and not state.reason:
         submitted = max((path.stat().st_mtime for path in left), default=0.0)
@@ -220,6 +221,8 @@ def _clear(directory: JobDirectory, state: JobState, left: Sequence[Path]) -> No
         if state.phase == "unknown" and _lives_elsewhere(directory):
             return
         directory.clear()
+    elif record:
+        keep_ended(configuration.home(os.environ), directory.key, state)
     for path in left:
         path.unlink(missing_ok=True)
 

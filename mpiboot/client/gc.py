@@ -25,6 +25,7 @@ from mpiboot.batch.submission import BatchSystem
 from mpiboot.client.find import FORGOTTEN_S, clear_ended, directories_to_clear
 from mpiboot.client.job import Job
 from mpiboot.client.polling import FIRST_SILENCE_S, retry_while_away
+from mpiboot.client.submitted import ENDED
 from mpiboot.common.units import show_duration
 from mpiboot.errors import BatchError, MpibootError
 from mpiboot.protocol.job_directory import JobDirectory
@@ -48,15 +49,17 @@ class Leftover:
     ----------
     job : Job
         The job.
-    directory, log : Path or None
-        Its directory, and the log that the batch system wrote below mpiboot's home; None: there is none.
+    directory, log, record : Path or None
+        Its directory, the log that the batch system wrote below mpiboot's home, and the record of a job that ended
+        before its boot; None: there is none.
     changed_at : float, seconds since the epoch
-        When the job's last event was written; if it has no events, when its directory or its log was changed.
+        When the job's last event was written; if it has no events, when its directory, log or record was changed.
     """
 
     job: Job
     directory: Path | None
     log: Path | None
+    record: Path | None
     changed_at: float
 
 
@@ -104,14 +107,13 @@ def gc(older_than_s: float = 0.0, *, dry_run: bool = False) -> Iterator[Removal]
     home = configuration.home(os.environ)
     to_clear = directories_to_clear()
     for batch in available().values():
+        clear_ended(to_clear, batch)  # a lease keeps an archive
         try:
             left = retry_while_away(functools.partial(leftovers, home, batch), FIRST_SILENCE_S)
             for each in ended(left, batch, older_than_s):
                 yield from remove(each, dry_run=dry_run)
         except BatchError as error:
             logger.warning("%s; what jobs of %s have left is kept", error.problem, batch.name)
-        else:
-            clear_ended(to_clear, batch)  # a lease keeps an archive
     for path, size_bytes in remove_archives(home, older_than_s=older_than_s, dry_run=dry_run).items():
         yield Removal(path, size_bytes, "archive")
 
@@ -155,11 +157,16 @@ def leftovers(home: Path, batch: BatchSystem) -> list[Leftover]:
         )
         if job_id and not is_elsewhere and batch.job_id_of_key(batch.job_key(job_id)):
             logs[job_id] = path, status.st_mtime
+    ended_early: dict[str, tuple[Path, float]] = {}
+    for path, status in _own_entries(home / ENDED, stat.S_ISREG):
+        if job_id := batch.job_id_of_key(path.name):
+            ended_early[job_id] = path, status.st_mtime
     found = []
-    for job_id in directories.keys() | logs.keys():
-        directory, changed_at = directories.get(job_id) or (None, logs[job_id][1] if job_id in logs else 0.0)
-        log = logs[job_id][0] if job_id in logs else None
-        found.append(Leftover(Job(job_id, batch), directory, log, changed_at))
+    for job_id in directories.keys() | logs.keys() | ended_early.keys():
+        files = [each.get(job_id) for each in (directories, logs, ended_early)]
+        changed_at = next(changed_at for _, changed_at in filter(None, files))
+        directory, log, record = (each and each[0] for each in files)
+        found.append(Leftover(Job(job_id, batch), directory, log, record, changed_at))
     return sorted(found, key=lambda each: each.changed_at, reverse=True)
 
 
@@ -190,7 +197,7 @@ def is_over(left: Leftover, state: JobState) -> bool:
     """
     if state.live:
         return False
-    if left.directory and left.job.end_event():
+    if left.job.end_event() if left.directory else left.record:
         return True
     # `unknown`: the batch system may have forgotten the job, or never have known it, as it is another cluster's.
     quiet_s = QUIET_S if state.phase == "ended" or state.reason else FORGOTTEN_S
@@ -200,7 +207,7 @@ def is_over(left: Leftover, state: JobState) -> bool:
 def remove(left: Leftover, *, dry_run: bool = False) -> Iterator[Removal]:
     """Remove the files of an ended job; yield what was removed, or could not be."""
     owner = f"job {left.job.job_id}, ended {show_duration(max(0.0, time.time() - left.changed_at))} ago"
-    for path in filter(None, (left.log, left.directory)):
+    for path in filter(None, (left.log, left.record, left.directory)):
         size_bytes, problem = disk_bytes(path), ""
         if not dry_run:
             try:

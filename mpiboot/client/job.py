@@ -19,6 +19,7 @@ from mpiboot.client.job_states import job_state_cache
 from mpiboot.client.log_files import LogFollower, start_of_end
 from mpiboot.client.phase_words import STARTING, connect_command, progress_of
 from mpiboot.client.polling import SILENCE_S, poll_interval_s, retry_while_away
+from mpiboot.client.submitted import read_ended
 from mpiboot.common.logs import EMPTY, NO_LOG
 from mpiboot.common.logs import tail as end_of_log
 from mpiboot.common.trust import check_trusted
@@ -57,9 +58,9 @@ class Job:
     def __init__(self, job_id: str, batch: BatchSystem) -> None:
         self.job_id = job_id
         self.batch = batch
-        home = configuration.home(os.environ)
-        self.directory = JobDirectory(home / "jobs" / batch.job_key(job_id))
-        self._submitted_log = home / "logs" / f"{batch.name}-{job_id}.out"
+        self._home = configuration.home(os.environ)
+        self.directory = JobDirectory(self._home / "jobs" / batch.job_key(job_id))
+        self._submitted_log = self._home / "logs" / f"{batch.name}-{job_id}.out"
 
     def __repr__(self) -> str:
         return f"<mpiboot.Job {self.job_id} on {self.batch.name}>"
@@ -85,6 +86,8 @@ class Job:
 
     def explained(self, state: JobState) -> JobState:
         """Add the reason for the end of a job to its state; boot's last event contains it unless boot was killed."""
+        if state.phase == "unknown" and (kept := read_ended(self._home, self.directory.key)):
+            return kept
         last = self._last_event()
         if last["event"] == "closed":
             reason = str(last["reason"]).partition("\n")[0].removesuffix(":")  # details may follow

@@ -58,9 +58,10 @@ def past_jobs(live: Collection[str] = ()) -> list[tuple[Job, JobState]]:
 
 def _explained(left: Leftover, state: JobState) -> JobState:
     """Return the state of an ended job with its name, and when and why it ended."""
+    state = left.job.explained(state)
     closed = left.job.end_event()
     ended_at = float(closed["time"]) if closed else state.end or left.changed_at
-    return replace(left.job.explained(state), name=state.name or _name(left), end=ended_at)
+    return replace(state, name=state.name or _name(left), end=ended_at)
 
 
 def _name(left: Leftover) -> str:

@@ -212,6 +212,8 @@ def status(job: Job, state: JobState) -> str:
         of = f" of {expected}" if expected else ""
         lines.append(f"{counted[-1] if counted else 0}{of} workers on {state.nodes}{over}")
         lines.append(f"ends {ends(state.end)}")
+    elif state.nodes and not state.live and not job.log_files():
+        lines += job.why_no_log(state)
     lines += faults(events)
     if events:
         lines.append(timeline.render_text(timeline.phases(events), min(COLUMNS, terminal_width())))

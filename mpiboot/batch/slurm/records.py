@@ -94,6 +94,8 @@ def _record(fields: list[str]) -> Record:
     word = state.partition(" ")[0].rstrip("+") or "?"  # sacct's `CANCELLED by 1000`; a word that was cut off
     waited = word == "CANCELLED" and reason in ("Priority", "Resources")  # it says why the job had to wait
     reason = "" if reason == "None" or waited else _one_line(reason)
+    if word == "OUT_OF_MEMORY":
+        reason = "it used more memory than it was given; ask for more: --mem"
     job = JobState(
         job_id,
         _one_line(name),

@@ -11,6 +11,8 @@ from mpiboot.batch.job_state import JobState
 from mpiboot.batch.local.submission import Local
 from mpiboot.batch.slurm.records import SEPARATOR
 from mpiboot.client import find, polling
+from mpiboot.client.gc import gc
+from mpiboot.client.past import past_jobs
 from mpiboot.common.processes import host_identity
 from mpiboot.errors import BatchError
 from mpiboot.protocol.channel_messages import ChannelAddress
@@ -111,6 +113,26 @@ def test_an_id_of_another_cluster_means_no_job_of_this_one(slurm, where):
     assert str(error.value) == (
         "job 7 is not one of this host's cluster, but slurm-other-7. Type this on a login node of that cluster"
     )
+
+
+def test_how_a_job_ended_that_never_began_is_known_when_slurm_has_forgotten_it(slurm, commands):
+    (slurm / "submitted").mkdir(parents=True)
+    (slurm / "submitted/slurm-big-7").touch()
+    answer = SEPARATOR.join(
+        ("7", "CANCELLED", "None", "N/A", "N/A", "2026-11-27T10:00:00", "", "", "flights")
+    )
+    commands(squeue=f"case $* in *--jobs*) echo '{answer}' ;; esac")
+    assert find.live_jobs() == []
+    assert list((slurm / "submitted").iterdir()) == []
+    commands(squeue="true")
+    state = find.find_job("7").ask()
+    assert (state.phase, state.state, state.name) == ("ended", "CANCELLED", "flights")
+    [(job, state)] = past_jobs()
+    assert (job.job_id, state.state, state.name) == ("7", "CANCELLED", "flights")
+    assert [removal.path for removal in gc()] == [slurm / "ended/slurm-big-7"]
+    assert past_jobs() == []
+    with pytest.raises(BatchError, match="there is no job 7 here"):
+        find.find_job("7")
 
 
 def test_a_slurm_that_does_not_answer_is_waited_for_once(commands, monkeypatch):

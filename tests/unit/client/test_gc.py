@@ -188,5 +188,5 @@ def test_a_file_that_boot_replaces_does_not_hide_that_boot_lives(home, use):
     use()
     path = make(home, "standin-c-j1", closed=False, age_s=2 * DAY)
     (path / "heartbeat").touch()
-    left = gc.Leftover(None, path, home / "logs/removed.out", time.time() - 2 * DAY)
+    left = gc.Leftover(None, path, home / "logs/removed.out", None, time.time() - 2 * DAY)
     assert time.time() - gc._last_change(left) < 60

@@ -4,8 +4,10 @@ import dask
 import pytest
 from standin import endpoint_of
 
+from mpiboot.batch import registry
 from mpiboot.batch.job_state import JobState
 from mpiboot.client import show
+from mpiboot.client.job import Job
 from mpiboot.errors import BatchError, UsageError
 from mpiboot.protocol.endpoint import Endpoint
 
@@ -79,6 +81,16 @@ def test_what_a_user_needs_when_the_workers_are_there(
     lines = show.ready(two[0][0], "gate", with_token=False, n_workers=n_workers).splitlines()
     assert lines[0] == f"job 7 is ready: {head}, 1 cores, 1 node(s)"
     assert lines[2] == f"  connect    client = {connect}"
+
+
+def test_the_status_of_a_job_that_could_not_write_its_output(commands, tmp_path):
+    """With the remedy of `connect` and `logs`."""
+    commands(squeue="true", scontrol="echo 'ClusterName = big'")
+    job = Job("7", registry.batch_system("slurm"))
+    state = JobState("7", "", "ended", "FAILED", "JobLaunchFailure", nodes="node1")
+    lines = show.status(job, state).splitlines()
+    assert lines == ["job 7: FAILED (JobLaunchFailure)", *job.why_no_log(state)]
+    assert "export MPIBOOT_HOME=FOLDER" in lines[-1]
 
 
 def test_links_and_the_ssh_line(two, monkeypatch):

@@ -42,7 +42,9 @@ def test_a_jobs_name_is_in_its_arguments(options, name):
     """The command of batch mode may have an option of that name."""
     config = configuration.merge(options, command=["python", "--job-name=x"])
     arguments = configuration.boot_arguments(config)
-    with subprocess.Popen(["sh", "-c", "read line", "sh", *arguments], stdin=subprocess.PIPE) as process:
+    argv = ["sh", "-c", "echo; read line", "sh", *arguments]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()  # before, the kernel may not show the new arguments yet
         assert name_of(process.pid) == name
         process.communicate()
     assert name_of(process.pid) == "mpiboot"  # it has ended

@@ -104,6 +104,8 @@ def test_states_of_sacct():
         T="CANCELLED", r="DependencyNeverSatisfied", N=""
     )
     assert [state.reason for state in Slurm().parse_states(waited)] == ["", "DependencyNeverSatisfied"]
+    [killed] = Slurm().parse_states(line(T="OUT_OF_MEMORY", r="OutOfMemory"))
+    assert killed.reason == "it used more memory than it was given; ask for more: --mem"
 
 
 @pytest.mark.parametrize(
