@@ -48,6 +48,13 @@ class Local:
         variables: Sequence[str] = (),
         output_folder: Path | None = None,
     ) -> list[str]:
+        elsewhere = config.partition or config.account
+        if elsewhere and config.batch_system == "auto":
+            raise UsageError(
+                f"--{'partition' if config.partition else 'account'} {elsewhere}: this machine has no batch system "
+                "but its own",
+                "Type this on a login node, or run it here with --batch-system local",
+            )
         if config.nodes != 1:
             raise UsageError(
                 f"--nodes {config.nodes}: the local batch system has one node, this machine",

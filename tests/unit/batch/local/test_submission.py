@@ -27,6 +27,8 @@ def test_only_this_hosts_local_jobs_can_be_asked(key, job_id, monkeypatch):
     [
         ({"nodes": 2}, "--nodes 2: the local batch system has one node"),
         ({"mem": "9000G"}, "--mem 8.79 TiB: this"),
+        ({"partition": "multiple"}, "--partition multiple: this machine has no batch system but its own"),
+        ({"account": "physics"}, "--account physics: this machine has no batch system but its own"),
     ],
 )
 def test_what_this_machine_does_not_have_is_refused(options, problem):
