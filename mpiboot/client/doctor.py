@@ -16,6 +16,7 @@ from envpack.pack import store
 from mpiboot.batch import registry
 from mpiboot.batch.job_state import JobState
 from mpiboot.client.batch_mode import wait_for_command
+from mpiboot.client.find import DOCTORS_JOB
 from mpiboot.client.job import Job
 from mpiboot.client.node_report import BLOCK_BYTES, REPORT, Check, NodeReport, connection_error, node_checks
 from mpiboot.client.submit import submit_config
@@ -149,7 +150,7 @@ def job_checks(config: Config, out: Callable[[str], None]) -> Iterator[Check]:
         workers_per_node=1,
         cpus_per_worker=1,
         no_stage=True,
-        job_name="mpiboot-doctor",
+        job_name=DOCTORS_JOB,
         command=(
             "python",
             "-m",

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 # A job that no batch system knows counts as ended when its directory has not changed for this long.
 FORGOTTEN_S = 86400.0
+# The name of doctor's job: who names no job means another one.
+DOCTORS_JOB = "mpiboot-doctor"
 
 
 def find_job(wanted: str | int | Job | None = None) -> Job:
@@ -60,6 +62,7 @@ def find_job(wanted: str | int | Job | None = None) -> Job:
                 "no mpiboot job is pending or running",
                 "Start one: mpiboot submit; see those that have ended: mpiboot list --all",
             )
+        live = [each for each in live if each[1].name != DOCTORS_JOB] or live
         if len(live) > 1:
             raise BatchError(
                 f"several jobs are live:\n{describe(live)}", f"Give a job id, such as {live[0][0].job_id}"

@@ -2,6 +2,7 @@ import os
 import re
 import socket
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -35,6 +36,15 @@ def test_of_two_jobs_one_must_be_named(two):
         find.find_job()
     assert error.value.remedy == "Give a job id, such as 7"
     assert find.find_job("flights").job_id == "7"
+
+
+def test_doctors_job_is_not_meant_beside_another(two, monkeypatch):
+    (job, state), (other, others) = two
+    pair = [(job, replace(state, name="mpiboot-doctor")), (other, others)]
+    monkeypatch.setattr(find, "live_jobs", lambda: pair)
+    assert find.find_job().job_id == "8"
+    monkeypatch.setattr(find, "live_jobs", lambda: pair[:1])
+    assert find.find_job().job_id == "7"
 
 
 def test_slurm_without_its_configuration_leaves_local_jobs_alone(commands, tmp_path, monkeypatch, caplog):
