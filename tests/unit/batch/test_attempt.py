@@ -136,10 +136,15 @@ def test_an_interrupted_submission_leaves_no_job(slurm, commands, monkeypatch, t
 
     monkeypatch.setattr(Attempt, "_undo", lambda attempt: undone.set() or undo(attempt))
     thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt) as error:
-        slurm.submit(COMMAND, os.environ)
-    thread.join()
+    # A shell starts what runs in the background with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        thread.start()
+        with pytest.raises(KeyboardInterrupt) as error:
+            slurm.submit(COMMAND, os.environ)
+        thread.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert str(error.value) == "sbatch was interrupted; job 7, which it had submitted, is cancelled"
     assert calls(tmp_path, "scancel") == ["7"]
     del error

@@ -109,9 +109,9 @@ def test_the_active_environment_is_the_default(prefix: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["pack", "--prefix", "/nonexistent"], "no environment /nonexistent: there is no such folder"),
-        (["stage", "/nonexistent"], "cannot open the archive /nonexistent on "),
-        (["verify", "/nonexistent"], "cannot open the archive /nonexistent on "),
+        (["pack", "--prefix", "/proc/none"], "no environment /proc/none: there is no such folder"),
+        (["stage", "/proc/none"], "cannot open the archive /proc/none on "),
+        (["verify", "/proc/none"], "cannot open the archive /proc/none on "),
         (["verify", "/"], "/ on "),
     ],
 )

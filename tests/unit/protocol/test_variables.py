@@ -13,7 +13,7 @@ ELSEWHERE = {
     "common/mpi.py": "prefixes of MPI's variables, which have a list of their own",
     "rank/stand_in.py": "imports nothing of mpiboot; PMI_FD",
     "rank/run_dask_mpi.py": "imports nothing of mpiboot; MPIBOOT_DASK_SETTINGS",
-    "agent/agent.py": "SC_PAGE_SIZE and SC_PHYS_PAGES of sysconf(3)",
+    "common/processes.py": "SC_PAGE_SIZE and SC_PHYS_PAGES of sysconf(3)",
     "protocol/listener.py": "SC_OPEN_MAX of sysconf(3)",
 }
 
