@@ -17,7 +17,7 @@ from mpiboot.batch.submission import BatchSystem
 from mpiboot.client.directories import QUIET_S, directory_batch_systems, missing_titles
 from mpiboot.client.job import Job
 from mpiboot.client.polling import FIRST_SILENCE_S, retry_while_away
-from mpiboot.client.submitted import ENDED, keep_ended, records
+from mpiboot.client.submitted import ENDED, SUBMITTED, keep_ended, records
 from mpiboot.common.processes import host_identity
 from mpiboot.common.trust import check_trusted
 from mpiboot.errors import BatchError, MpibootError, UsageError
@@ -77,9 +77,8 @@ def find_job(wanted: str | int | Job | None = None) -> Job:
     if by_name:
         return by_name[0]
     for job in by_id:
-        if (
-            job.ask().phase != "unknown"
-        ):  # an unknown id may be mistyped: do not report it as a job that has ended
+        # An unknown id may be mistyped: do not report it as a job that has ended.
+        if job.ask().phase != "unknown":
             return job
     if errors:
         raise errors[0]
@@ -102,7 +101,7 @@ def _refuse_another_clusters(job: Job) -> None:
     """
     home = configuration.home(os.environ)
     own, name = job.directory.key, f"{job.batch.name}-*-{job.job_id}"
-    known = {path.name for folder in ("jobs", "submitted", ENDED) for path in (home / folder).glob(name)}
+    known = {path.name for folder in ("jobs", SUBMITTED, ENDED) for path in (home / folder).glob(name)}
     if known and own not in known:
         raise BatchError(
             f"job {job.job_id} is not one of this host's cluster, but {sorted(known)[0]}",
@@ -224,10 +223,10 @@ def _clear(directory: JobDirectory, state: JobState, leases: Sequence[Path], rec
         if state.phase == "unknown" and _lives_elsewhere(directory):
             return
         directory.clear()
-    elif record:
-        keep_ended(configuration.home(os.environ), directory.key, state)
     for path in left:
         path.unlink(missing_ok=True)
+    if record and not started:  # the last: where there is no room for it, the lease must go all the same
+        keep_ended(configuration.home(os.environ), directory.key, state)
 
 
 def _lives_elsewhere(directory: JobDirectory) -> bool:

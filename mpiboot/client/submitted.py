@@ -2,7 +2,7 @@
 
 The record of a job that ended before its boot made a job directory is kept, with how it ended.
 
-Only the client imports this module; it imports `envpack.common.trust`.
+Only the client imports this module.
 """
 
 import json
@@ -16,6 +16,7 @@ from mpiboot.common.trust import open_trusted
 from mpiboot.errors import MpibootError
 from mpiboot.protocol.job_directory import write_atomic
 
+SUBMITTED = "submitted"
 ENDED = "ended"
 _MAX_STATE_BYTES = 64 * 1024
 
@@ -28,14 +29,14 @@ def record(home: Path, key: str) -> None:
     OSError
         The record could not be written.
     """
-    folder = home / "submitted"
+    folder = home / SUBMITTED
     make_private_folder(folder)
     (folder / key).touch(mode=0o600)
 
 
 def records(home: Path) -> dict[str, Path]:
     """Return the record of each submitted job that is not known to have ended, by the job's key."""
-    return {path.name: path for path in (home / "submitted").glob("*-*")}
+    return {path.name: path for path in (home / SUBMITTED).glob("*-*")}
 
 
 def keep_ended(home: Path, key: str, state: JobState) -> None:

@@ -118,9 +118,8 @@ NO_COLOR = "NO_COLOR"  # https://no-color.org
 PMIX_RANK = "PMIX_RANK"
 PMI_RANK = "PMI_RANK"
 MPI4PY_FINALIZE = "MPI4PY_RC_FINALIZE"
-MPI4PY_INITIALIZE = (
-    "MPI4PY_RC_INITIALIZE"  # 0 keeps `from mpi4py import MPI` from MPI_Init, as login nodes may need
-)
+# 0 keeps `from mpi4py import MPI` from MPI_Init, as login nodes may need.
+MPI4PY_INITIALIZE = "MPI4PY_RC_INITIALIZE"
 # The ranks use MPI only to learn their numbers, for which TCP is enough. Open MPI's libfabric sleeps a second in
 # MPI_Init while it looks for faster networks; and ranks that wait in MPI for the scheduler would take CPU time from it.
 MPI_TCP_ONLY = {

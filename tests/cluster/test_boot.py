@@ -240,7 +240,10 @@ def refused(done, status, *words):
         (
             ["--nodes", "1", "--partition", "multiple"],
             1,
-            ["mpiboot: sbatch: ", "Node count specification invalid", "multiple: Default=YES MinNodes=2"],
+            [
+                "mpiboot: sbatch: allocation failure: Node count specification invalid",
+                "multiple: Default=YES MinNodes=2",
+            ],
         ),
         (["--partition", "none"], 1, ["mpiboot: sbatch: error: ", "invalid partition specified: none"]),
         (["--nodes", "0"], 2, ["--nodes: '0' is not a count"]),

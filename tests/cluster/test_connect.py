@@ -99,7 +99,8 @@ def test_more_nodes_than_there_are(alice):
     done = alice.types("mpiboot", "submit", "--no-stage", "--nodes", "64", check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert re.search(
-        "mpiboot: sbatch: .*(Node count|node configuration|More processors requested)", done.stderr
+        "mpiboot: sbatch: allocation failure: (Node count|.*node configuration|More processors requested)",
+        done.stderr,
     )
 
 

@@ -83,9 +83,8 @@ class Slurm(Submission):
         typed, _ = sbatch.parse_arguments(config.batch_arg)
         given = {name for name, _ in [*typed, *in_script]}
         options = [f"{name}={value}" for name, value in values.items() if value is not None]
-        if (
-            "propagate" not in given
-        ):  # the limits of a login node, such as on CPU time, are not meant for jobs
+        # The limits of a login node, such as on CPU time, are not meant for jobs.
+        if "propagate" not in given:
             options.append("--propagate=NONE")
         if "SBATCH_SIGNAL" in environ and values["--signal"] is None:  # it would replace the job script's
             options.append(f"--signal=B:USR1@{config.warn_before:.0f}")
