@@ -3,8 +3,10 @@
 Only boot imports this module.
 """
 
+import contextlib
 import logging
 import os
+import stat
 import sys
 import time
 from collections.abc import Mapping
@@ -28,6 +30,7 @@ from mpiboot.protocol.prefix_checks import active_prefix
 
 logger = logging.getLogger(__name__)
 
+STDOUT = 1
 VALID_WITHOUT_WALLTIME_S = 30 * 86400.0
 
 
@@ -67,7 +70,20 @@ def record(context: Context) -> None:
         show_names(allocation.node_names),
         allocation.restart_count,
     )
-    context.events.phase("stage", restart_count=allocation.restart_count, nodes=list(allocation.node_names))
+    context.events.phase(
+        "stage",
+        restart_count=allocation.restart_count,
+        nodes=list(allocation.node_names),
+        output=output_file(STDOUT),
+    )
+
+
+def output_file(descriptor: int) -> str | None:
+    """Return the path of the regular file that is open as `descriptor`; None if none is."""
+    with contextlib.suppress(OSError):
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115 - a text for JSON
+    return None
 
 
 def choose_network(context: Context, agents: Agents, reports: Mapping[str, NodeReport]) -> Network:

@@ -128,11 +128,19 @@ class Job:
 
     def _output(self) -> Path:
         """Return the file of the job's output, whether it exists or not."""
-        output = self.batch.output(self.job_id)
-        # The batch system no longer knows the file, or shows the pattern of its name instead of the name.
-        if output is None or not (output.is_file() or (output.parent.is_dir() and "%" not in output.name)):
-            return self._submitted_log
-        return output
+        # The batch system may no longer know the file, or show the pattern of its name instead of the name.
+        for output in (self.batch.output(self.job_id), self._recorded_output()):
+            if output and (output.is_file() or (output.parent.is_dir() and "%" not in output.name)):
+                return output
+        return self._submitted_log
+
+    def _recorded_output(self) -> Path | None:
+        """Return the file of the job's output as boot found it; None if it has recorded none."""
+        with contextlib.suppress(MpibootError, FileNotFoundError):
+            for event in reversed(self.directory.read_events()):
+                if output := event.get("output"):
+                    return Path(output)
+        return None
 
     def why_no_log(self, state: JobState) -> tuple[str, str]:
         """Return why an ended job may have no log, and the remedy."""

@@ -261,9 +261,17 @@ def test_batch(alice: SiteUser) -> None:
     script = alice.writes("batch.py", BATCH)
     done = alice.submit("--wait", "--", "python", script, "7", check=False, timeout_s=200)
     job_id = done.stdout.strip()
+    wait_until_forgotten(alice, job_id)
     output = alice.mpiboot("logs", job_id).stdout
     assert (done.returncode, f"computed 3 {list(alice.case.hosts)}" in output) == (7, True), output
     assert_nothing_remains(alice, NODES)
+
+
+def wait_until_forgotten(alice: SiteUser, job_id: str) -> None:
+    """On a site whose slurmctld soon forgets ended jobs, wait until it has forgotten this one."""
+    if alice.case.forgets:
+        shown = ("scontrol", "show", "job", job_id)
+        wait_until(lambda: alice.types(*shown, check=False).returncode != 0, "a forgotten job", 90)
 
 
 def test_stop(alice: SiteUser) -> None:
@@ -277,9 +285,8 @@ def test_stop(alice: SiteUser) -> None:
         assert re.match(
             rf"job {job_id}: (CANCELLED|FAILED \(JobLaunchFailure\)|COMPLETED \(stopped\))", state
         ), state
+    wait_until_forgotten(alice, job_id)
     if alice.case.forgets:
-        shown = ("scontrol", "show", "job", job_id)
-        wait_until(lambda: alice.types(*shown, check=False).returncode != 0, "a forgotten job", 90)
         assert alice.mpiboot("status", job_id).stdout == state
         assert f"job {job_id} has ended: " in alice.mpiboot("connect", job_id, check=False).stderr
     assert_nothing_remains(alice, NODES)

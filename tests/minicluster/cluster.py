@@ -37,8 +37,12 @@ class Cluster:
         self.folder = folder
 
     @property
+    def _site_file(self) -> Path:
+        return self.folder / "site.json"
+
+    @property
     def site(self) -> Site:
-        return Site.from_json((self.folder / "site.json").read_text())
+        return Site.from_json(self._site_file.read_text())
 
     def pid_file(self, host: str) -> Path:
         return self.folder / "pids" / host
@@ -64,17 +68,22 @@ class Cluster:
         if self.is_up():
             raise MiniclusterError(f"{site.name} is already up in {self.folder}")
         self.down(only_remains=True)  # remains of a killed `up`, or of a reboot
+        taken = MiniclusterError(f"another `up` has just made {self.folder}")
         try:
             self.folder.mkdir(mode=0o755)
-            with self.locked():
-                self._boot(site)
         except FileExistsError:
-            raise MiniclusterError(f"another `up` has just made {self.folder}") from None
-        except BaseException as error:
-            if isinstance(error, Exception):
-                print_logs(self.folder)
-            self.down()
-            raise
+            raise taken from None
+        with self.locked() as is_there:
+            # Another `up` may have taken this one's empty folder for remains, or have locked it first.
+            if not is_there or self._site_file.exists():
+                raise taken
+            try:
+                self._boot(site)
+            except BaseException as error:
+                if isinstance(error, Exception):
+                    print_logs(self.folder)
+                self._end()
+                raise
 
     def _boot(self, site: Site) -> None:
         deadline = time.monotonic() + UP_TIMEOUT_S
@@ -96,39 +105,41 @@ class Cluster:
 
     def down(self, only_remains: bool = False) -> None:
         """End everything and remove the folder. Idempotent; works in any state that an interrupted `up` can leave."""
-        if not self.folder.exists():
-            return
-        if not (self.folder / "site.json").exists():
-            try:
-                self.folder.rmdir()  # from an `up` that was killed just after making it
-            except OSError:
-                raise MiniclusterError(
-                    f"{self.folder} is not the folder of a minicluster; it is not removed"
-                ) from None
-            return
-        try:
-            with self.locked() as is_there:
-                switch = ns.Process.read(self.pid_file("switch"))
-                if not is_there:
-                    return
-                if switch is not None:
-                    if only_remains:
-                        raise MiniclusterError(f"another `up` has just booted {self.folder}")
-                    switch.kill(KILL_TIMEOUT_S)
-                remove_cgroups(self.folder.name)
-                remove_folder(self.folder)
-        except FileNotFoundError:
-            if self.folder.exists():
-                raise
+        with self.locked() as is_there:
+            if not is_there:
+                return
+            if not self._site_file.exists():
+                try:
+                    self.folder.rmdir()  # from an `up` that was killed just after making it
+                except OSError:
+                    raise MiniclusterError(
+                        f"{self.folder} is not the folder of a minicluster; it is not removed"
+                    ) from None
+                return
+            if only_remains and self.is_up():
+                raise MiniclusterError(f"another `up` has just booted {self.folder}")
+            self._end()
+
+    def _end(self) -> None:
+        """End everything and remove the folder, which is locked."""
+        switch = ns.Process.read(self.pid_file("switch"))
+        if switch is not None:
+            switch.kill(KILL_TIMEOUT_S)
+        remove_cgroups(self.folder.name)
+        remove_folder(self.folder)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[bool]:
         """Lock the cluster, so that one command at a time changes it. A killed command's lock is free at once.
 
-        Yields whether the locked folder still exists: another `down` may have removed it during the wait.
+        Yields whether the locked folder exists: another `down` may have removed it during the wait.
         """
         deadline = time.monotonic() + LOCK_TIMEOUT_S
-        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            yield False
+            return
         try:
             while True:
                 try:

@@ -39,6 +39,13 @@ def report(memory_bytes=20 * GIB, cpus=8, *, root_is_memory=False, **addresses):
     return NodeReport(0, interfaces, memory_bytes, cpus, root_is_memory, has_stage=False, port=7)
 
 
+def test_boot_finds_the_file_of_the_jobs_output(tmp_path):
+    with (tmp_path / "out").open("w") as out, Path("/dev/null").open() as device:
+        found = [preparation.output_file(file.fileno()) for file in (out, device)]
+    assert found == [str(tmp_path / "out"), None]
+    assert preparation.output_file(-1) is None
+
+
 def test_each_node_is_sized_by_its_own_limit_else_by_the_share_of_its_host():
     job = context(Node("n1", 8, 10 * GIB, 2), Node("n2", 4, None, 2), Node("n3", 1, None, 1))
     reports = {"n1": report(), "n2": report(40 * GIB), "n3": report(10 * GIB, 10)}

@@ -20,6 +20,15 @@ def test_logs_hold_nothing_twice(two, tmp_path, monkeypatch):
     assert job.log_files() == [job.directory.boot_log, job.directory.ranks_log]
 
 
+def test_a_forgotten_jobs_output_is_where_boot_has_found_it(job, tmp_path):
+    (tmp_path / "mpiboot-7.out").touch()
+    log = EventLog(job.directory.events)
+    log.phase("stage", output=str(tmp_path / "mpiboot-7.out"))
+    log.phase("launch")
+    log.close()
+    assert job.log_files()[0] == tmp_path / "mpiboot-7.out"
+
+
 def test_the_end_of_each_log_is_shown_below_its_name(job, monkeypatch):
     boot, ranks = job.directory.boot_log, job.directory.ranks_log
     boot.write_text("one\ntwo\nthree\n")
