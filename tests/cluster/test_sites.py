@@ -281,10 +281,8 @@ def test_stop(alice: SiteUser) -> None:
         alice.mpiboot("stop", job_id)
         wait_until(lambda: not alice.types("squeue", "--noheader", "--me").stdout, "end of the job", 60)
         state = alice.mpiboot("status", job_id).stdout
-        # Slurm calls a job so whose end comes while it begins.
-        assert re.match(
-            rf"job {job_id}: (CANCELLED|FAILED \(JobLaunchFailure\)|COMPLETED \(stopped\))", state
-        ), state
+        # What Slurm calls a job whose end comes while it begins depends on what it is about to start.
+        assert re.match(rf"job {job_id}: (CANCELLED|FAILED|COMPLETED)\b", state), state
     wait_until_forgotten(alice, job_id)
     if alice.case.forgets:
         assert alice.mpiboot("status", job_id).stdout == state
