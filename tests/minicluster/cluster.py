@@ -320,7 +320,7 @@ def remove_folder(folder: Path) -> None:
             shutil.rmtree(entry)
         elif entry.name != "site.json":
             entry.unlink()
-    (folder / "site.json").unlink()
+    (folder / "site.json").unlink(missing_ok=True)  # an interrupted `up` may not have written it
     folder.rmdir()
 
 
