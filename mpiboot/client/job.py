@@ -129,7 +129,12 @@ class Job:
     def _output(self) -> Path:
         """Return the file of the job's output, whether it exists or not."""
         # The batch system may no longer know the file, or show the pattern of its name instead of the name.
-        for output in (self.batch.output(self.job_id), self._recorded_output()):
+        finders: tuple[Callable[[], Path | None], ...] = (
+            lambda: self.batch.output(self.job_id),
+            self._recorded_output,
+        )
+        for find in finders:
+            output = find()
             if output and (output.is_file() or (output.parent.is_dir() and "%" not in output.name)):
                 return output
         return self._submitted_log
